@@ -1,0 +1,69 @@
+"""Activations that act on each element: y = f(x), x_bar = f'(x) y_bar.
+
+One line declares a rule: the function, what `forward` keeps (the input x or the output y, whichever gives
+f' more cheaply) and the derivative in terms of it. At a kink the derivative is the one that JAX's autodiff
+gives, so that both engines agree everywhere; each is stated where it is declared.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.scipy.special import erfc
+
+from bpresearch.chainrule.registry import Layer, rule
+
+
+def elementwise(function: Layer, keep: str, derivative: Callable) -> None:
+    """Declares the rule of an elementwise function; `keep` is "x" or "y", the argument of `derivative`."""
+
+    @rule(function)
+    class ElementwiseRule:
+        def forward(layer, x, **options):
+            y = function(x, **options)
+            return y, x if keep == "x" else y
+
+        def backward(layer, kept, y_bar, **options):
+            return {}, y_bar * derivative(kept, **options)
+
+
+def gelu_derivative(x, approximate=True):
+    """d/dx of x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016).
+
+    Exact: Phi(x) + x phi(x). The approximation replaces Phi(x) by (1 + tanh u) / 2 with
+    u = sqrt(2 / pi) (x + 0.044715 x^3), whose derivative is (1 - tanh^2 u) u' / 2.
+    """
+    if approximate:
+        tanh = jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+        return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh) * (1 + tanh) * slope
+    density = jnp.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
+    return 0.5 * erfc(-x / math.sqrt(2)) + x * density
+
+
+def silu_derivative(x):
+    """d/dx of x s, s = sigmoid(x):  s + x s (1 - s)  (Elfwing et al. 2018)."""
+    s = nnx.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def leaky_relu_derivative(x, negative_slope=0.01):
+    """1 for x >= 0, else the negative slope."""
+    return jnp.where(x >= 0, jnp.ones_like(x), jnp.full_like(x, negative_slope))
+
+
+def elu_derivative(x, alpha=1.0):
+    """1 for x > 0, else alpha e^x, so alpha at 0 (Clevert et al. 2016)."""
+    return jnp.where(x > 0, 1, alpha * jnp.exp(jnp.minimum(x, 0)))
+
+
+elementwise(nnx.identity, "x", jnp.ones_like)
+elementwise(nnx.sigmoid, "y", lambda y: y * (1 - y))
+elementwise(nnx.tanh, "y", lambda y: (1 - y) * (1 + y))
+elementwise(nnx.relu, "y", lambda y: (y > 0).astype(y.dtype))  # 0 at the kink
+elementwise(nnx.leaky_relu, "x", leaky_relu_derivative)
+elementwise(nnx.elu, "x", elu_derivative)
+elementwise(nnx.gelu, "x", gelu_derivative)
+elementwise(nnx.silu, "x", silu_derivative)
+elementwise(nnx.softplus, "x", nnx.sigmoid)

@@ -1,0 +1,93 @@
+"""The chain-rule engine: it chains the hand-written rules and knows no derivative itself."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bpresearch.chainrule.gather import gather
+from bpresearch.chainrule.registry import Layer, Rule, rule_for, version
+from bpresearch.functional import (
+    Params,
+    State,
+    as_inputs,
+    compiled_value_and_grad,
+    merge,
+    state_of,
+)
+
+Path = tuple[Any, ...]
+_path: ContextVar[Path] = ContextVar("path", default=())
+_replace: ContextVar[Callable[[Path, Layer, Rule], Rule]] = ContextVar(
+    "replace", default=lambda path, layer, rule: rule
+)
+
+
+@contextmanager
+def _setting(variable: ContextVar, value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def replacing(replace: Callable[[Path, Layer, Rule], Rule]):
+    """Context in which each rule found is replaced by `replace(path, layer, rule)`.
+
+    The verifier watches a model's layers through it, and plants faults.
+    """
+    return _setting(_replace, replace)
+
+
+def forward(layer: Layer, *inputs: Any, name: Path = ()) -> tuple[Any, Any]:
+    """Output and residuals of a layer by its rule; `name` is the path from the parent to the layer."""
+    with _setting(_path, _path.get() + name):
+        rule, options = rule_for(layer, _path.get())
+        return _replace.get()(_path.get(), layer, rule).forward(layer, *inputs, **options)
+
+
+def backward(layer: Layer, residuals: Any, y_bar: Any, name: Path = ()) -> tuple[dict, Any]:
+    """Cotangents of a layer's parameters and input from the cotangent of its output, by its rule."""
+    with _setting(_path, _path.get() + name):
+        rule, options = rule_for(layer, _path.get())
+        replaced = _replace.get()(_path.get(), layer, rule)
+        return replaced.backward(layer, residuals, y_bar, **options)
+
+
+def gradient(graphdef: nnx.GraphDef, loss_fn: Callable[..., jax.Array], *, inputs: bool = False):
+    """The pure function `(params, state, (x, y)) -> (loss, new_state), grads`, as `autodiff.gradient`.
+
+    Forward through the model and the loss; then backward, starting from the derivative of the mean.
+    """
+
+    def value_and_grad(params: Params, state: State, batch: tuple[Any, Any]):
+        x, y = batch
+        model = merge(graphdef, params, state)
+        outputs, residuals = forward(model, *as_inputs(x))
+        values, loss_residuals = forward(loss_fn, outputs, y, name=("loss",))
+        values_bar = jnp.full(values.shape, 1 / values.size, values.dtype)
+        _, (outputs_bar, _) = backward(loss_fn, loss_residuals, values_bar, name=("loss",))
+        grads, x_bar = backward(model, residuals, outputs_bar)
+        grads = gather(model, grads)
+        return (jnp.mean(values), state_of(model)), (grads, x_bar) if inputs else grads
+
+    return value_and_grad
+
+
+def value_and_grad(
+    model: nnx.Module, loss_fn: Callable[..., jax.Array], x: Any, y: Any, *, inputs: bool = False
+) -> tuple[jax.Array, Any]:
+    """Loss and gradient of a model on one batch, by the hand-written rules.
+
+    Takes and returns what `bpresearch.autodiff.value_and_grad` does. `loss_fn` is a function with a rule,
+    such as `optax.softmax_cross_entropy_with_integer_labels`.
+
+    Raises:
+        NoRuleError: a layer of the model, or the loss, has no rule.
+    """
+    return compiled_value_and_grad(gradient, model, loss_fn, x, y, inputs, (_replace.get(), version()))

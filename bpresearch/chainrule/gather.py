@@ -1,0 +1,54 @@
+"""From the cotangents that rules return to one gradient per parameter."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bpresearch.functional import Params, format_path
+
+
+def gather(model: nnx.Module, cotangents: dict[Any, Any]) -> Params:
+    """The gradient of each parameter of `model`, in a dict with the paths of its parameters.
+
+    A layer that is used twice appears under two paths in `cotangents` and under one in the model's state:
+    the derivative of a shared parameter is the sum over its uses. A parameter that nothing uses gets zero.
+
+    Raises:
+        ValueError: a rule returned a cotangent whose name or shape no parameter has.
+    """
+    totals: dict[int, Any] = {}
+
+    def add(node: Any, cotangent: Any, path: tuple[Any, ...]) -> None:
+        if isinstance(node, nnx.Variable):
+            found, right = jnp.shape(cotangent), jnp.shape(node[...])
+            if found != right:
+                raise ValueError(f"the rule's gradient of {format_path(path)} has shape {found}, not {right}")
+            totals[id(node)] = totals[id(node)] + cotangent if id(node) in totals else cotangent
+        else:
+            for name, part in cotangent.items():
+                add(_attribute(node, name, path), part, (*path, name))
+
+    add(model, cotangents, ())
+
+    def total(variable: nnx.Variable) -> jax.Array:
+        return totals[id(variable)] if id(variable) in totals else jnp.zeros_like(variable[...])
+
+    gradients: dict[Any, Any] = {}
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Param):
+            *parents, leaf = path
+            inner = gradients
+            for name in parents:
+                inner = inner.setdefault(name, {})
+            inner[leaf] = total(node)
+    return gradients
+
+
+def _attribute(node: Any, name: Any, path: tuple[Any, ...]) -> Any:
+    try:
+        return getattr(node, name) if isinstance(name, str) and hasattr(node, name) else node[name]
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        where = format_path(path) or "the model"
+        raise ValueError(f"the rule's gradient {name!r} is not a parameter or layer of {where}") from error

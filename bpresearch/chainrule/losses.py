@@ -1,0 +1,48 @@
+"""Losses of Optax: rules with two inputs, the model's outputs and the targets.
+
+A loss gives one value per example (or per element); the engine averages them.
+"""
+
+import optax
+from flax import nnx
+
+from bpresearch.chainrule.registry import rule
+
+
+@rule(optax.losses.softmax_cross_entropy_with_integer_labels)
+class SoftmaxCrossEntropyWithIntegerLabelsRule:
+    """l = log(sum_j e^(z_j)) - z_label.      z_bar = (softmax(z) - onehot(label)) l_bar
+
+    z: (..., classes), labels: (...) integers, which have no cotangent.
+    """
+
+    def forward(loss, logits, labels):
+        return loss(logits, labels), (nnx.softmax(logits), labels)
+
+    def backward(loss, residuals, values_bar):
+        probabilities, labels = residuals
+        onehot = nnx.one_hot(labels, probabilities.shape[-1], dtype=probabilities.dtype)
+        return {}, ((probabilities - onehot) * values_bar[..., None], None)
+
+
+@rule(optax.losses.squared_error)
+class SquaredErrorRule:
+    """l = (o - t)^2.      o_bar = 2 (o - t) l_bar = -t_bar.   Its mean is the mean squared error."""
+
+    def forward(loss, outputs, targets):
+        return loss(outputs, targets), outputs - targets
+
+    def backward(loss, difference, values_bar):
+        outputs_bar = 2 * difference * values_bar
+        return {}, (outputs_bar, -outputs_bar)
+
+
+@rule(optax.losses.l2_loss)
+class L2LossRule:
+    """l = (o - t)^2 / 2.      o_bar = (o - t) l_bar = -t_bar"""
+
+    def forward(loss, outputs, targets):
+        return loss(outputs, targets), outputs - targets
+
+    def backward(loss, difference, values_bar):
+        return {}, (difference * values_bar, -difference * values_bar)

@@ -1,0 +1,110 @@
+"""Which rule belongs to which layer: one dict, filled by one decorator."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+from flax import nnx
+
+from bpresearch.functional import format_path
+
+Layer = nnx.Module | Callable[..., Any]
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """The hand-written local derivative of one layer: `forward` and `backward` side by side.
+
+    Both are plain functions (no `self`). `forward(layer, *inputs) -> output, residuals` computes what the
+    layer itself computes and keeps what `backward` needs. `backward(layer, residuals, y_bar) -> grads,
+    x_bar` takes the cotangent of the output and returns the cotangents of the layer's own parameters, as a
+    nested dict by attribute name, and of its input (a tuple of them where the layer has several inputs).
+    The residuals are a pytree of arrays, so a rule fits `jax.custom_vjp` as it is. `backward` reads the
+    layer's parameters and options but never its other variables, which `forward` may have advanced.
+
+    A function used with options, as in `functools.partial(nnx.leaky_relu, negative_slope=0.1)`, has its
+    keywords passed on to both.
+    """
+
+    forward: Callable[..., tuple[Any, Any]]
+    backward: Callable[..., tuple[dict[Any, Any], Any]]
+
+
+class NoRuleError(LookupError):
+    """A layer has no hand-written rule. The message names its path and type and shows the remedy."""
+
+
+_rules: dict[Any, Rule] = {}
+_version = 0
+
+
+def rule(*targets: Layer | type) -> Callable[[Any], Any]:
+    """Class decorator that registers a rule for module types or for functions used as layers.
+
+    A rule for a module type also serves its subclasses, as long as they do not define another `__call__`.
+
+    >>> class Scale(nnx.Module):
+    ...     def __init__(self, size):
+    ...         self.scale = nnx.Param(jnp.ones(size))
+    ...     def __call__(self, x):
+    ...         return x * self.scale[...]
+    >>> @rule(Scale)
+    ... class ScaleRule:
+    ...     '''y = s x.      s_bar = sum(x y_bar),   x_bar = s y_bar'''
+    ...     def forward(layer, x):
+    ...         return x * layer.scale[...], x
+    ...     def backward(layer, x, y_bar):
+    ...         return {"scale": jnp.sum(x * y_bar, axis=0)}, y_bar * layer.scale[...]
+    """
+
+    def register(class_: Any) -> Any:
+        for target in targets:
+            _rules[target] = class_
+        global _version
+        _version += 1
+        return class_
+
+    return register
+
+
+def registered() -> dict[Any, Rule]:
+    """Every module type and function that has a rule, with its rule."""
+    return dict(_rules)
+
+
+def version() -> int:
+    """Changes whenever a rule is registered, so that no program compiled with an older rule is used."""
+    return _version
+
+
+def rule_for(layer: Layer, path: tuple[Any, ...] = ()) -> tuple[Rule, dict[str, Any]]:
+    """The rule of a layer and the options bound to it; raises `NoRuleError` where there is none."""
+    if isinstance(layer, nnx.Module):
+        for base in type(layer).__mro__:
+            if base in _rules:
+                if type(layer).__call__ is not base.__call__:
+                    break  # a subclass that computes something else needs a rule of its own
+                return _rules[base], {}
+    elif isinstance(layer, partial) and not layer.args:
+        found, options = rule_for(layer.func, path)
+        return found, {**options, **layer.keywords}
+    elif layer in _rules:
+        return _rules[layer], {}
+    raise NoRuleError(_missing(layer, path))
+
+
+def _missing(layer: Layer, path: tuple[Any, ...]) -> str:
+    where = format_path(path) or "the model itself"
+    if isinstance(layer, nnx.Module):
+        name = type(layer).__name__
+        what = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    elif isinstance(layer, partial):
+        name, what = "the_function", f"{layer} (bind options by keyword, not by position)"
+    else:
+        name = getattr(layer, "__name__", repr(layer))
+        what = f"the function {getattr(layer, '__module__', '?')}.{name}"
+    return (
+        f"no chain-rule derivative for {what} at {where}: register one with "
+        f"@bpresearch.chainrule.rule({name}) on a class with forward(layer, x) -> y, residuals and "
+        f"backward(layer, residuals, y_bar) -> {{parameter: cotangent}}, x_bar"
+    )

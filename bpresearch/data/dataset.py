@@ -1,0 +1,97 @@
+"""What a data set is."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Float32, Int32, Shaped
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test examples, standardised, as numpy arrays.
+
+    Attributes:
+        name: the name that `load` takes.
+        x: (examples, length, channels) signals, (examples, height, width, channels) images or
+            (examples, features) feature vectors.
+        y: (examples,) class labels from 0, or (examples, targets) numbers.
+        x_test, y_test: the same for the test part.
+        classes: number of classes; None for regression.
+        description: a sentence with the source and the split.
+        target_scale: what a unit of `y` is in the units of the source (1 for classes).
+
+    Raises:
+        ValueError: the parts do not fit together, are empty, or hold NaN or infinite values.
+    """
+
+    name: str
+    x: Float32[np.ndarray, "train *features"]
+    y: Int32[np.ndarray, " train"] | Float32[np.ndarray, "train targets"]
+    x_test: Float32[np.ndarray, "test *features"]
+    y_test: Int32[np.ndarray, " test"] | Float32[np.ndarray, "test targets"]
+    classes: int | None
+    description: str
+    target_scale: float = 1.0
+
+    def __post_init__(self):
+        for part, x, y in (("training", self.x, self.y), ("test", self.x_test, self.y_test)):
+            if len(x) != len(y):
+                raise ValueError(f"{self.name}: {len(x)} {part} examples and {len(y)} targets: must be equal")
+            if len(x) == 0:
+                raise ValueError(f"{self.name}: there are no {part} examples")
+            if not (np.isfinite(x).all() and np.isfinite(y).all()):
+                raise ValueError(f"{self.name}: the {part} examples hold NaN or infinite values")
+            if self.classes is not None and not (0 <= y.min() and y.max() < self.classes):
+                wrong = y[(y < 0) | (y >= self.classes)][0]
+                raise ValueError(f"{self.name}: label {wrong} is not one of 0 to {self.classes - 1}")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return self.x.shape[1:]
+
+    @cached_property
+    def outputs(self) -> int:
+        """Number of outputs of a model: the classes, or the targets of an example."""
+        return self.classes if self.classes is not None else self.y.shape[1]
+
+
+def standardized(
+    x: Shaped[np.ndarray, "train *features"], x_test: Shaped[np.ndarray, "test *features"]
+) -> tuple[Float[np.ndarray, "train *features"], Float[np.ndarray, "test *features"]]:
+    """Both parts with the mean and standard deviation of the training part taken out.
+
+    Feature vectors have them taken out feature by feature; signals and images, whose positions measure
+    the same thing, all together. Where the standard deviation is zero, only the mean is.
+    """
+    axis = 0 if x.ndim == 2 else None
+    mean = np.mean(x, axis=axis, dtype=np.float64)
+    deviation = np.std(x, axis=axis, dtype=np.float64)
+    scale = np.where(deviation > 0, deviation, 1.0)
+    train, test = (((part - mean) / scale).astype(np.float32) for part in (x, x_test))
+    return train, test
+
+
+def dataset(
+    name: str,
+    x: Shaped[np.ndarray, "train *features"],
+    y: Shaped[np.ndarray, "train *targets"],
+    x_test: Shaped[np.ndarray, "test *features"],
+    y_test: Shaped[np.ndarray, "test *targets"],
+    description: str,
+    classes: int | None = None,
+) -> Dataset:
+    """A data set from the arrays of its source: standardised, in the formats of `Dataset`.
+
+    Without `classes`, `y` holds numbers: they are standardised too, with the statistics of the training
+    part, and `target_scale` is their standard deviation.
+    """
+    x, x_test = standardized(x, x_test)
+    if classes is not None:
+        labels = y.astype(np.int32), y_test.astype(np.int32)
+        return Dataset(name, x, labels[0], x_test, labels[1], classes, description)
+    y, y_test = (part.reshape(len(part), -1).astype(np.float64) for part in (y, y_test))
+    scale = float(np.std(y)) or 1.0
+    targets = [((part - np.mean(y)) / scale).astype(np.float32) for part in (y, y_test)]
+    return Dataset(name, x, targets[0], x_test, targets[1], None, description, scale)

@@ -1,0 +1,89 @@
+"""An NNX model as a pure function of plain dicts.
+
+A Flax NNX model is an object that owns its arrays. JAX transformations want functions of arrays, so a
+model is split once into a static part (`graphdef`), its parameters and everything else it owns (batch
+statistics, the counters of dropout's random streams). Both engines, the training loop and the verifier
+work on these dicts; the object is put together again inside the compiled program.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+
+Params = dict[Any, Any]
+"""Nested dict of parameter arrays, with the paths of `nnx.to_pure_dict(nnx.state(model, nnx.Param))`."""
+
+State = dict[Any, Any]
+"""Nested dict of every other variable of the model, by its path."""
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params, State]:
+    """Takes a model apart into `(graphdef, params, state)`; `graphdef` is hashable and holds no array."""
+    graphdef, params, state = nnx.split(model, nnx.Param, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+
+
+def merge(graphdef: nnx.GraphDef, params: Params, state: State) -> nnx.Module:
+    """Puts a model together again: the inverse of `split`."""
+    return nnx.merge(graphdef, nnx.State(params), nnx.State(state))
+
+
+def state_of(model: nnx.Module) -> State:
+    """Every variable of the model that is not a parameter, as `split` gives it."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+
+def as_inputs(x: Any) -> tuple[Any, ...]:
+    """The positional inputs of a model: a tuple is several inputs, anything else is one."""
+    return x if isinstance(x, tuple) else (x,)
+
+
+def format_path(path: tuple[Any, ...]) -> str:
+    """Writes a path as the reports and error messages do: `('layers', 0, 'kernel')` as `layers.0.kernel`."""
+    return ".".join(str(name) for name in path)
+
+
+class _Program:
+    """A gradient program by what it computes: the key of the compilation cache."""
+
+    def __init__(self, gradient: Callable, graphdef: nnx.GraphDef, options: tuple[Any, ...]):
+        self.gradient, self.graphdef, self.options = gradient, graphdef, options
+
+    def __hash__(self) -> int:
+        try:
+            return hash((self.gradient, self.graphdef, self.options))
+        except TypeError:  # a layer was given a list, say; equality still tells programs apart
+            return hash(self.gradient)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Program)
+            and self.gradient == other.gradient
+            and self.options == other.options
+            and self.graphdef == other.graphdef
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled(program: _Program, params: Params, state: State, batch: tuple[Any, Any]):
+    loss_fn, inputs, _ = program.options
+    return program.gradient(program.graphdef, loss_fn, inputs=inputs)(params, state, batch)
+
+
+def compiled_value_and_grad(
+    gradient: Callable,
+    model: nnx.Module,
+    loss_fn: Callable[..., jax.Array],
+    x: Any,
+    y: Any,
+    inputs: bool,
+    version: Any = None,
+) -> tuple[jax.Array, Any]:
+    """An engine's `gradient` on one batch, compiled once for each structure of model, loss and `version`."""
+    graphdef, params, state = split(model)
+    program = _Program(gradient, graphdef, (loss_fn, inputs, version))
+    (loss, _), grads = _compiled(program, params, state, (x, y))
+    return loss, grads

@@ -1,0 +1,17 @@
+"""Flax NNX models: functions from the shape of an example and the number of outputs to a module."""
+
+from bpresearch.models.combinators import Residual, add_channel, flatten
+from bpresearch.models.convolutional import cnn
+from bpresearch.models.dense import linear, mlp, residual_mlp
+from bpresearch.models.patches import patch_convolution
+
+__all__ = [
+    "Residual",
+    "add_channel",
+    "cnn",
+    "flatten",
+    "linear",
+    "mlp",
+    "patch_convolution",
+    "residual_mlp",
+]

@@ -1,0 +1,112 @@
+"""Convolutional networks for signals and images."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import lax
+
+from bpresearch.models.combinators import add_channel, flatten
+from bpresearch.models.dense import Activation, dense
+from bpresearch.models.initializers import initializers
+from bpresearch.models.patches import patch_convolution
+
+POOLINGS = {"none": None, "max": nnx.max_pool, "avg": nnx.avg_pool}
+
+
+def cnn(
+    input_shape: Sequence[int],
+    outputs: int,
+    *,
+    channels: Sequence[int] = (25, 25, 25),
+    kernel_sizes: Sequence[int] = (5, 3, 3),
+    stride: int = 2,
+    padding: str | int = "SAME",
+    pooling: str = "none",
+    activation: Activation = nnx.relu,
+    initialization: str = "lecun",
+    convolution: Callable[..., jax.Array] | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Sequential:
+    """Convolutions with an activation after each, flattened into one dense layer.
+
+    With its defaults and `padding=1`, `initialization="torch"` it is the CNN of the MNIST-1D paper
+    (Greydanus and Kobak 2024).
+
+    Args:
+        input_shape: (length, channels) of a signal or (height, width, channels) of an image; a feature
+            vector (length,) is a signal with one channel.
+        outputs: number of outputs.
+        channels: output channels of each convolution.
+        kernel_sizes: kernel size of each convolution, the same along both axes of an image.
+        stride: stride of every convolution; with pooling, of the pooling window instead.
+        padding: "SAME", "VALID" or the number of zeros on each side.
+        pooling: "none", "max" or "avg", over windows of size 2 after each activation.
+        activation: the function after each convolution.
+        initialization: a name that `initializers` takes.
+        convolution: how convolutions are computed, as `nnx.Conv(conv_general_dilated=...)` takes it;
+            default: patches times a matrix on the CPU, where XLA's convolution is slow inside loops, and
+            XLA's convolution elsewhere.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: the input has more than two spatial axes, channels and kernel sizes differ in number,
+            or nothing is left of the input after some convolution.
+    """
+    if len(kernel_sizes) != len(channels):
+        raise ValueError(
+            f"kernel_sizes has {len(kernel_sizes)} values for {len(channels)} channels: give one for each"
+        )
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
+    layers: list[Any] = []
+    if len(input_shape) == 1:
+        layers, input_shape = [add_channel], (*input_shape, 1)
+    *size, before = input_shape
+    axes = len(size)
+    if axes not in (1, 2):
+        raise ValueError(f"cnn takes signals and images, not examples of shape {tuple(input_shape)}")
+    convolution = convolution or default_convolution()
+    for after, kernel_size in zip(channels, kernel_sizes, strict=True):
+        init = initializers(initialization, before * kernel_size**axes)
+        layers.append(
+            nnx.Conv(
+                before,
+                after,
+                (kernel_size,) * axes,
+                strides=stride if pooling == "none" else 1,
+                padding=padding,
+                conv_general_dilated=convolution,
+                **init,
+                rngs=rngs,
+            )
+        )
+        layers.append(activation)
+        if POOLINGS[pooling]:
+            window = tuple(min(2, n) for n in _size_after(layers, input_shape))
+            strides = tuple(min(stride, n) for n in window)
+            pool = partial(POOLINGS[pooling], window_shape=window, strides=strides)
+            layers.append(pool)
+        before = after
+        if 0 in _size_after(layers, input_shape):
+            raise ValueError(
+                f"nothing is left of an input of shape {tuple(input_shape)} after convolution "
+                f"{channels.index(after) + 1}: take smaller kernel_sizes or padding=SAME"
+            )
+    features = math.prod(_size_after(layers, input_shape)) * before
+    return nnx.Sequential(*layers, flatten, dense(features, outputs, initialization, rngs))
+
+
+def _size_after(layers: Sequence[Any], input_shape: Sequence[int]) -> tuple[int, ...]:
+    """Spatial size of what comes out of the layers."""
+    x = jax.ShapeDtypeStruct((1, *input_shape), "float32")
+    skip = 1 if layers[0] is add_channel else 0
+    return jax.eval_shape(nnx.Sequential(*layers[skip:]), x).shape[1:-1]
+
+
+def default_convolution() -> Callable[..., jax.Array]:
+    """The convolution that is fast in compiled loops on JAX's default device."""
+    return patch_convolution if jax.default_backend() == "cpu" else lax.conv_general_dilated

@@ -1,0 +1,85 @@
+"""Models of dense layers: the linear classifier, the multi-layer perceptron and its residual sibling."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+from flax import nnx
+
+from bpresearch.models.combinators import Residual, flatten
+from bpresearch.models.initializers import initializers
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def dense(inputs: int, outputs: int, initialization: str, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer with initial weights by name."""
+    return nnx.Linear(inputs, outputs, **initializers(initialization, inputs), rngs=rngs)
+
+
+def linear(
+    input_shape: Sequence[int], outputs: int, *, initialization: str = "lecun", rngs: nnx.Rngs
+) -> nnx.Sequential:
+    """o = W x + b: with cross-entropy, multinomial logistic regression.
+
+    Args:
+        input_shape: shape of one example; its axes are flattened.
+        outputs: number of outputs.
+        initialization: a name that `initializers` takes.
+        rngs: source of the initial weights.
+    """
+    return nnx.Sequential(flatten, dense(math.prod(input_shape), outputs, initialization, rngs))
+
+
+def mlp(
+    input_shape: Sequence[int],
+    outputs: int,
+    *,
+    widths: Sequence[int] = (128, 128),
+    activation: Activation = nnx.relu,
+    initialization: str = "lecun",
+    rngs: nnx.Rngs,
+) -> nnx.Sequential:
+    """A multi-layer perceptron: dense layers of the given widths with an activation after each.
+
+    Args:
+        input_shape: shape of one example; its axes are flattened.
+        outputs: number of outputs.
+        widths: width of each hidden layer; none makes the model linear.
+        activation: the function between layers.
+        initialization: a name that `initializers` takes.
+        rngs: source of the initial weights.
+    """
+    sizes = [math.prod(input_shape), *widths]
+    layers: list = [flatten]
+    for before, after in zip(sizes, sizes[1:], strict=False):
+        layers += [dense(before, after, initialization, rngs), activation]
+    return nnx.Sequential(*layers, dense(sizes[-1], outputs, initialization, rngs))
+
+
+def residual_mlp(
+    input_shape: Sequence[int],
+    outputs: int,
+    *,
+    width: int = 100,
+    depth: int = 1,
+    activation: Activation = nnx.relu,
+    initialization: str = "lecun",
+    rngs: nnx.Rngs,
+) -> nnx.Sequential:
+    """The MLP of the MNIST-1D paper: h = relu(W x), then h <- h + relu(W h) (Greydanus and Kobak 2024).
+
+    Args:
+        input_shape: shape of one example; its axes are flattened.
+        outputs: number of outputs.
+        width: width of every hidden layer; 100 in the paper.
+        depth: number of residual branches; one in the paper.
+        activation: the function after each hidden layer.
+        initialization: a name that `initializers` takes; the paper has `torch`.
+        rngs: source of the initial weights.
+    """
+    layers: list = [flatten, dense(math.prod(input_shape), width, initialization, rngs), activation]
+    for _ in range(depth):
+        branch = nnx.Sequential(dense(width, width, initialization, rngs), activation)
+        layers.append(Residual(branch))
+    return nnx.Sequential(*layers, dense(width, outputs, initialization, rngs))

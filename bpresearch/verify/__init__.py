@@ -1,0 +1,7 @@
+"""Verification of hand-written derivatives: whether they are right, in which sense, and where they are wrong."""
+
+from bpresearch.verify.check_model import DTYPES, ORACLES, model
+from bpresearch.verify.faults import FAULTS, Fault, FaultError
+from bpresearch.verify.report import Report, Row
+
+__all__ = ["DTYPES", "FAULTS", "ORACLES", "Fault", "FaultError", "Report", "Row", "model"]

@@ -1,0 +1,52 @@
+"""Comparing arrays that should be equal, in relative terms, with regard to what rounding can do."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+MATHEMATICS = 1e-10
+"""Largest relative error, in float64, between two correct ways to compute the same derivative."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A relative error, and the element where it is largest with its two values."""
+
+    error: float
+    worst: tuple[tuple[int, ...], float, float] | None = None
+
+
+def compare(
+    found: Float[np.ndarray, "*shape"],
+    expected: Float[np.ndarray, "*shape"],
+    noise: float = 0.0,
+    largest: float = 0.0,
+) -> Comparison:
+    """max |found - expected| relative to max |expected|.
+
+    A derivative that is zero in exact arithmetic (of a bias in front of a normalisation, say) is pure
+    rounding noise in both, and relative to itself it is all wrong. So the error is relative to at least
+    what makes ten times `noise` a relative error of 1e-10, as long as that is not above `largest`:
+
+        scale = max(max |expected|, min(10 noise / 1e-10, largest))
+
+    Args:
+        found: the values in question.
+        expected: the reference.
+        noise: how far rounding the arguments moves the reference, see `precision.rounding_noise`.
+        largest: magnitude of the largest related derivative; noise can be no excuse beyond it.
+    """
+    if found.size == 0:
+        return Comparison(0.0)
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    difference = np.where(same, 0.0, np.abs(found - expected))
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    index = tuple(int(i) for i in np.unravel_index(np.argmax(difference), found.shape))
+    worst = (index, float(found[index]), float(expected[index]))
+    finite = np.abs(expected[np.isfinite(expected)])
+    scale = max(np.max(finite, initial=0.0), min(10 * noise / MATHEMATICS, largest))
+    if difference[index] == 0:
+        return Comparison(0.0, worst)
+    return Comparison(float(difference[index] / scale) if scale > 0 else float("inf"), worst)

@@ -1,0 +1,265 @@
+"""Planted faults: mistakes that people make, put into one rule to see whether the verifier finds them.
+
+A fault takes a rule and gives a wrong one. Each is a mistake seen in hand-written backward passes: a
+forgotten transpose, a mean for a sum, the derivative at the wrong point, a constant copied wrongly.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+
+from bpresearch.chainrule import Rule, rule_for
+from bpresearch.functional import format_path
+from bpresearch.models import Residual, patch_convolution
+
+Backward = Callable[..., tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake: what it is, which layers it fits, and the wrong backward pass.
+
+    `backward(rule, layer, residuals, y_bar, **options)` takes the place of the rule's own.
+    """
+
+    name: str
+    description: str
+    layers: str
+    fits: Callable[[Any], bool]
+    backward: Backward
+
+    def plant(self, rule: Rule) -> Rule:
+        """The rule with this mistake in it."""
+        return SimpleNamespace(forward=rule.forward, backward=partial(self.backward, rule))
+
+
+FAULTS: dict[str, Fault] = {}
+"""Every fault by its name."""
+
+
+class FaultError(ValueError):
+    """There is no such fault, or it fits no layer of the model; the message says what would."""
+
+
+def fault(layers: str, fits: Callable[[Any], bool]) -> Callable[[Backward], Backward]:
+    """Decorator: a wrong backward pass becomes the fault of its name, described by its docstring."""
+
+    def enter(backward: Backward) -> Backward:
+        name = backward.__name__
+        FAULTS[name] = Fault(name, (backward.__doc__ or "").strip(), layers, fits, backward)
+        return backward
+
+    return enter
+
+
+def plant_fault(
+    text: str, calls: Sequence[tuple[tuple[Any, ...], Any]]
+) -> Callable[[tuple[Any, ...], Any, Rule], Rule]:
+    """What `chainrule.replacing` takes, from `NAME` (the first layer that fits) or `NAME@PATH`.
+
+    Raises:
+        FaultError: no such fault, no such layer, or the fault does not fit.
+    """
+    name, _, where = text.partition("@")
+    if name not in FAULTS:
+        raise FaultError(f"fault {name!r} is not one of {', '.join(FAULTS)}")
+    found = FAULTS[name]
+    fitting = [path for path, layer in calls if found.fits(layer)]
+    chosen = [path for path in fitting if not where or format_path(path) == where]
+    if not fitting:
+        raise FaultError(f"fault {name} applies to {found.layers}, and the model has no such layer")
+    if not chosen:
+        places = ", ".join(format_path(path) or "model" for path in fitting)
+        raise FaultError(f"fault {name} applies to {found.layers}, here at {places}; not at {where}")
+    target = chosen[0]
+    return lambda path, layer, rule: found.plant(rule) if path == target else rule
+
+
+def function_of(layer: Any) -> Any:
+    """The function under any bound options."""
+    return function_of(layer.func) if isinstance(layer, partial) else layer
+
+
+def is_function(*functions: Any) -> Callable[[Any], bool]:
+    """Whether a layer is one of these functions."""
+    return lambda layer: any(function_of(layer) is function for function in functions)
+
+
+def is_module(*types: type) -> Callable[[Any], bool]:
+    """Whether a layer is a module of one of these types."""
+    return lambda layer: isinstance(layer, types)
+
+
+SMOOTH = (nnx.sigmoid, nnx.tanh, nnx.gelu, nnx.silu, nnx.softplus, nnx.elu)
+ACTIVATIONS = (*SMOOTH, nnx.relu, nnx.leaky_relu)
+CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
+SQUARED = (optax.losses.squared_error, optax.losses.l2_loss)
+WITH_KERNEL = (nnx.Linear, nnx.Conv)
+
+
+def _has_bias(layer: Any) -> bool:
+    return isinstance(layer, WITH_KERNEL) and layer.bias is not None
+
+
+def _is_square(layer: Any) -> bool:
+    return isinstance(layer, nnx.Linear) and layer.in_features == layer.out_features > 1
+
+
+def _is_loss(layer: Any) -> bool:
+    return function_of(layer) in (CROSS_ENTROPY, *SQUARED)
+
+
+def _is_approximate_gelu(layer: Any) -> bool:
+    options = layer.keywords if isinstance(layer, partial) else {}
+    return function_of(layer) is nnx.gelu and options.get("approximate", True)
+
+
+def _is_convolution(layer: Any) -> bool:
+    return function_of(layer) in (lax.conv_general_dilated, patch_convolution)
+
+
+def _scaled(tree: Any, factor: float) -> Any:
+    return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor, leaf.dtype), tree)
+
+
+@fault("nnx.Linear with as many outputs as inputs", _is_square)
+def weight_not_transposed(rule, layer, residuals, y_bar):
+    """x_bar = y_bar W instead of y_bar W^T."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar)
+    return grads, jnp.matmul(y_bar, layer.kernel[...]).astype(x_bar.dtype)
+
+
+@fault("nnx.Linear and nnx.Conv with a bias", _has_bias)
+def bias_mean_not_sum(rule, layer, residuals, y_bar):
+    """b_bar is the mean of y_bar over the examples instead of the sum."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar)
+    rows = max(y_bar.size // y_bar.shape[-1], 1)
+    return {**grads, "bias": grads["bias"] / rows}, x_bar
+
+
+@fault("nnx.Linear and nnx.Conv with a bias", _has_bias)
+def bias_forgotten(rule, layer, residuals, y_bar):
+    """b_bar is zero."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar)
+    return {**grads, "bias": jnp.zeros_like(grads["bias"])}, x_bar
+
+
+@fault("the activations", is_function(*ACTIVATIONS))
+def activation_derivative_missing(rule, layer, residuals, y_bar, **options):
+    """x_bar = y_bar instead of f'(x) y_bar."""
+    return {}, y_bar
+
+
+@fault("the smooth activations", is_function(*SMOOTH))
+def activation_at_output(rule, layer, residuals, y_bar, **options):
+    """x_bar = f'(y) y_bar instead of f'(x) y_bar."""
+    kept_is_output = function_of(layer) in (nnx.sigmoid, nnx.tanh)
+    y = residuals if kept_is_output else rule.forward(layer, residuals, **options)[0]
+    return rule.backward(layer, rule.forward(layer, y, **options)[1], y_bar, **options)
+
+
+@fault("nnx.gelu with approximate=True", _is_approximate_gelu)
+def gelu_constant(rule, layer, x, y_bar, approximate=True):
+    """The constant 0.044715 rounded to 0.0447."""
+    root = jnp.asarray((2 / jnp.pi) ** 0.5, x.dtype)
+    tanh = jnp.tanh(root * (x + 0.0447 * x**3))
+    slope = root * (1 + 3 * 0.0447 * x**2)
+    return {}, y_bar * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * slope)
+
+
+@fault("nnx.relu", is_function(nnx.relu))
+def relu_sign(rule, layer, residuals, y_bar):
+    """x_bar is let through where x is negative instead of positive."""
+    return {}, y_bar - rule.backward(layer, residuals, y_bar)[1]
+
+
+@fault("residual branches", is_module(Residual))
+def residual_branch_dropped(rule, layer, residuals, y_bar):
+    """x_bar = y_bar, without what comes back through the branch."""
+    return rule.backward(layer, residuals, y_bar)[0], y_bar
+
+
+@fault("residual branches", is_module(Residual))
+def residual_skip_dropped(rule, layer, residuals, y_bar):
+    """x_bar is what comes back through the branch, without y_bar."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar)
+    return grads, x_bar - y_bar
+
+
+@fault("the losses", _is_loss)
+def loss_not_averaged(rule, layer, residuals, values_bar):
+    """The derivative of the sum over examples instead of their mean."""
+    return rule.backward(layer, residuals, values_bar * values_bar.size)
+
+
+@fault("softmax cross-entropy with integer labels", is_function(CROSS_ENTROPY))
+def softmax_minus_onehot_missing(rule, layer, residuals, values_bar):
+    """z_bar = softmax(z) l_bar, without subtracting one at the label."""
+    probabilities, _ = residuals
+    return {}, (probabilities * values_bar[..., None], None)
+
+
+@fault("squared_error and l2_loss", is_function(*SQUARED))
+def square_factor_doubled(rule, layer, residuals, values_bar):
+    """The factor 2 of the square counted twice."""
+    grads, inputs_bar = rule.backward(layer, residuals, values_bar)
+    return grads, _scaled(inputs_bar, 2.0)
+
+
+@fault("nnx.Conv with a window of more than one element", _is_convolution)
+def kernel_not_flipped(rule, layer, residuals, y_bar, **options):
+    """x_bar by a convolution with the kernel as it is instead of reversed."""
+    x, kernel = residuals
+    grads, (_, kernel_bar) = rule.backward(layer, residuals, y_bar, **options)
+    flipped = jnp.flip(kernel, range(kernel.ndim - 2))
+    _, (x_bar, _) = rule.backward(layer, (x, flipped), y_bar, **options)
+    return grads, (x_bar, kernel_bar)
+
+
+@fault("nnx.max_pool", is_function(nnx.max_pool))
+def pool_mean_for_max(rule, layer, residuals, y_bar, **options):
+    """Each element of the window gets the same share instead of the largest getting all."""
+    x, _ = residuals
+    average, _ = rule_for(nnx.avg_pool)
+    return average.backward(nnx.avg_pool, x, y_bar, **options)
+
+
+@fault("nnx.Linear and nnx.Conv", is_module(*WITH_KERNEL))
+def one_example_dropped(rule, layer, residuals, y_bar):
+    """The first example of the batch has no part in any derivative."""
+    return rule.backward(layer, residuals, y_bar.at[0].set(0))
+
+
+@fault("nnx.Linear and nnx.Conv", is_module(*WITH_KERNEL))
+def one_element_scaled(rule, layer, residuals, y_bar):
+    """The largest element of the kernel's gradient is 1 % too large."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar)
+    kernel_bar = grads["kernel"]
+    largest = jnp.unravel_index(jnp.argmax(jnp.abs(kernel_bar)), kernel_bar.shape)
+    return {**grads, "kernel": kernel_bar.at[largest].multiply(1.01)}, x_bar
+
+
+@fault("nnx.Linear and nnx.Conv", is_module(*WITH_KERNEL))
+def scaled(rule, layer, residuals, y_bar):
+    """All derivatives 0.1 % too large."""
+    return _scaled(rule.backward(layer, residuals, y_bar), 1.001)
+
+
+@fault("nnx.Linear and nnx.Conv", is_module(*WITH_KERNEL))
+def input_cotangent_stopped(rule, layer, residuals, y_bar):
+    """x_bar is zero: the layers before this one learn nothing."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar)
+    return grads, jnp.zeros_like(x_bar)
+
+
+def describe(faults: Iterable[Fault] = ()) -> str:
+    """One line for each fault: its name, where it applies and what it is."""
+    return "\n".join(f"{f.name}: {f.description} ({f.layers})" for f in faults or FAULTS.values())

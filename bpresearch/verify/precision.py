@@ -1,0 +1,90 @@
+"""Models and arrays in another floating-point precision, and how far rounding alone can move a result."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit` for a program that runs once: on the CPU, compilation is three times faster for it.
+
+    XLA's optimisations there cost more than they save, and matrix products come from a library anyway.
+    """
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function, compiler_options=quick if jax.default_backend() == "cpu" else None)
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf of a tree is an array (or number) of real floating-point type."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """The tree with every floating-point array in `dtype`; Python floats and other leaves stay."""
+
+    def cast_leaf(leaf):
+        if not is_floating(leaf):
+            return leaf
+        if isinstance(leaf, jax.core.Tracer):
+            return leaf.astype(dtype)
+        return jnp.asarray(np.asarray(leaf).astype(dtype))  # on the host, where nothing is compiled for it
+
+    return jax.tree.map(cast_leaf, tree)
+
+
+def cast_model(model: nnx.Module, dtype: Any) -> nnx.Module:
+    """A copy of the model whose variables and computations are in `dtype`; the model itself stays as it is.
+
+    Layers that were told a computation dtype (`dtype=`) or a parameter dtype are told the new one.
+    """
+    graphdef, state = nnx.split(model)
+    copy = nnx.merge(graphdef, cast(state, dtype))
+    for _, module in nnx.iter_modules(copy):
+        for name in ("dtype", "param_dtype"):
+            declared = getattr(module, name, None)
+            if declared is not None and jnp.issubdtype(declared, jnp.floating):
+                setattr(module, name, jnp.dtype(dtype))
+    return copy
+
+
+def parameter_dtype(model: nnx.Module) -> Any:
+    """The floating-point dtype that most of the model's parameters have; float32 if there is none."""
+    dtypes = [v.dtype for v in jax.tree.leaves(nnx.state(model, nnx.Param)) if is_floating(v)]
+    return max(set(dtypes), key=dtypes.count) if dtypes else jnp.dtype("float32")
+
+
+def random_signs(shape: Sequence[int], seed: int) -> Int[Array, "*shape"]:
+    """Pseudo-random 1 and -1: the lowest bit of a mixed counter (the finaliser of MurmurHash3).
+
+    Compiles in no time inside a large program, where `jax.random`'s generator takes seconds.
+    """
+    bits = jax.lax.iota(jnp.uint32, math.prod(shape)) + jnp.uint32(0x9E3779B9 * (seed + 1) & 0xFFFFFFFF)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    return (1 - 2 * (bits & 1).astype(jnp.int32)).reshape(shape)
+
+
+def jittered(tree: Any, eps: Sequence[float]) -> Any:
+    """The tree and, for each of `eps`, a copy with every number off by that much relatively, up or down.
+
+    Stacked along a new first axis, the unchanged tree first. What a function makes of the copies shows how
+    much rounding of its arguments alone moves its result, and so what no correct algorithm in that
+    precision can be asked to resolve (stochastic arithmetic: Vignes 1993). Zeros stay zero.
+    """
+
+    def stack(index, leaf):
+        leaf = jnp.asarray(leaf)
+        if not is_floating(leaf):
+            return jnp.broadcast_to(leaf, (len(eps) + 1, *leaf.shape))
+        sign = random_signs((len(eps), *leaf.shape), index).astype(leaf.dtype)
+        size = jnp.asarray(eps, leaf.dtype).reshape(-1, *[1] * leaf.ndim)
+        return jnp.concatenate([leaf[None], leaf[None] * (1 + size * sign)])
+
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten([stack(index, leaf) for index, leaf in enumerate(leaves)])

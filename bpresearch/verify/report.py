@@ -1,0 +1,176 @@
+"""What a verification found: rows, culprits, and a table of both."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison of one leaf with one oracle.
+
+    Attributes:
+        path: where the leaf is: `layers.1.kernel` for a parameter, `input` for the model's input, and for
+            the oracle `rule` the path of the layer, or `loss`.
+        shape: shape of the leaf; of the layer's output for the oracle `rule`.
+        oracle: `autodiff`, `finite differences`, `rounding` or `rule`.
+        error: relative error; for `rounding` a ratio to autodiff's own error.
+        tolerance: the largest error that passes.
+        passed: True, False, or None where the oracle cannot resolve the answer ("undecided").
+        detail: what was looked at, or why nothing was decided.
+        worst: index of the element that is most wrong, the value found there and the value expected.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    oracle: str
+    error: float
+    tolerance: float
+    passed: bool | None
+    detail: str = ""
+    worst: tuple[tuple[int, ...], float, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain JSON types; a number that JSON does not have (NaN, infinity) becomes a string."""
+        row = {
+            "path": self.path,
+            "shape": list(self.shape),
+            "oracle": self.oracle,
+            "error": _plain(self.error),
+            "tolerance": _plain(self.tolerance),
+            "passed": self.passed,
+            "detail": self.detail,
+        }
+        if self.worst is not None:
+            index, found, expected = self.worst
+            row |= {"index": list(index), "found": _plain(found), "expected": _plain(expected)}
+        return row
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a verification. `str()` is a table, `to_json()` the same for programs.
+
+    Attributes:
+        rows: every comparison made.
+        culprits: paths of the layers whose own rule is wrong, in the order of the forward pass.
+        notes: remarks on the verification as a whole, one sentence each.
+    """
+
+    rows: tuple[Row, ...]
+    culprits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    title: str = field(default="")
+
+    @property
+    def passed(self) -> bool:
+        """No comparison failed and no rule is wrong. What is undecided does not fail."""
+        return not self.culprits and all(row.passed is not False for row in self.rows)
+
+    @property
+    def undecided(self) -> tuple[Row, ...]:
+        """The comparisons whose oracle could not resolve the answer."""
+        return tuple(row for row in self.rows if row.passed is None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON types."""
+        return {
+            "passed": self.passed,
+            "culprits": list(self.culprits),
+            "notes": list(self.notes),
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    def to_json(self) -> str:
+        """The report as a JSON text with keys `passed`, `culprits`, `notes` and `rows`."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def summary(self) -> str:
+        """The verdict in one sentence."""
+        return _sentence(self)
+
+    def __str__(self) -> str:
+        return format_report(self)
+
+
+def _plain(number: float) -> float | str:
+    return number if math.isfinite(number) else str(number)
+
+
+_SHORT = {"finite differences": "differences"}
+_WIDTH = 80
+
+
+def format_report(report: Report) -> str:
+    """The report as text of 80 columns: one line per leaf, a column per oracle, the verdict below."""
+    lines = [report.title] if report.title else []
+    local = [row for row in report.rows if row.oracle == "rule"]
+    leaves = [row for row in report.rows if row.oracle != "rule"]
+    lines += _table(leaves, "parameter")
+    wrong = [row for row in local if row.passed is False]
+    if wrong:
+        lines += ["", *_table(wrong, "layer"), *(f"{row.path}: {row.detail}" for row in wrong)]
+    if report.culprits:
+        lines += ["", f"culprits: {', '.join(report.culprits)}"]
+    return "\n".join([*lines, "", *report.notes, _sentence(report)])
+
+
+def _sentence(report: Report) -> str:
+    """The verdict in one sentence."""
+    if report.passed:
+        checked = [f"{len(report.rows)} comparisons"]
+        checked += [f"{len(report.undecided)} of them undecided"] if report.undecided else []
+        for oracle in ("autodiff", "finite differences"):
+            errors = [row.error for row in report.rows if row.oracle == oracle and row.passed]
+            checked += [f"{oracle} agree{'s' * (oracle == 'autodiff')} to {max(errors):.0e}"] if errors else []
+        return f"The gradient is right: {', '.join(checked)}."
+    if report.culprits:
+        of = ", ".join(report.culprits)
+        return f"The gradient is wrong: the mistake is in the rule of {of}."
+    paths = list(dict.fromkeys(row.path for row in report.rows if row.passed is False))
+    shown = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
+    return f"The gradient is wrong at {shown}, though no layer's own rule is."
+
+
+def _table(rows: Iterable[Row], heading: str) -> list[str]:
+    """One line per path, one column per oracle with its error, and a verdict."""
+    by_path: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_path.setdefault(row.path, {})[row.oracle] = row
+    if not by_path:
+        return []
+    oracles = list(dict.fromkeys(oracle for found in by_path.values() for oracle in found))
+    titles = [_SHORT.get(oracle, oracle) for oracle in oracles]
+    shapes = {p: "x".join(map(str, next(iter(r.values())).shape)) or "scalar" for p, r in by_path.items()}
+    shape_width = max(5, *(len(s) for s in shapes.values()))
+    columns = [max(8, len(title)) for title in titles]
+    path_width = max(len(heading), *(len(p) for p in by_path))
+    room = _WIDTH - shape_width - 2 - sum(c + 2 for c in columns) - 2 - len("undecided")
+    path_width = max(12, min(path_width, room))
+    head = [f"{heading:<{path_width}}", f"{'shape':<{shape_width}}"]
+    head += [f"{title:>{c}}" for title, c in zip(titles, columns, strict=True)]
+    lines = ["  ".join([*head, "verdict"])]
+    for path, found in by_path.items():
+        name = path if len(path) <= path_width else "..." + path[3 - path_width :]
+        cells = [f"{name:<{path_width}}", f"{shapes[path]:<{shape_width}}"]
+        for oracle, width in zip(oracles, columns, strict=True):
+            cells.append(f"{_number(found.get(oracle)):>{width}}")
+        lines.append("  ".join([*cells, _verdict(found.values())]))
+    return lines
+
+
+def _number(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    if row.oracle == "rounding":
+        return f"{row.error:.2f}" if row.error < 1e4 else f"{row.error:.1e}"
+    return f"{row.error:.1e}"
+
+
+def _verdict(rows: Iterable[Row]) -> str:
+    verdicts = [row.passed for row in rows]
+    if False in verdicts:
+        return "WRONG"
+    return "undecided" if None in verdicts and True not in verdicts else "right"

@@ -1,0 +1,48 @@
+"""Settings of the whole test suite and of the package's doctests."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jaxtyping
+
+# From here on, every function of the package checks its annotations, shapes included, at each call.
+jaxtyping.install_import_hook("bpresearch", "beartype.beartype")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)  # sweeps spread their runs over devices
+
+settings.register_profile(
+    "bpresearch",
+    deadline=None,  # the first example of a shape compiles
+    max_examples=25,
+    derandomize=bool(os.environ.get("CI")),
+    # Compiling makes examples slow; `float64` is the same for every example.
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("bpresearch")
+
+
+@pytest.fixture
+def float64():
+    """Double precision for one test; without it, a test sees JAX's default, single precision."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def names_in_examples(request):
+    """What the examples in docstrings may use without importing it."""
+    if isinstance(request.node, pytest.DoctestItem):
+        import bpresearch
+
+        names = {"bp": bpresearch, "jax": jax, "jnp": jnp, "nnx": nnx, "np": np, "optax": optax}
+        request.node.dtest.globs |= names

@@ -1,0 +1,46 @@
+"""How do SGD, momentum and learning-rate schedules compare on a model and a data set?
+
+First the hand-written chain rule is checked against jax.grad on this model and data. Then every
+combination of the flags below is trained; a flag takes one value or many (--lr=0.01,0.1,
+--lr=logspace:1e-3:1:7, --seed=0:5). Prints the best setting of each optimizer and schedule and writes the
+results and pictures to --workdir; the same command resumes a sweep that was stopped.
+"""
+
+import optax
+from absl import flags
+from flax import nnx
+from rich.console import Console
+
+from bpresearch import flags as shared
+from bpresearch import analysis, platform, report, sweep, verify
+
+shared.define_task_flags()
+shared.define_sweep_flags()
+flags.DEFINE_string("json", None, "file for the figures, as one flat object")
+
+
+def main() -> int:
+    axes = shared.axes_from_flags()
+    platform.start(flags.FLAGS.platform, flags.FLAGS.precision)
+    experiment = shared.experiment_from_flags()
+    workdir = shared.workdir_from_flags("compare_optimizers", experiment, axes)
+    console = Console()
+
+    console.print(check_gradients(experiment).summary())
+    results = sweep.run(experiment, axes, workdir, quiet=flags.FLAGS.quiet)
+    console.print(report.table(results))
+    console.print(analysis.verdict(results))
+    pictures = report.write(results, workdir / "report")
+    console.print(f"Results: {workdir}/results.zarr. Pictures: {', '.join(p.name for p in pictures)}")
+    return 0
+
+
+def check_gradients(experiment: sweep.Experiment) -> verify.Report:
+    """The chain rule against jax.grad, in float64, on sixteen examples."""
+    data = experiment.dataset
+    model = experiment.training(optax.sgd).build(nnx.Rngs(0))
+    return verify.model(model, experiment.loss_fn, data.x[:16], experiment.targets(data.y[:16]), dtype="float64")
+
+
+if __name__ == "__main__":
+    shared.run(main)

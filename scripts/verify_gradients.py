@@ -1,0 +1,84 @@
+"""Is the hand-written gradient of a model right, and if not, which layer's rule is wrong?
+
+The gradient that the chain-rule engine gives on the first examples of a data set is compared, for every
+parameter and the model's input, with autodiff and with finite differences in float64, and in --dtype with
+autodiff's own rounding error. Then each layer's rule is checked by itself. Exit code 0: all right, 1: a
+gradient is wrong, 2: a flag is.
+
+    scripts/run scripts/verify_gradients.py --model=cnn --dataset=digits
+    scripts/run scripts/verify_gradients.py --activation=gelu_tanh --plant=gelu_constant
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+from flax import nnx
+
+from bpresearch import flags as shared
+from bpresearch import platform, verify
+
+shared.define_task_flags()
+flags.DEFINE_string(
+    "dtype", "float32", f"the working precision whose rounding is checked: {', '.join(verify.DTYPES)}"
+)
+flags.DEFINE_integer("batch_size", 32, "number of examples")
+flags.DEFINE_integer("seed", 0, "of the initial weights and the random directions")
+flags.DEFINE_string(
+    "plant", None, f"plant a fault, NAME or NAME@LAYER, to see it found: {', '.join(verify.FAULTS)}"
+)
+flags.DEFINE_string("json", None, "file for the report")
+
+
+def main() -> int:
+    dtype = shared.choose("dtype", flags.FLAGS.dtype, verify.DTYPES)
+    if flags.FLAGS.plant is not None:
+        shared.choose("plant", flags.FLAGS.plant.partition("@")[0], verify.FAULTS)
+    if flags.FLAGS.seed < 0:
+        raise ValueError(f"--seed={flags.FLAGS.seed}: takes an integer of at least 0")
+    json_file = writable("json", flags.FLAGS.json) if flags.FLAGS.json is not None else None
+    platform.start(flags.FLAGS.platform)
+    build, options = shared.model_from_flags()
+    dataset = shared.dataset_from_flags()
+    loss = shared.loss_from_flags(dataset)
+    count = flags.FLAGS.batch_size
+    if not 1 <= count <= len(dataset.x):
+        raise ValueError(
+            f"--batch_size={count}: takes 1 to {len(dataset.x)}, the examples of --dataset={dataset.name}"
+        )
+    model = build(dataset.input_shape, dataset.outputs, rngs=nnx.Rngs(flags.FLAGS.seed), **options)
+    x, y = dataset.x[:count], shared.targets(dataset, loss, dataset.y[:count])
+    try:
+        report = verify.model(
+            model, loss, x, y, dtype=dtype, seed=flags.FLAGS.seed, plant=flags.FLAGS.plant
+        )
+    except verify.FaultError as error:
+        raise ValueError(f"--plant={flags.FLAGS.plant}: {error}") from error
+    print(f"{flags.FLAGS.model} on {count} examples of {dataset.name}, {loss.__name__}, {dtype}\n")
+    print(report)
+    if json_file:
+        write(json_file, report.to_json())
+    return 0 if report.passed else 1
+
+
+def writable(flag: str, name: str) -> Path:
+    """The path of a file that can be written, found out before any work is done."""
+    path = Path(name)
+    if not name or path.is_dir():
+        raise ValueError(f"--{flag}={name}: give the name of a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"--{flag}={name}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"--{flag}={name}: cannot be written")
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text + "\n")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    shared.run(main)

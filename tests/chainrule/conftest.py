@@ -1,0 +1,263 @@
+"""What the tests of every rule share: the engines against each other and against other oracles.
+
+Each fixture is a function. They want float64, so a test that uses one uses the fixture `float64`
+too; only `assert_sound_in` looks after the precision itself.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bpresearch import autodiff, chainrule
+from bpresearch.functional import as_inputs, merge, split
+from bpresearch.verify.precision import cast, cast_model
+
+
+@pytest.fixture
+def strict_promotion():
+    """Within the test, arrays of different dtypes never meet by accident."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def normal():
+    """`normal(seed, *shape, dtype=float64)`: Gaussian numbers, made without compiling anything."""
+    return _normal
+
+
+@pytest.fixture(scope="session")
+def random_model():
+    """`random_model(lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)), seed=0, dtype=float64)`.
+
+    The model with Gaussian parameters, biases too, made without compiling its initialisation.
+    `dtype=None` leaves the parameters the dtypes they were declared with.
+    """
+
+    def random_model(build, seed=0, dtype=jnp.float64):
+        graphdef, state = nnx.split(nnx.eval_shape(build))
+
+        def draw(index, leaf):
+            scale = 1 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
+            return _normal((seed, index), *leaf.shape, dtype=leaf.dtype, scale=scale)
+
+        leaves, structure = jax.tree.flatten(state)
+        drawn = [draw(index, leaf) for index, leaf in enumerate(leaves)]
+        model = nnx.merge(graphdef, structure.unflatten(drawn))
+        return model if dtype is None else cast_model(model, dtype)
+
+    return random_model
+
+
+def _normal(seed, *shape, dtype=jnp.float64, scale=1.0):
+    return jnp.asarray(np.random.default_rng(seed).normal(scale=scale, size=shape).astype(dtype))
+
+
+@pytest.fixture(scope="session")
+def float64_model():
+    """`float64_model(model)`: a copy whose variables and computations are in double precision."""
+    return lambda model: cast_model(model, jnp.float64)
+
+
+@pytest.fixture(scope="session")
+def gradient_by_rules():
+    """`gradient_by_rules(model, loss_fn, x, y) -> loss, grads, x_bar`, compiled quickly."""
+
+    def gradient_by_rules(model, loss_fn, x, y):
+        loss, _, grads, x_bar = _gradients(chainrule, model, loss_fn, x, y, COMPILE_QUICKLY)
+        return loss, grads, x_bar
+
+    return gradient_by_rules
+
+
+@pytest.fixture(scope="session")
+def assert_engines_agree():
+    """`assert_engines_agree(model, loss_fn, x, y, tolerance=1e-11)`.
+
+    Both engines, as pure functions under `jit`, must give the same loss, the same gradient of every
+    parameter and input, in the same dicts and dtypes, and leave the same state. The error of a leaf
+    is max |chain rule - autodiff| / max |autodiff|; the worst one is returned. A leaf whose
+    derivative is zero but for rounding is held to the size of the whole gradient.
+    """
+    return _assert_engines_agree
+
+
+@pytest.fixture(scope="session")
+def assert_sound_in():
+    """`assert_sound_in(dtype, model, loss_fn, x, y)`: rounding comparable with autodiff's own.
+
+    The model, rounded to `dtype`, is differentiated there by both engines, and in float64 by
+    autodiff. Leaf by leaf, the norm of the chain rule's error must be within 8 times that of
+    autodiff's (or a quarter of eps times the leaf's norm, where that is more). The largest ratio is
+    returned. With `dtype=None` the model is taken as it is, mixed precisions and all.
+    """
+    return _assert_sound_in
+
+
+@pytest.fixture(scope="session")
+def assert_matches_finite_differences():
+    """`assert_matches_finite_differences(model, loss_fn, x, y, tolerance=1e-7)`.
+
+    Central differences with Richardson extrapolation, for each parameter and floating-point input
+    in random directions that move all its elements alike, and in every coordinate if they are few.
+    The error is relative to the norm of the leaf's gradient.
+    """
+    return _assert_matches_finite_differences
+
+
+# In double precision nothing hangs on the compiler's optimisations, which take most of its time.
+COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+def _gradients(engine, model, loss_fn, x, y, compiler_options=None):
+    graphdef, params, state = split(model)
+    gradient = engine.gradient(graphdef, loss_fn, inputs=True)
+    compiled = jax.jit(gradient, compiler_options=compiler_options)
+    (loss, new_state), (grads, x_bar) = compiled(params, state, (x, y))
+    return loss, new_state, grads, x_bar
+
+
+def _leaves(grads, x_bar, x):
+    """Gradients by name; an integer input has none, whether that is said by None or by float0."""
+    named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(grads)}
+    x_bars = jax.tree.leaves(as_inputs(x_bar), is_leaf=lambda leaf: leaf is None)
+    xs = jax.tree.leaves(as_inputs(x))
+    assert len(xs) == len(x_bars), f"{len(x_bars)} cotangents of {len(xs)} inputs"
+    for index, (value, bar) in enumerate(zip(xs, x_bars, strict=True)):
+        if jnp.issubdtype(jnp.result_type(value), jnp.inexact):
+            assert bar is not None, f"input {index} has no cotangent"
+            assert (bar.shape, bar.dtype) == (value.shape, value.dtype), (
+                f"cotangent of input {index}"
+            )
+            named[f"input {index}"] = bar
+        else:
+            assert bar is None or bar.dtype == jax.dtypes.float0, (
+                f"cotangent of integer input {index}"
+            )
+    return named
+
+
+def _numbers(array):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    wide = jnp.issubdtype(array.dtype, jnp.floating)
+    return np.asarray(array).astype(np.float64) if wide else np.asarray(array)
+
+
+def _largest(array):
+    return np.max(np.abs(array), initial=0)
+
+
+def _assert_engines_agree(model, loss_fn, x, y, tolerance=1e-11):
+    loss, new_state, grads, x_bar = _gradients(autodiff, model, loss_fn, x, y, COMPILE_QUICKLY)
+    our_loss, our_state, our_grads, our_x_bar = _gradients(
+        chainrule, model, loss_fn, x, y, COMPILE_QUICKLY
+    )
+    assert jax.tree.structure(our_grads) == jax.tree.structure(grads)
+    assert jax.tree.structure(our_state) == jax.tree.structure(new_state)
+    assert our_loss.dtype == loss.dtype
+    np.testing.assert_allclose(our_loss, loss, rtol=tolerance)
+
+    right, ours = _leaves(grads, x_bar, x), _leaves(our_grads, our_x_bar, x)
+    floor = 32 * np.finfo(float).eps * max(map(_largest, map(_numbers, right.values())), default=0)
+    worst = 0.0
+    for name, leaf in right.items():
+        assert (ours[name].shape, ours[name].dtype) == (leaf.shape, leaf.dtype), name
+        expected, found = _numbers(leaf), _numbers(ours[name])
+        assert np.isfinite(expected).all(), f"autodiff's gradient of {name} is not finite"
+        error, size = _largest(found - expected), _largest(expected)
+        assert error <= max(tolerance * size, floor), f"{name}: error {error:.3g} of {size:.3g}"
+        worst = max(worst, error / size if size > floor else 0.0)
+
+    for path, leaf in jax.tree.leaves_with_path(new_state):
+        found = our_state
+        for key in path:
+            found = found[key.key]
+        name = f"state {jax.tree_util.keystr(path)}"
+        assert found.dtype == leaf.dtype, name
+        np.testing.assert_allclose(
+            _numbers(found), _numbers(leaf), rtol=tolerance, atol=1e-3 * tolerance, err_msg=name
+        )
+    return worst
+
+
+def _assert_sound_in(dtype, model, loss_fn, x, y):
+    with jax.enable_x64(True):
+        rounded, (x, y) = (
+            (cast_model(model, dtype), cast((x, y), dtype)) if dtype else (model, (x, y))
+        )
+        wide, (wide_x, wide_y) = cast_model(rounded, jnp.float64), cast((x, y), jnp.float64)
+        _, _, *exact = _gradients(autodiff, wide, loss_fn, wide_x, wide_y, COMPILE_QUICKLY)
+        _, _, *right = _gradients(autodiff, rounded, loss_fn, x, y)
+        _, _, *ours = _gradients(chainrule, rounded, loss_fn, x, y)
+        exact, right, ours = _leaves(*exact, wide_x), _leaves(*right, x), _leaves(*ours, x)
+    assert ours.keys() == right.keys() == exact.keys()
+    largest = 0.0
+    for name, leaf in exact.items():
+        assert ours[name].dtype == right[name].dtype, name
+        leaf, autodiffs, found = _numbers(leaf), _numbers(right[name]), _numbers(ours[name])
+        assert np.isfinite(found).all(), f"{name} is not finite"
+        own, error = np.linalg.norm(autodiffs - leaf), np.linalg.norm(found - leaf)
+        yardstick = max(own, 0.25 * float(jnp.finfo(right[name].dtype).eps) * np.linalg.norm(leaf))
+        ratio = error / max(yardstick, np.finfo(float).tiny)
+        assert ratio <= 8, f"{name}: error {error:.3g}, autodiff's own {own:.3g}, ratio {ratio:.3g}"
+        largest = max(largest, ratio)
+    return largest
+
+
+def _assert_matches_finite_differences(model, loss_fn, x, y, tolerance=1e-7):
+    graphdef, params, state = split(model)
+    loss, _, grads, x_bar = _gradients(chainrule, model, loss_fn, x, y, COMPILE_QUICKLY)
+    leaves, structure = jax.tree.flatten((params, as_inputs(x)))
+    bars = jax.tree.leaves(grads) + jax.tree.leaves(
+        as_inputs(x_bar), is_leaf=lambda bar: bar is None
+    )
+    rng = np.random.default_rng(0)
+    steps = np.array([1e-3, 1e-4, 1e-5])  # more than one: a kink may lie within the larger ones
+
+    directions = []  # (leaf's index, direction in it)
+    for index, leaf in enumerate(leaves):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size:
+            assert leaf.dtype == jnp.float64, "finite differences want float64"
+            signs = rng.choice([-1.0, 1.0], (3, *leaf.shape)) / np.sqrt(leaf.size)
+            few = np.eye(leaf.size).reshape(-1, *leaf.shape) if leaf.size <= 16 else []
+            directions += [(index, direction) for direction in (*signs, *few)]
+
+    def difference(step, indexed):
+        index, direction = indexed
+
+        def value(distance):
+            moved = [
+                leaf
+                + distance * jnp.where(index == i, direction[: leaf.size], 0).reshape(leaf.shape)
+                if jnp.issubdtype(leaf.dtype, jnp.floating)
+                else leaf
+                for i, leaf in enumerate(leaves)
+            ]
+            params, xs = structure.unflatten(moved)
+            return jnp.mean(loss_fn(merge(graphdef, params, state)(*xs), y))
+
+        def central(h):
+            return (value(h) - value(-h)) / (2 * h)
+
+        return (4 * central(step / 2) - central(step)) / 3
+
+    longest = max(direction.size for _, direction in directions)
+    padded = [np.pad(d.ravel(), (0, longest - d.size)) for _, d in directions]
+    indexed = (np.array([index for index, _ in directions]), np.stack(padded))
+    over_steps = jax.vmap(difference, (0, None))
+    all_of_them = jax.jit(
+        lambda all_: jax.lax.map(lambda one: over_steps(steps, one), all_),
+        compiler_options=COMPILE_QUICKLY,
+    )
+    measured = np.asarray(all_of_them(indexed))
+
+    for (index, direction), found in zip(directions, measured, strict=True):
+        bar = np.asarray(bars[index])
+        error, size = np.min(np.abs(found - np.vdot(direction, bar))), np.linalg.norm(bar)
+        # Below 1e-10 of the loss a difference is rounding.
+        assert error <= tolerance * size + 1e-10 * max(abs(float(loss)), 1), (
+            f"leaf {index} of shape {bar.shape}: off by {error:.3g}, norm {size:.3g}"
+        )

@@ -1,0 +1,266 @@
+"""Correct gradients are accepted, wrong ones are not, and nothing of the caller's is changed."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from bpresearch import chainrule, models, verify
+from bpresearch.functional import split
+
+LABELS = optax.losses.softmax_cross_entropy_with_integer_labels
+SQUARES = optax.losses.squared_error
+
+
+def small(name):
+    rngs = nnx.Rngs(1)
+    match name:
+        case "linear":
+            return models.linear((6,), 3, rngs=rngs), (6,)
+        case "mlp":
+            return models.mlp((6,), 3, widths=(5, 4), activation=nnx.gelu, rngs=rngs), (6,)
+        case "residual_mlp":
+            return models.residual_mlp((6,), 3, width=5, rngs=rngs), (6,)
+        case "cnn":
+            options = {"channels": (3, 2), "kernel_sizes": (3, 3), "pooling": "max"}
+            return models.cnn((9,), 3, **options, rngs=rngs), (9,)
+        case "cnn of images":
+            options = {"channels": (2,), "kernel_sizes": (3,), "pooling": "avg"}
+            return models.cnn((5, 4, 2), 3, **options, rngs=rngs), (5, 4, 2)
+
+
+def batch(shape, labels=True, examples=5, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(examples, *shape)).astype(np.float32)
+    y = rng.integers(0, 3, examples) if labels else rng.normal(size=(examples, 3)).astype(np.float32)
+    return x, y
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "residual_mlp", "cnn", "cnn of images"])
+def test_correct_models_are_accepted(name):
+    model, shape = small(name)
+    labels = name != "residual_mlp"
+    loss = LABELS if labels else SQUARES
+    report = verify.model(model, loss, *batch(shape, labels), dtype="float32")
+    assert report.passed, str(report)
+    assert not report.undecided
+    worst = {oracle: max(r.error for r in report.rows if r.oracle == oracle) for oracle in verify.ORACLES}
+    assert worst["autodiff"] <= 1e-13
+    assert worst["rule"] <= 1e-13
+    assert worst["finite differences"] <= 1e-7
+    assert worst["rounding"] <= 4
+    report = verify.model(model, loss, *batch(shape, labels), dtype="bfloat16", oracles=["rounding"])
+    assert report.passed, str(report)
+
+
+def test_every_leaf_and_layer_has_its_rows():
+    model, shape = small("mlp")
+    report = verify.model(model, LABELS, *batch(shape), dtype="float32")
+    leaves = [f"layers.{i}.{name}" for i in (1, 3, 5) for name in ("bias", "kernel")] + ["input"]
+    for oracle in ("autodiff", "finite differences", "rounding"):
+        assert [row.path for row in report.rows if row.oracle == oracle] == leaves
+    rules = [row.path for row in report.rows if row.oracle == "rule"]
+    assert rules == ["model", *(f"layers.{i}" for i in range(6)), "loss"]
+
+
+def test_json_and_text():
+    model, shape = small("linear")
+    report = verify.model(model, LABELS, *batch(shape), dtype="float32", plant="bias_forgotten")
+    read = json.loads(report.to_json())
+    assert read["passed"] is False
+    assert read["culprits"] == ["layers.1"]
+    for row in read["rows"]:
+        assert {"path", "oracle", "error", "tolerance", "passed", "shape"} <= set(row)
+    text = str(report)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "culprits: layers.1" in text
+
+
+def test_without_float64_nothing_is_left_behind():
+    before = jax.config.jax_enable_x64
+    model, shape = small("mlp")
+    values = jax.tree.map(np.array, split(model)[1:])
+    dtypes = {module.dtype for _, module in nnx.iter_modules(model) if hasattr(module, "dtype")}
+    with jax.enable_x64(False):
+        report = verify.model(model, LABELS, *batch(shape), dtype="bfloat16")
+        assert not jax.config.jax_enable_x64
+        assert jnp.ones(1).dtype == jnp.float32
+    assert report.passed
+    assert jax.config.jax_enable_x64 == before
+    jax.tree.map(np.testing.assert_array_equal, values, split(model)[1:])
+    assert jax.tree.leaves(split(model)[1])[0].dtype == jnp.float32
+    assert dtypes == {module.dtype for _, module in nnx.iter_modules(model) if hasattr(module, "dtype")}
+
+
+def test_layers_with_a_dtype_of_their_own_are_computed_in_float64():
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(4, 3, dtype=jnp.bfloat16, rngs=rngs), nnx.tanh)
+    x, y = batch((4,), labels=False)
+    report = verify.model(model, SQUARES, x, y, dtype="float64", plant="scaled")
+    assert report.culprits == ("layers.0",)
+    assert verify.model(model, SQUARES, x, y, dtype="float64").passed
+
+
+def test_gradients_that_are_zero():
+    """Nothing passes a ReLU that never opens: every gradient before it is zero."""
+    model = models.mlp((4,), 3, widths=(5,), rngs=nnx.Rngs(0))
+    model.layers[1].bias[...] = jnp.full(5, -100.0)
+    report = verify.model(model, LABELS, *batch((4,)), dtype="float32")
+    assert report.passed and not report.undecided, str(report)
+    assert {row.error for row in report.rows if row.path == "layers.1.kernel"} == {0.0}
+
+
+def test_rounding_noise_around_a_zero_gradient_is_no_mistake():
+    """Softmax does not see a number added to all logits, so the gradient with respect to it is zero."""
+
+    @chainrule.rule(shift)
+    class ShiftRule:
+        def forward(layer, x):
+            return shift(x), ()
+
+        def backward(layer, residuals, y_bar):
+            return {}, jnp.concatenate([y_bar, jnp.sum(y_bar, axis=-1, keepdims=True)], axis=-1)
+
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), shift)
+    report = verify.model(model, LABELS, *batch((4,), examples=50), dtype="float32")
+    assert report.passed, str(report)
+
+
+def shift(x):
+    return x[..., :-1] + x[..., -1:]
+
+
+def test_kinks_are_decided_by_the_derivatives_to_either_side():
+    """At x = 0 the derivative of ReLU lies anywhere in [0, 1]; outside of it, it is wrong."""
+    model = nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), nnx.relu)
+    model.layers[0].kernel[...] = jnp.eye(3)
+    x = np.zeros((1, 3), np.float32)
+    y = np.full((1, 3), -1.0, np.float32)
+
+    def constant(slope):
+        rule = SimpleNamespace(
+            forward=lambda layer, x: (nnx.relu(x), ()), backward=lambda layer, kept, y_bar: ({}, slope * y_bar)
+        )
+        return lambda path, layer, old: rule if layer is nnx.relu else old
+
+    def differences(slope):
+        report = verify.model(
+            model, SQUARES, x, y, dtype="float64", oracles=["finite differences"], plant=constant(slope)
+        )
+        rows = {row.path: row for row in report.rows if row.oracle == "finite differences"}
+        return rows["layers.0.bias"]
+
+    for slope in (0.0, 0.3, 1.0):
+        row = differences(slope)
+        assert row.passed
+        assert "kink" in row.detail
+    assert not differences(1.5).passed
+
+
+def test_a_wrong_forward_is_blamed():
+    def forward_wrong(path, layer, rule):
+        if layer is not nnx.tanh:
+            return rule
+        return SimpleNamespace(
+            forward=lambda layer, x: (1.1 * nnx.tanh(x), nnx.tanh(x)), backward=rule.backward
+        )
+
+    model = models.mlp((4,), 3, widths=(5,), activation=nnx.tanh, rngs=nnx.Rngs(0))
+    report = verify.model(model, LABELS, *batch((4,)), dtype="float64", plant=forward_wrong)
+    assert report.culprits == ("layers.2",)
+    assert "wrong in the output" in str(report)
+
+
+def test_several_inputs_and_integers():
+    class Both(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(3, 3, rngs=rngs)
+
+        def __call__(self, x, index):
+            return self.dense(x)[jnp.arange(x.shape[0]), index][:, None]
+
+    @chainrule.rule(Both)
+    class BothRule:
+        def forward(layer, x, index):
+            y, kept = chainrule.forward(layer.dense, x, name=("dense",))
+            rows = jnp.arange(x.shape[0])
+            return y[rows, index][:, None], (kept, index)
+
+        def backward(layer, residuals, y_bar):
+            kept, index = residuals
+            dense_bar = jnp.zeros((y_bar.shape[0], 3), y_bar.dtype)
+            dense_bar = dense_bar.at[jnp.arange(y_bar.shape[0]), index].set(y_bar[:, 0])
+            grads, x_bar = chainrule.backward(layer.dense, kept, dense_bar, name=("dense",))
+            return {"dense": grads}, (x_bar, None)
+
+    x, _ = batch((3,))
+    inputs, y = (x, np.array([0, 1, 2, 0, 1])), np.ones((5, 1), np.float32)
+    model = Both(nnx.Rngs(0))
+    report = verify.model(model, SQUARES, inputs, y, dtype="float32")
+    assert report.passed, str(report)
+    assert [row.path for row in report.rows if row.oracle == "autodiff"][-1] == "input.0"
+    report = verify.model(model, SQUARES, inputs, y, dtype="float64", plant="weight_not_transposed")
+    assert report.culprits == ("dense",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"dtype": "float16"}, "dtype float16"), ({"oracles": ["tarot"]}, "oracle 'tarot' is not one of")],
+)
+def test_bad_options(options, message):
+    model, shape = small("linear")
+    with pytest.raises(ValueError, match=message):
+        verify.model(model, LABELS, *batch(shape), **options)
+
+
+def test_layer_without_a_rule():
+    model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.sort)
+    with pytest.raises(chainrule.NoRuleError, match=r"layers\.1"):
+        verify.model(model, LABELS, *batch((4,)))
+
+
+def test_layer_called_inside_a_loop():
+    """A rule that scans over its child: the child is found wrong there too, and only the child."""
+
+    class Repeat(nnx.Module):
+        def __init__(self, rngs):
+            self.cell = nnx.Linear(4, 4, rngs=rngs)
+
+        def __call__(self, x):
+            for _ in range(3):
+                x = self.cell(x)
+            return x
+
+    @chainrule.rule(Repeat)
+    class RepeatRule:
+        def forward(layer, x):
+            return jax.lax.scan(
+                lambda x, _: chainrule.forward(layer.cell, x, name=("cell",)), x, length=3
+            )
+
+        def backward(layer, residuals, y_bar):
+            def back(y_bar, kept):
+                grads, x_bar = chainrule.backward(layer.cell, kept, y_bar, name=("cell",))
+                return x_bar, grads
+
+            x_bar, grads = jax.lax.scan(back, y_bar, residuals, reverse=True)
+            return {"cell": jax.tree.map(lambda g: jnp.sum(g, axis=0), grads)}, x_bar
+
+    model = nnx.Sequential(Repeat(nnx.Rngs(0)), nnx.tanh)
+    x, _ = batch((4,))
+    y = np.ones((5, 4), np.float32)
+    assert verify.model(model, SQUARES, x, y, dtype="float32").passed
+    report = verify.model(
+        model, SQUARES, x, y, dtype="float64", plant=lambda p, layer, rule: _scaled_at_cell(p, rule)
+    )
+    assert not report.passed
+    assert report.culprits == ("layers.0.cell",)
+
+
+def _scaled_at_cell(path, rule):
+    return verify.FAULTS["scaled"].plant(rule) if path[-1:] == ("cell",) else rule
