@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -43,7 +44,10 @@ LOSSES = {
     "squared_error": optax.losses.squared_error,
     "l2_loss": optax.losses.l2_loss,
 }
-LOSS_ALIASES = {"cross_entropy": "softmax_cross_entropy_with_integer_labels", "mse": "squared_error"}
+LOSS_ALIASES = {
+    "cross_entropy": "softmax_cross_entropy_with_integer_labels",
+    "mse": "squared_error",
+}
 ENGINES = {"autodiff": autodiff.gradient, "chainrule": chainrule.gradient}
 OPTIMIZERS = {f.__name__: f for f in (optim.sgd, optim.momentum, optim.nesterov)}
 SCHEDULES = {
@@ -85,6 +89,19 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             sys.exit(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def output_file(flag: str) -> Path | None:
+    """The file that a flag names, None if it names none; found to be writable before any work is done."""
+    name = getattr(FLAGS, flag)
+    if name is None:
+        return None
+    path = Path(name)
+    if not name or path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--{flag}={name}: takes the name of a file in a folder that exists")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"--{flag}={name}: cannot be written")
+    return path
 
 
 def fail(message: str) -> NoReturn:
@@ -133,14 +150,18 @@ def values(flag: str, text: str, kind: type = float) -> list[Any]:
         if kind is not str and text.startswith(("linspace:", "logspace:")):
             name, low, high, count = text.split(":")
             space = np.linspace if name == "linspace" else np.geomspace
-            found = [kind(round(v, 12) if kind is int else v) for v in space(float(low), float(high), int(count))]
+            found = [
+                kind(round(v, 12) if kind is int else v) for v in space(float(low), float(high), int(count))
+            ]
             found = [float(f"{v:.12g}") for v in found] if kind is float else found
         elif kind is int and ":" in text:
             found = list(range(*(int(part) for part in text.split(":"))))
         else:
             found = [kind(part.strip()) for part in text.split(",")]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"--{flag}={text}: cannot read it; give one value or many, such as {example}") from error
+        raise ValueError(
+            f"--{flag}={text}: cannot read it; give one value or many, such as {example}"
+        ) from error
     if not found or (kind is str and "" in found):
         raise ValueError(f"--{flag}={text} holds no value or an empty one: give {example}")
     if len(set(found)) < len(found):
@@ -173,9 +194,7 @@ def define_task_flags(model: str = "mlp") -> None:
     flags.DEFINE_string("padding", "SAME", "cnn: SAME, VALID or a number of zeros on each side")
     flags.DEFINE_string("pooling", "none", "cnn: none, max or avg after each activation")
     flags.DEFINE_string("activation", "relu", f"the activation: {', '.join(ACTIVATIONS)}")
-    flags.DEFINE_string(
-        "initialization", "lecun", f"initial weights: {', '.join(INITIALIZATIONS)}"
-    )
+    flags.DEFINE_string("initialization", "lecun", f"initial weights: {', '.join(INITIALIZATIONS)}")
     flags.DEFINE_string("dataset", "mnist1d", f"the data set: {', '.join(data.NAMES)}")
     flags.DEFINE_string("data_dir", None, "idx, npz: where the files are")
     flags.DEFINE_string(
@@ -278,7 +297,9 @@ def define_sweep_flags() -> None:
     """The flags of a sweep: its axes, how long a run is, and where the results go."""
     flags.DEFINE_string("optimizer", "sgd,momentum,nesterov", f"one or many of {', '.join(OPTIMIZERS)}")
     flags.DEFINE_string(
-        "schedule", ",".join(SCHEDULES), f"learning-rate schedule, one or many of {', '.join(SCHEDULES)}"
+        "schedule",
+        ",".join(SCHEDULES),
+        f"learning-rate schedule, one or many of {', '.join(SCHEDULES)}",
     )
     flags.DEFINE_string(
         "lr", "0.01,0.03,0.1,0.3,1,3", "learning rate, one or many: 0.01,0.1 or logspace:1e-3:1:7"
@@ -291,7 +312,9 @@ def define_sweep_flags() -> None:
     flags.DEFINE_float("validation", 0.1, "fraction of the training examples held out to choose settings by")
     flags.DEFINE_string("gradient", "autodiff", f"where gradients come from: {', '.join(ENGINES)}")
     flags.DEFINE_string(
-        "workdir", None, "folder of the results; by default one in results/ named after the settings"
+        "workdir",
+        None,
+        "folder of the results; by default one in results/ named after the settings",
     )
     flags.DEFINE_bool("quiet", False, "show no progress")
     define_precision_flag()

@@ -1,5 +1,6 @@
 """Where programs run, and in which number format: to be settled before JAX starts."""
 
+import contextlib
 import os
 
 import jax
@@ -32,10 +33,8 @@ def start(platform: str | None = None, precision: str = "float32", cpu_devices: 
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
     if platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX has started: a notebook keeps the devices it has
         jax.config.update("jax_num_cpu_devices", cpu_devices or available_cores())
-    except RuntimeError:
-        pass  # JAX has started: a notebook keeps the devices it has
     jax.config.update("jax_enable_x64", precision == "float64")
     if precision == "float32":
         jax.config.update("jax_default_matmul_precision", "float32")

@@ -6,13 +6,15 @@ combination of the flags below is trained; a flag takes one value or many (--lr=
 results and pictures to --workdir; the same command resumes a sweep that was stopped.
 """
 
+import json
+
 import optax
 from absl import flags
 from flax import nnx
 from rich.console import Console
 
-from bpresearch import flags as shared
 from bpresearch import analysis, platform, report, sweep, verify
+from bpresearch import flags as shared
 
 shared.define_task_flags()
 shared.define_sweep_flags()
@@ -21,6 +23,7 @@ flags.DEFINE_string("json", None, "file for the figures, as one flat object")
 
 def main() -> int:
     axes = shared.axes_from_flags()
+    json_file = shared.output_file("json")
     platform.start(flags.FLAGS.platform, flags.FLAGS.precision)
     experiment = shared.experiment_from_flags()
     workdir = shared.workdir_from_flags("compare_optimizers", experiment, axes)
@@ -31,6 +34,8 @@ def main() -> int:
     console.print(report.table(results))
     console.print(analysis.verdict(results))
     pictures = report.write(results, workdir / "report")
+    if json_file:
+        sweep.write_text(json_file, json.dumps(analysis.figures(results), indent=2))
     console.print(f"Results: {workdir}/results.zarr. Pictures: {', '.join(p.name for p in pictures)}")
     return 0
 
@@ -39,7 +44,9 @@ def check_gradients(experiment: sweep.Experiment) -> verify.Report:
     """The chain rule against jax.grad, in float64, on sixteen examples."""
     data = experiment.dataset
     model = experiment.training(optax.sgd).build(nnx.Rngs(0))
-    return verify.model(model, experiment.loss_fn, data.x[:16], experiment.targets(data.y[:16]), dtype="float64")
+    return verify.model(
+        model, experiment.loss_fn, data.x[:16], experiment.targets(data.y[:16]), dtype="float64"
+    )
 
 
 if __name__ == "__main__":

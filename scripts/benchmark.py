@@ -1,10 +1,11 @@
 """How many training steps a second, against the ways to train that one would write otherwise.
 
 Measures, in one run and in turn: bpresearch's populations, a loop over `nnx.jit` steps, and PyTorch's eager
-loop in one process and in two at once (with PyTorch installed: EXTRAS=torch scripts/run scripts/benchmark.py).
+loop in one process and in two at once (where PyTorch is installed: EXTRAS=torch scripts/run FILE).
 Compilation is not counted. Each ratio is the median over rounds; the machine should do nothing else.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -63,26 +64,40 @@ class Ours:
     def __init__(self, dataset, model, options, batch, runs, steps):
         engine = {"autodiff": autodiff, "chainrule": chainrule}[flags.FLAGS.gradient]
         self.experiment = sweep.Experiment(
-            dataset, model, CROSS_ENTROPY, options, gradient=engine.gradient, steps=steps, eval_every=steps
+            dataset,
+            model,
+            CROSS_ENTROPY,
+            options,
+            gradient=engine.gradient,
+            steps=steps,
+            eval_every=steps,
         )
         rates = np.geomspace(1e-3, 1e-2, -(-runs // 5)).tolist()
         axes = sweep.grid(
-            optimizer=optim.momentum, schedule=schedules.constant, lr=rates, momentum=0.9,
-            batch_size=batch, seed=range(5),
+            optimizer=optim.momentum,
+            schedule=schedules.constant,
+            lr=rates,
+            momentum=0.9,
+            batch_size=batch,
+            seed=range(5),
         )
         self.runs = execute.expand(axes)[:runs]
         (self.block,) = execute.blocks_of(self.runs)
         self.parts = self.experiment.examples()
-        self.program = population(
-            self.experiment, self.runs, self.parts, self.block.size, self.block.seeds
-        )
+        self.program = population(self.experiment, self.runs, self.parts, self.block.size, self.block.seeds)
         self.results = execute.empty_results(self.experiment, self.runs)
 
     def __call__(self) -> float:
         begun = time.perf_counter()
         execute.train_block(
-            self.experiment, self.program, self.runs, self.block, self.parts, self.results,
-            lambda **_: None, threading.Event(),
+            self.experiment,
+            self.program,
+            self.runs,
+            self.block,
+            self.parts,
+            self.results,
+            lambda **_: None,
+            threading.Event(),
         )
         return len(self.runs) * self.experiment.steps / (time.perf_counter() - begun)
 
@@ -93,7 +108,15 @@ class Loops:
     def __init__(self, framework: str, name: str, batch: int, steps: int, processes: int = 1):
         script = Path(__file__).with_name("benchmark_loops.py")
         threads = 1 if processes > 1 else platform.available_cores()
-        command = [sys.executable, str(script), framework, name, str(batch), str(steps), str(threads)]
+        command = [
+            sys.executable,
+            str(script),
+            framework,
+            name,
+            str(batch),
+            str(steps),
+            str(threads),
+        ]
         environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
         pipe = subprocess.PIPE
         self.processes = [
@@ -122,7 +145,9 @@ def peak() -> float:
     product = jax.jit(
         jax.shard_map(
             lambda a: jax.lax.fori_loop(0, 20, lambda _, b: a[0] @ b * 1e-3, a[0])[None],
-            mesh=mesh, in_specs=spec, out_specs=spec,
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=spec,
         )
     )
     a = jax.device_put(jnp.ones((count, size, size)), jax.sharding.NamedSharding(mesh, spec))
@@ -135,21 +160,27 @@ def peak() -> float:
 def dense_operations(options, batch) -> float:
     """Operations of one step of the 64-128-128-10 perceptron: forward, and twice that backward less x_bar."""
     sizes = [64, *options["widths"], 10]
-    products = [2 * batch * n * m for n, m in zip(sizes, sizes[1:], strict=False)]
+    products = [2 * batch * n * m for n, m in itertools.pairwise(sizes)]
     return 3 * sum(products) - products[0]
 
 
 def main() -> None:
+    json_file = shared.output_file("json")
     platform.start()
     quick = flags.FLAGS.quick
     steps, rounds = (200, 3) if quick else (1000, 5)
     figures: dict[str, float] = {}
-    table = Table("task", "steps/s", "nnx.jit loop", "PyTorch", "two PyTorch", title="Training steps a second")
+    table = Table(
+        "task", "steps/s", "nnx.jit loop", "PyTorch", "two PyTorch", title="Training steps a second"
+    )
     for name, task in tasks().items():
         dataset, model, options, batch, runs = task
         ours = Ours(dataset, model, options, batch, runs, steps)
         ours()
-        loops = {"nnx_jit": Loops("nnx", name, batch, steps), "torch": Loops("torch", name, batch, steps)}
+        loops = {
+            "nnx_jit": Loops("nnx", name, batch, steps),
+            "torch": Loops("torch", name, batch, steps),
+        }
         if name == "mlp":
             loops["two_torch"] = Loops("torch", name, batch, steps, processes=2)
         others = {key: loop for key, loop in loops.items() if loop.ready}
@@ -159,7 +190,9 @@ def main() -> None:
             for key, other in others.items():
                 rates[key].append(other())
             if name == "mlp":
-                rates["fraction_of_peak"].append(rates["ours"][-1] * dense_operations(options, batch) / peak())
+                rates["fraction_of_peak"].append(
+                    rates["ours"][-1] * dense_operations(options, batch) / peak()
+                )
         row = [name, f"{statistics.median(rates['ours']):,.0f}"]
         figures[f"{name}.steps_per_second"] = statistics.median(rates["ours"])
         for key in ("nnx_jit", "torch", "two_torch"):
@@ -177,8 +210,8 @@ def main() -> None:
     Console().print(table)
     if "mlp.fraction_of_peak" in figures:
         print(f"mlp: {figures['mlp.fraction_of_peak']:.0%} of the measured peak of float32 matrix products")
-    if flags.FLAGS.json:
-        Path(flags.FLAGS.json).write_text(json.dumps(figures, indent=2))
+    if json_file:
+        sweep.write_text(json_file, json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Called as `benchmark_loops.py FRAMEWORK TASK BATCH STEPS THREADS`, FRAMEWORK bei
 "missing" where the framework is not installed. JAX runs with its own defaults here.
 """
 
+import itertools
 import os
 import sys
 import time
@@ -25,7 +26,7 @@ def nnx_loop(name, batch, threads):
     if name in WIDTHS:
         sizes = WIDTHS[name]
         layers = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in itertools.pairwise(sizes):
             layers += [nnx.Linear(before, after, rngs=nnx.Rngs(0)), nnx.relu]
         model = nnx.Sequential(*layers[:-1])
     elif name == "mnist1d.residual_mlp":
@@ -83,7 +84,11 @@ def torch_loop(name, batch, threads):
     class ResidualMLP(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second, self.last = nn.Linear(40, 100), nn.Linear(100, 100), nn.Linear(100, 10)
+            self.first, self.second, self.last = (
+                nn.Linear(40, 100),
+                nn.Linear(100, 100),
+                nn.Linear(100, 10),
+            )
 
         def forward(self, x):
             h = self.first(x).relu()
@@ -94,7 +99,7 @@ def torch_loop(name, batch, threads):
     if name in WIDTHS:
         sizes = WIDTHS[name]
         layers = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in itertools.pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
         model = nn.Sequential(*layers[:-1])
     elif name == "mnist1d.residual_mlp":

@@ -49,9 +49,7 @@ def main() -> int:
     model = build(dataset.input_shape, dataset.outputs, rngs=nnx.Rngs(flags.FLAGS.seed), **options)
     x, y = dataset.x[:count], shared.targets(dataset, loss, dataset.y[:count])
     try:
-        report = verify.model(
-            model, loss, x, y, dtype=dtype, seed=flags.FLAGS.seed, plant=flags.FLAGS.plant
-        )
+        report = verify.model(model, loss, x, y, dtype=dtype, seed=flags.FLAGS.seed, plant=flags.FLAGS.plant)
     except verify.FaultError as error:
         raise ValueError(f"--plant={flags.FLAGS.plant}: {error}") from error
     print(f"{flags.FLAGS.model} on {count} examples of {dataset.name}, {loss.__name__}, {dtype}\n")

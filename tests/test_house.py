@@ -17,8 +17,8 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 ORDER = ["flags", "report", "sweep", "analysis", "verify", "train", "optim"]
 ORDER += ["autodiff", "chainrule", "models", "data"]
 # Some import less: these are given functions and arrays, and the engines do not know each other.
-ALONE = {"report", "train", "optim", "autodiff", "data"}
-ONLY = {"verify": {"autodiff", "chainrule", "models", "data"}}
+ALONE = {"train", "optim", "autodiff", "data"}
+ONLY = {"verify": {"autodiff", "chainrule", "models", "data"}, "report": {"analysis"}}
 
 # With a derivative from one of these, the chain-rule engine would agree with autodiff by itself.
 DIFFERENTIATE = {"vjp", "grad", "jvp", "linearize", "value_and_grad", "linear_transpose"}

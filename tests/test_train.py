@@ -52,7 +52,11 @@ def test_a_run_follows_the_published_recursion(float64, name):
         expected.append(np.mean(difference**2 / 2))
         g_w, g_b = x[index].T @ difference / difference.size, difference.sum(0) / difference.size
         m_w, m_b = beta * m_w + g_w, beta * m_b + g_b
-        step = {"sgd": (g_w, g_b), "momentum": (m_w, m_b), "nesterov": (g_w + beta * m_w, g_b + beta * m_b)}
+        step = {
+            "sgd": (g_w, g_b),
+            "momentum": (m_w, m_b),
+            "nesterov": (g_w + beta * m_w, g_b + beta * m_b),
+        }
         w, b = w - rate * step[name][0], b - rate * step[name][1]
     layer = after.params["layers"][1]
     np.testing.assert_allclose(layer["kernel"], w, rtol=1e-12)
@@ -70,7 +74,9 @@ def test_both_engines_give_the_same_trajectory(float64, model):
     runs = []
     for engine in (autodiff, chainrule):
         training = train.Training(build, CROSS_ENTROPY, engine.gradient, optim.momentum, jnp.float64)
-        *_, after, losses = trained(training, data, np.full(40, 0.02), {"momentum": jnp.asarray(0.9)}, batch=10)
+        *_, after, losses = trained(
+            training, data, np.full(40, 0.02), {"momentum": jnp.asarray(0.9)}, batch=10
+        )
         runs.append((after.params, losses))
         assert losses[-6:].mean() < losses[:6].mean()  # one epoch each
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), *runs)
@@ -148,7 +154,11 @@ def test_dropout_and_batch_statistics_change_in_training_and_not_in_evaluation()
 
 
 @given(
-    st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.integers(1, 60), st.integers(1, 30)
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 60),
+    st.integers(1, 30),
 )
 def test_every_epoch_is_a_permutation_cut_into_batches(seed, count, batch, first, steps):
     batch = min(batch, count)
@@ -160,7 +170,8 @@ def test_every_epoch_is_a_permutation_cut_into_batches(seed, count, batch, first
         assert len(set(epoch)) == len(epoch)
         assert set(epoch) <= set(range(count))
     np.testing.assert_array_equal(
-        train.shuffled_batches(seed, count, batch, first, steps), whole[first - 1 : first - 1 + steps]
+        train.shuffled_batches(seed, count, batch, first, steps),
+        whole[first - 1 : first - 1 + steps],
     )
 
 

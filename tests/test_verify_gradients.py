@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def verify_gradients(*arguments):
     return subprocess.run(
-        [sys.executable, ROOT / "scripts" / "verify_gradients.py", "--dataset=diabetes", "--platform=cpu", *arguments],
+        [
+            sys.executable,
+            ROOT / "scripts" / "verify_gradients.py",
+            "--dataset=diabetes",
+            "--platform=cpu",
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

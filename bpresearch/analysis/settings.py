@@ -81,7 +81,11 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
     }
     return [
         Setting(
-            {name: columns[name][runs[0]] for name in axes if columns[name][runs[0]] == columns[name][runs[0]]},
+            {
+                name: columns[name][runs[0]]
+                for name in axes
+                if columns[name][runs[0]] == columns[name][runs[0]]
+            },
             np.array(runs),
             results.seed.values[runs],
             final[chosen_by][runs],
@@ -99,7 +103,9 @@ def better(results: xr.Dataset, setting: Setting) -> tuple[bool, float]:
     """
     metric = metric_of(results, "valid") or metric_of(results, "test")
     mean = mean_and_interval(setting.chosen_by).mean
-    return setting.diverged == 0, -math.inf if math.isnan(mean) else mean if metric.higher_is_better else -mean
+    return setting.diverged == 0, -math.inf if math.isnan(
+        mean
+    ) else mean if metric.higher_is_better else -mean
 
 
 def best_settings(results: xr.Dataset) -> dict[tuple[str, str], Setting]:
@@ -123,14 +129,17 @@ def verdict(results: xr.Dataset) -> str:
         return "Every run diverged: the learning rates are too large."
     score = mean_and_interval(first.test)
     text = f"Best: {describe(first)} with {metric.format(score)} {metric.title}."
-    others = [s for s in ranked if s.values["optimizer"] != first.values["optimizer"] and not np.isnan(s.test).all()]
+    others = [
+        s for s in ranked if s.values["optimizer"] != first.values["optimizer"] and not np.isnan(s.test).all()
+    ]
     if not others:
         return text
     second = others[0]
     paired = first.seeds.tolist() == second.seeds.tolist()
     difference = first.test - second.test if paired else None
     if difference is None or np.isfinite(difference).sum() < 2:
-        return f"{text} Next: {describe(second)} with {metric.format(mean_and_interval(second.test))}; more seeds would tell how sure the difference is."
+        runner_up = f"{describe(second)} with {metric.format(mean_and_interval(second.test))}"
+        return f"{text} Next: {runner_up}; more seeds would tell how sure the difference is."
     gap = mean_and_interval(difference if metric.higher_is_better else -difference)
     sure = (
         "more than chance explains (95 %)"
@@ -139,6 +148,25 @@ def verdict(results: xr.Dataset) -> str:
     )
     unit = "points" if metric.percent else "in loss"
     return f"{text} That is {metric.format(gap)} {unit} better than {describe(second)}, {sure}."
+
+
+def figures(results: xr.Dataset) -> dict[str, float]:
+    """The best settings as one flat object: `sgd.cosine.test_accuracy` and so on.
+
+    For each optimizer and schedule: its best learning rate, the mean of the test metric over seeds, the
+    half width of its 95 % interval, and the share of all its runs that diverged.
+    """
+    metric = metric_of(results, "test")
+    flat: dict[str, float] = {}
+    for (optimizer, schedule), setting in best_settings(results).items():
+        runs = (results.optimizer == optimizer) & (results.schedule == schedule)
+        interval = mean_and_interval(setting.test)
+        name = f"{optimizer}.{schedule}"
+        flat[f"{name}.lr"] = setting.values["lr"]
+        flat[f"{name}.{metric.variable}"] = interval.mean
+        flat[f"{name}.{metric.variable}_half_width"] = interval.half_width
+        flat[f"{name}.diverged"] = float((results.diverged_at[runs] >= 0).mean())
+    return {name: value for name, value in flat.items() if math.isfinite(value)}
 
 
 def describe(setting: Setting) -> str:

@@ -14,6 +14,11 @@ class Interval(NamedTuple):
     half_width: float
     count: int
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Both ends of the interval."""
+        return self.mean - self.half_width, self.mean + self.half_width
+
 
 def mean_and_interval(values: Float[np.ndarray, " seeds"], level: float = 0.95) -> Interval:
     """The mean and Student's interval for it: mean +- t s / sqrt(n), with n - 1 degrees of freedom.

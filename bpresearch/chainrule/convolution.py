@@ -62,8 +62,7 @@ def _operands(layer, x):
     """What the bilinear map is given, the map, and per axis where each padded element comes from."""
     axes = len(layer.kernel_size)
     strides, x_dilation, kernel_dilation = (
-        _per_axis(value, axes)
-        for value in (layer.strides, layer.input_dilation, layer.kernel_dilation)
+        _per_axis(value, axes) for value in (layer.strides, layer.input_dilation, layer.kernel_dilation)
     )
     x = x.reshape(-1, *x.shape[-axes - 1 :])
     spread = [(k - 1) * d for k, d in zip(layer.kernel_size, kernel_dilation, strict=True)]
@@ -128,8 +127,19 @@ class ConvGeneralDilatedRule:
     def forward(function, x, kernel, **options):
         return function(x, kernel, **options), (x, kernel)
 
-    def backward(function, residuals, y_bar, *, window_strides, padding, lhs_dilation, rhs_dilation,
-                 dimension_numbers, feature_group_count=1, precision=None):
+    def backward(
+        function,
+        residuals,
+        y_bar,
+        *,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count=1,
+        precision=None,
+    ):
         x, kernel = residuals
         groups, axes = feature_group_count, len(window_strides)
         *window, group_in, out = kernel.shape
@@ -142,20 +152,29 @@ class ConvGeneralDilatedRule:
         reverse = jnp.flip(kernel, range(axes)).reshape(*window, group_in, groups, out // groups)
         reverse = jnp.swapaxes(reverse, -3, -1).reshape(*window, out // groups, groups * group_in)
         x_bar = lax.conv_general_dilated(
-            y_bar, reverse, lhs_dilation,
+            y_bar,
+            reverse,
+            lhs_dilation,
             [(r - 1 - p, n + p - m) for r, p, n, m in zip(reach, low, dilated, spread, strict=True)],
-            lhs_dilation=window_strides, rhs_dilation=rhs_dilation,
-            dimension_numbers=channels_last(axes), feature_group_count=groups, precision=precision,
+            lhs_dilation=window_strides,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=channels_last(axes),
+            feature_group_count=groups,
+            precision=precision,
         )
         spatial = tuple(range(1, axes + 1))
         kernel_bar = lax.conv_general_dilated(
-            x, y_bar, rhs_dilation,
+            x,
+            y_bar,
+            rhs_dilation,
             [(p, r - 1 + m - n - p) for r, p, n, m in zip(reach, low, dilated, spread, strict=True)],
-            lhs_dilation=lhs_dilation, rhs_dilation=window_strides,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=window_strides,
             dimension_numbers=lax.ConvDimensionNumbers(
                 (axes + 1, 0, *spatial), (axes + 1, 0, *spatial), (axes, axes + 1, *range(axes))
             ),
-            batch_group_count=groups, precision=precision,
+            batch_group_count=groups,
+            precision=precision,
         )
         return {}, (x_bar, kernel_bar)
 
@@ -170,8 +189,19 @@ class PatchConvolutionRule:
     def forward(function, x, kernel, **options):
         return function(x, kernel, **options), (x, kernel)
 
-    def backward(function, residuals, y_bar, *, window_strides, padding, lhs_dilation, rhs_dilation,
-                 dimension_numbers, feature_group_count=1, precision=None):
+    def backward(
+        function,
+        residuals,
+        y_bar,
+        *,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count=1,
+        precision=None,
+    ):
         x, kernel = residuals
         groups = feature_group_count
         *window, group_in, out = kernel.shape
@@ -184,7 +214,9 @@ class PatchConvolutionRule:
         dilated = padded_size(x.shape[1:-1], ((0, 0),) * len(window), lhs_dilation)
         pads = explicit_padding(padding, dilated, window, window_strides, rhs_dilation)
         x_bar = put_back(
-            patches_bar.reshape(patches.shape), list(offsets(window, rhs_dilation)), window_strides,
+            patches_bar.reshape(patches.shape),
+            list(offsets(window, rhs_dilation)),
+            window_strides,
             padded_size(x.shape[1:-1], pads, lhs_dilation),
         )
         x_bar = pad(x_bar, tuple((-low, -high) for low, high in pads))

@@ -22,9 +22,7 @@ class LinearRule:
         x_cast, kernel_cast = layer.promote_dtype((x, kernel), dtype=layer.dtype)
         y_bar = y_bar.astype(x_cast.dtype)
         rows = y_bar.reshape(-1, y_bar.shape[-1])
-        kernel_bar = jnp.matmul(
-            x_cast.reshape(-1, x.shape[-1]).T, rows, precision=layer.precision
-        )
+        kernel_bar = jnp.matmul(x_cast.reshape(-1, x.shape[-1]).T, rows, precision=layer.precision)
         grads = {"kernel": kernel_bar.astype(kernel.dtype)}
         if layer.bias is not None:
             grads["bias"] = jnp.sum(rows, axis=0).astype(layer.bias[...].dtype)

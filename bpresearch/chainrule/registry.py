@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from flax import nnx
 
 from bpresearch.functional import format_path
 
-Layer = nnx.Module | Callable[..., Any]
+Layer: TypeAlias = nnx.Module | Callable[..., Any]
 
 
 @runtime_checkable

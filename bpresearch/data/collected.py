@@ -23,7 +23,7 @@ def diabetes() -> Dataset:
     found = datasets.load_diabetes(scaled=False)
     x, y = found.data.astype(np.float64), found.target.astype(np.float64)
     train, test = split(len(y), 89)
-    text = "progress of diabetes from ten measurements (Efron et al. 2004): 353 patients for training and 89 for test"
+    text = "progress of diabetes from ten measurements (Efron et al. 2004): 353 for training and 89 for test"
     return dataset("diabetes", x[train], y[train], x[test], y[test], text)
 
 

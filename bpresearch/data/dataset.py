@@ -42,7 +42,7 @@ class Dataset:
                 raise ValueError(f"{self.name}: there are no {part} examples")
             if not (np.isfinite(x).all() and np.isfinite(y).all()):
                 raise ValueError(f"{self.name}: the {part} examples hold NaN or infinite values")
-            if self.classes is not None and not (0 <= y.min() and y.max() < self.classes):
+            if self.classes is not None and not (y.min() >= 0 and y.max() < self.classes):
                 wrong = y[(y < 0) | (y >= self.classes)][0]
                 raise ValueError(f"{self.name}: label {wrong} is not one of 0 to {self.classes - 1}")
 

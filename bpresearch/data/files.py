@@ -29,7 +29,9 @@ def idx(data_dir: str | None) -> Dataset:
     """
     folder = _existing("idx", data_dir)
     if not folder.is_dir():
-        raise ValueError(f"--data_dir={data_dir}: --dataset=idx takes a folder, with {PARTS[0]}-idx3-ubyte.gz")
+        raise ValueError(
+            f"--data_dir={data_dir}: --dataset=idx takes a folder, with {PARTS[0]}-idx3-ubyte.gz"
+        )
     images, labels, test_images, test_labels = (_read_part(folder, part) for part in PARTS)
     for part, x, y in (("train", images, labels), ("t10k", test_images, test_labels)):
         if len(x) != len(y):
@@ -123,7 +125,9 @@ def npz(data_dir: str | None) -> Dataset:
     parts = [arrays[name] for name in names]
     for name, array in zip(names, parts, strict=True):
         _check(path, name, array)
-    for (x_name, x), (y_name, y) in zip(*(zip(names[i::2], parts[i::2], strict=True) for i in (0, 1)), strict=True):
+    for (x_name, x), (y_name, y) in zip(
+        *(zip(names[i::2], parts[i::2], strict=True) for i in (0, 1)), strict=True
+    ):
         if len(x) != len(y):
             raise ValueError(f"{path}: {len(x)} examples in {x_name} and {len(y)} in {y_name}: must be equal")
     if len(parts) == 2:
@@ -164,7 +168,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _check(path: Path, name: str, array: np.ndarray) -> None:
     if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
-        raise ValueError(f"{path}: {name} is of type {array.dtype}: must be integers or floating-point numbers")
+        raise ValueError(
+            f"{path}: {name} is of type {array.dtype}: must be integers or floating-point numbers"
+        )
     least, most = (2, 4) if name.startswith("x") else (1, 2)
     if not least <= array.ndim <= most:
         raise ValueError(f"{path}: {name} has {array.ndim} axes: must have {least} to {most}")

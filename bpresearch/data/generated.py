@@ -48,7 +48,9 @@ def mnist1d() -> Dataset:
 def spirals() -> Dataset:
     """Two interleaved spirals with noise (after Lang and Witbrock 1988): 1,000 points each part."""
     (x, y), (x_test, y_test) = (_spirals(np.random.default_rng(seed), 1000) for seed in (0, 1))
-    text = "two interleaved spirals with noise (Lang and Witbrock 1988): 1,000 points for training and for test"
+    text = (
+        "two interleaved spirals with noise (Lang and Witbrock 1988): 1,000 points for training and for test"
+    )
     return dataset("spirals", x, y, x_test, y_test, text, classes=2)
 
 

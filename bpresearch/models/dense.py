@@ -1,5 +1,6 @@
 """Models of dense layers: the linear classifier, the multi-layer perceptron and its residual sibling."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -52,7 +53,7 @@ def mlp(
     """
     sizes = [math.prod(input_shape), *widths]
     layers: list = [flatten]
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in itertools.pairwise(sizes):
         layers += [dense(before, after, initialization, rngs), activation]
     return nnx.Sequential(*layers, dense(sizes[-1], outputs, initialization, rngs))
 

@@ -30,9 +30,7 @@ def take(
 ) -> Shaped[Array, "batch *size channels"]:
     """What one element of the window sees as the window moves: x[:, offset + strides * t] for t < size."""
     limits = [o + s * (n - 1) + 1 for o, s, n in zip(offset, strides, size, strict=True)]
-    return lax.slice(
-        x, (0, *offset, 0), (x.shape[0], *limits, x.shape[-1]), (1, *strides, 1)
-    )
+    return lax.slice(x, (0, *offset, 0), (x.shape[0], *limits, x.shape[-1]), (1, *strides, 1))
 
 
 def pad(x: Array, padding: Padding, value: Any = 0, dilation: Sequence[int] | None = None) -> Array:
@@ -45,8 +43,7 @@ def pad(x: Array, padding: Padding, value: Any = 0, dilation: Sequence[int] | No
 def padded_size(size: Sequence[int], padding: Padding, dilation: Sequence[int]) -> tuple[int, ...]:
     """Spatial size after `pad`."""
     return tuple(
-        (n - 1) * d + 1 + low + high
-        for n, (low, high), d in zip(size, padding, dilation, strict=True)
+        (n - 1) * d + 1 + low + high for n, (low, high), d in zip(size, padding, dilation, strict=True)
     )
 
 
@@ -67,7 +64,7 @@ def explicit_padding(
     strides: Sequence[int],
     dilation: Sequence[int],
 ) -> Padding:
-    """"SAME", "VALID" or explicit pairs as explicit pairs."""
+    """ "SAME", "VALID" or explicit pairs as explicit pairs."""
     if isinstance(padding, str):
         spread = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
         return tuple(lax.padtype_to_pads(tuple(size), spread, tuple(strides), padding))

@@ -23,12 +23,12 @@ def momentum(learning_rate: ArrayLike, momentum: ArrayLike) -> optax.GradientTra
 
 
 def nesterov(learning_rate: ArrayLike, momentum: ArrayLike) -> optax.GradientTransformation:
-    """Nesterov's momentum: m <- beta m + g,  w <- w - lr (g + beta m) (Nesterov 1983; Sutskever et al. 2013)."""
+    """Nesterov: m <- beta m + g,  w <- w - lr (g + beta m) (Nesterov 1983; Sutskever et al. 2013)."""
     return optax.sgd(learning_rate, momentum=momentum, nesterov=True)
 
 
 def hyperparameters(optimizer: Optimizer, *, required: bool = False) -> tuple[str, ...]:
-    """The names of an optimizer's hyper-parameters beside the learning rate; those without default, if asked."""
+    """An optimizer's hyper-parameters beside the learning rate; with `required`, those without default."""
     return tuple(
         name
         for name, parameter in inspect.signature(optimizer).parameters.items()

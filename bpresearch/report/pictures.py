@@ -1,5 +1,6 @@
 """Pictures: one definition each, in Altair, for PNG, SVG and interactive HTML, without a network."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -14,121 +15,136 @@ from bpresearch.analysis import best_settings, mean_and_interval, metric_of, set
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 """Colours that people tell apart who do not see red and green apart (Okabe and Ito 2008)."""
 
-WIDTH, POINTS = 720, 200
+WIDTH, BINS = 720, 60
 
 
-def loss_curves(results: xr.Dataset) -> alt.FacetChart:
-    """Training loss of each optimizer's best setting, a panel for each schedule."""
+def loss_curves(results: xr.Dataset) -> alt.ConcatChart:
+    """Training loss of each optimizer's best setting, a panel for each schedule.
+
+    The mean over a bin of steps, then the geometric mean over seeds with its 95 % interval, which is
+    Student's of the logarithms (of the values themselves where a loss is not positive).
+    """
+    positive = bool((results.train_loss.fillna(1) > 0).all())
     frames = []
     for (optimizer, schedule), setting in best_settings(results).items():
         losses = results.train_loss.values[setting.runs]
-        ends = np.unique(np.linspace(0, losses.shape[1], min(POINTS, losses.shape[1]) + 1).astype(int))
-        for begin, end in zip(ends, ends[1:], strict=False):
-            interval = mean_and_interval(losses[:, begin:end].mean(axis=1))
+        ends = np.unique(np.linspace(0, losses.shape[1], BINS + 1).astype(int))
+        for begin, end in itertools.pairwise(ends):
+            binned = losses[:, begin:end].mean(axis=1)
+            interval = mean_and_interval(np.log(binned) if positive else binned)
+            bounds = np.array([interval.mean, *interval.bounds])
+            loss, low, high = np.exp(bounds) if positive else bounds
             frames.append(
                 {
                     "step": float(results.step.values[begin:end].mean()),
-                    "loss": interval.mean,
-                    "low": interval.mean - interval.half_width,
-                    "high": interval.mean + interval.half_width,
+                    "loss": loss,
+                    "low": low,
+                    "high": high,
                     "optimizer": optimizer,
                     "schedule": schedule,
-                    "lr": setting.values["lr"],
+                    "learning rate": setting.values["lr"],
                 }
             )
-    frame = pd.DataFrame(frames)
-    seeds = results.seed.to_series().nunique()
-    chart = _lines(
-        frame,
-        alt.X("step:Q", title="step"),
-        "loss",
-        "training loss",
-        alt.Scale(type="log", nice=False) if (frame.low.fillna(frame.loss) > 0).all() else alt.Scale(),
-    )
+    scale = alt.Scale(type="log", nice=False) if positive else alt.Scale()
     return _panels(
-        chart,
-        frame,
+        pd.DataFrame(frames),
+        alt.X("step:Q", title="step", axis=alt.Axis(tickCount=4)),
+        alt.Y("loss:Q", title="training loss", scale=scale, axis=alt.Axis(format="~g", tickCount=6)),
         "How fast does each optimizer reduce the training loss?",
-        f"Mini-batch loss at each optimizer's best learning rate; mean and 95 % band over {seeds} seeds",
+        f"Mini-batch loss at each optimizer's best setting; {_seeds(results)}",
+        points=False,
     )
 
 
-def learning_rate_sensitivity(results: xr.Dataset) -> alt.FacetChart:
+def learning_rate_sensitivity(results: xr.Dataset) -> alt.ConcatChart:
     """Final test metric against the learning rate, a panel for each schedule.
 
     Other hyper-parameters have the values that are best at that learning rate.
     """
     metric = metric_of(results, "test")
-    factor = 100 if metric.percent else 1
-    sign = 1 if metric.higher_is_better else -1
+    factor, sign = (100 if metric.percent else 1), (1 if metric.higher_is_better else -1)
     best: dict[tuple, dict] = {}
     for setting in settings_of(results):
         interval = mean_and_interval(setting.test)
+        low, high = np.clip(interval.bounds, 0, 1 if metric.percent else None)
         key = tuple(setting.values[name] for name in ("optimizer", "schedule", "lr"))
         row = {
             "optimizer": key[0],
             "schedule": key[1],
             "lr": key[2],
             "value": factor * interval.mean,
-            "low": factor * (interval.mean - interval.half_width),
-            "high": factor * (interval.mean + interval.half_width),
+            "low": factor * low,
+            "high": factor * high,
             "diverged": f"{setting.diverged} of {len(setting.runs)}",
         }
         if key not in best or not sign * best[key]["value"] >= sign * row["value"]:
             best[key] = row
     frame = pd.DataFrame(best.values())
-    seeds = results.seed.to_series().nunique()
-    scale = alt.Scale(type="log", nice=False, padding=10) if (frame.lr > 0).all() else alt.Scale()
-    chart = _lines(
+    rates = sorted(set(frame.lr))
+    logarithmic = rates[0] > 0 and len(rates) > 1
+    scale = alt.Scale(type="log", nice=False, padding=12) if logarithmic else alt.Scale(padding=12)
+    axis = alt.Axis(format="~g", labelOverlap=True, **({"values": rates} if len(rates) <= 9 else {}))
+    diverged = int((results.diverged_at >= 0).sum())
+    left_out = f"; {diverged} runs diverged and are left out" if diverged else ""
+    return _panels(
         frame,
-        alt.X("lr:Q", title="learning rate", scale=scale, axis=alt.Axis(format="~g", labelOverlap=True)),
-        "value",
-        metric.title,
-        alt.Scale(zero=False),
+        alt.X("lr:Q", title="learning rate", scale=scale, axis=axis),
+        alt.Y("value:Q", title=metric.title, scale=alt.Scale(zero=False)),
+        "How much does the learning rate matter?",
+        f"Final {metric.title.removesuffix(' (%)')}; {_seeds(results)}{left_out}",
         points=True,
     )
-    return _panels(
-        chart,
-        frame,
-        "How much does the learning rate matter?",
-        f"Final {metric.title.removesuffix(' (%)')}; mean and 95 % band over {seeds} seeds; diverged runs left out",
-    )
 
 
-def _lines(
-    frame: pd.DataFrame, x: alt.X, column: str, title: str, scale: alt.Scale, points: bool = False
-) -> alt.LayerChart:
-    """Lines with bands, a colour and a dash for each optimizer."""
+def _seeds(results: xr.Dataset) -> str:
+    seeds = len(np.unique(results.seed))
+    return f"mean and 95 % band over {seeds} seeds" if seeds > 1 else "one seed, so no band"
+
+
+def _panels(
+    frame: pd.DataFrame, x: alt.X, y: alt.Y, title: str, subtitle: str, points: bool
+) -> alt.ConcatChart:
+    """A panel of lines with bands for each schedule, at most three in a row, together `WIDTH` wide.
+
+    Each optimizer has a colour and a dash (and a shape, with `points`), the same in every panel.
+    """
     names = list(dict.fromkeys(frame.optimizer))
-    colour = alt.Color(
-        "optimizer:N", scale=alt.Scale(domain=names, range=PALETTE[: len(names)]), title="optimizer"
-    )
-    base = alt.Chart(frame).encode(x=x, color=colour)
-    y = alt.Y(f"{column}:Q", title=title, scale=scale)
-    tooltip = [alt.Tooltip(f"{name}", format=".4g") if frame[name].dtype.kind == "f" else name for name in frame]
-    band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", scale=scale, title=title), y2="high:Q")
-    dash = alt.StrokeDash("optimizer:N", scale=alt.Scale(domain=names), title="optimizer")
-    line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash, tooltip=tooltip)
-    layers = [band, line]
-    if points:
-        shape = alt.Shape("optimizer:N", scale=alt.Scale(domain=names), title="optimizer")
-        layers.append(base.mark_point(size=45, filled=True, opacity=1).encode(y=y, shape=shape, tooltip=tooltip))
-    return alt.layer(*layers)
-
-
-def _panels(chart: alt.LayerChart, frame: pd.DataFrame, title: str, subtitle: str) -> alt.FacetChart:
-    """A panel for each schedule, at most three in a row, as wide together as `WIDTH` pixels."""
     schedules = list(dict.fromkeys(frame.schedule))
     columns = min(3, len(schedules))
     width = WIDTH // columns - 40
-    panel = chart.properties(width=width, height=max(180, min(width, 320)))
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    domain = alt.Scale(domain=names)
+    by_colour = alt.Color("optimizer:N", scale=alt.Scale(domain=names, range=colours), title="optimizer")
+    by_dash = alt.StrokeDash("optimizer:N", scale=domain, title="optimizer")
+    tooltip = [alt.Tooltip(n, format=".4g") if frame[n].dtype.kind == "f" else n for n in frame]
+    panels = []
+    for number, schedule in enumerate(schedules):
+        y_here = y.copy()
+        y_here["title"] = y["title"] if number % columns == 0 else None
+        part = frame[frame.schedule == schedule]
+        bounds = alt.Y("low:Q", scale=y_here["scale"], title=y_here["title"])
+        layers = [
+            alt.Chart(part[part.optimizer == name])
+            .mark_area(opacity=0.18, fill=colour)
+            .encode(x=x, y=bounds, y2="high:Q")
+            for name, colour in zip(names, colours, strict=True)
+        ]
+        base = alt.Chart(part).encode(x=x, y=y_here, color=by_colour, tooltip=tooltip)
+        layers.append(base.mark_line(strokeWidth=2).encode(strokeDash=by_dash))
+        if points:
+            by_shape = alt.Shape("optimizer:N", scale=domain, title="optimizer")
+            layers.append(base.mark_point(size=40, filled=True, opacity=1).encode(shape=by_shape))
+        panel = alt.layer(*layers).properties(title=schedule, width=width, height=max(180, min(width, 300)))
+        panels.append(panel)
     return (
-        panel.facet(facet=alt.Facet("schedule:N", sort=schedules, title=None), columns=columns)
-        .properties(title=alt.TitleParams(title, subtitle=subtitle, anchor="start", offset=12))
-        .configure_axis(labelFontSize=12, titleFontSize=13, gridColor="#e5e5e5")
-        .configure_header(labelFontSize=14, labelFontWeight="bold")
-        .configure_legend(labelFontSize=13, titleFontSize=13, orient="bottom", symbolStrokeWidth=3, symbolSize=200)
-        .configure_title(fontSize=17, subtitleFontSize=13, subtitleColor="#555555")
+        alt.concat(*panels, columns=columns)
+        .resolve_scale(x="shared", y="shared")
+        .properties(title=alt.TitleParams(title, subtitle=subtitle, anchor="start", offset=14))
+        .configure_axis(labelFontSize=12, titleFontSize=13, gridColor="#e8e8e8")
+        .configure_legend(
+            labelFontSize=14, titleFontSize=13, orient="bottom", symbolSize=300, symbolStrokeWidth=3
+        )
+        .configure_title(fontSize=15, subtitleFontSize=13, subtitleColor="#555555")
         .configure_view(stroke="#cccccc")
     )
 

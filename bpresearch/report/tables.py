@@ -20,7 +20,13 @@ def table(results: xr.Dataset) -> Table:
     grid = Table(title=f"Best learning rate by {chosen.removesuffix(' (%)')}")
     for name in ("optimizer", "schedule"):
         grid.add_column(name)
-    for name in ("lr", "momentum", *(["batch"] if len(batch_sizes) > 1 else []), test.title, "diverged"):
+    for name in (
+        "lr",
+        "momentum",
+        *(["batch"] if len(batch_sizes) > 1 else []),
+        test.title,
+        "diverged",
+    ):
         grid.add_column(name, justify="right")
     edge = False
     for key, setting in best.items():

@@ -152,12 +152,17 @@ def train_block(
     outputs = [(0, None, metrics)]
     for number in range(experiment.evaluations):
         first = number * every + 1
-        orders = common(
-            np.stack([shuffled_batches(seed, examples, batch, first, every) for seed in seeds])
-        )
+        orders = common(np.stack([shuffled_batches(seed, examples, batch, first, every) for seed in seeds]))
         window = per_run(rates[:, first - 1 : first - 1 + every])
         state, losses, metrics = program.advance(
-            state, slots, window, hyper, orders, parts, common(np.int32(first)), common(np.int32(experiment.steps))
+            state,
+            slots,
+            window,
+            hyper,
+            orders,
+            parts,
+            common(np.int32(first)),
+            common(np.int32(experiment.steps)),
         )
         outputs.append((first, losses, metrics))
         _collect(results, block.runs, *outputs.pop(0))  # while the devices work on the next

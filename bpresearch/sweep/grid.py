@@ -52,8 +52,7 @@ def expand(axes: Axes) -> list[Settings]:
         settings = dict(zip(names, combination, strict=True))
         taken = hyperparameters(settings["optimizer"])
         settings = {
-            name: value if name in OWN_AXES or name in taken else math.nan
-            for name, value in settings.items()
+            name: value if name in OWN_AXES or name in taken else math.nan for name, value in settings.items()
         }
         runs.setdefault(tuple(repr(value) for value in settings.values()), settings)
     groups: dict[tuple[Any, ...], list[Settings]] = {}

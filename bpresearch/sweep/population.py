@@ -77,9 +77,7 @@ def population(
 
     def advance_one(inputs, orders, parts, first, last):
         run, slot, rates, hyperparameters = inputs
-        run, losses = train(
-            training, run, parts["train"], orders[slot], rates, hyperparameters, first, last
-        )
+        run, losses = train(training, run, parts["train"], orders[slot], rates, hyperparameters, first, last)
         return run, losses, metrics(run, parts)
 
     def start_all(seeds, hyperparameters, parts):
@@ -104,12 +102,20 @@ def population(
     parts = jax.tree.map(lambda a: shape(*a.shape, dtype=a.dtype, sharding=everywhere), parts)
     begin = first_program.lower(keys, hyper, parts)
     state = jax.tree.map(
-        lambda a: shape(*a.shape, dtype=a.dtype), jax.eval_shape(first_program, keys, hyper, parts)[0]
+        lambda a: shape(*a.shape, dtype=a.dtype),
+        jax.eval_shape(first_program, keys, hyper, parts)[0],
     )
     scalar = shape(dtype=jnp.int32, sharding=everywhere)
     orders = shape(seeds, every, batch, dtype=jnp.int32, sharding=everywhere)
     advance = program.lower(
-        state, shape(size, dtype=jnp.int32), shape(size, every), hyper, orders, parts, scalar, scalar
+        state,
+        shape(size, dtype=jnp.int32),
+        shape(size, every),
+        hyper,
+        orders,
+        parts,
+        scalar,
+        scalar,
     )
     return Population(begin.compile(), advance.compile(), size, runs, everywhere)
 

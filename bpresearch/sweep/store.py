@@ -45,7 +45,15 @@ def git_revision() -> str:
     """The revision of the source tree that is running, "+changes" if it differs from it, or "unknown"."""
     here = Path(__file__).parent
     try:
-        describe = ["git", "-C", str(here), "describe", "--always", "--dirty=+changes", "--abbrev=12"]
+        describe = [
+            "git",
+            "-C",
+            str(here),
+            "describe",
+            "--always",
+            "--dirty=+changes",
+            "--abbrev=12",
+        ]
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -81,7 +89,9 @@ def open_store(workdir: Path, config: dict[str, Any], template: xr.Dataset) -> x
     path, zarr = workdir / "config.json", workdir / "results.zarr"
     if not path.exists():
         if zarr.exists():
-            raise ValueError(f"--workdir={workdir} holds results.zarr without config.json; take another folder")
+            raise ValueError(
+                f"--workdir={workdir} holds results.zarr without config.json; take another folder"
+            )
         write_text(path, json.dumps({"experiment": config, "provenance": provenance()}, indent=2))
     try:
         found = json.loads(path.read_text())["experiment"]

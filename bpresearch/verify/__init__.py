@@ -1,4 +1,4 @@
-"""Verification of hand-written derivatives: whether they are right, in which sense, and where they are wrong."""
+"""Verification of hand-written derivatives: are they right, in which sense, and where are they wrong?"""
 
 from bpresearch.verify.check_model import DTYPES, ORACLES, model
 from bpresearch.verify.faults import FAULTS, Fault, FaultError

@@ -72,8 +72,7 @@ def blame_program(
         cotangents, values = jax.grad(loss, has_aux=True)(zeros)
         calls[:] = last[-1].calls
         answers = [
-            check(call, *value, y_bar)
-            for call, value, y_bar in zip(calls, values, cotangents, strict=True)
+            check(call, *value, y_bar) for call, value, y_bar in zip(calls, values, cotangents, strict=True)
         ]
         model = merge(graphdef, params, state)
         for index, (call, shapes) in enumerate(last[-1].inside.values()):
@@ -139,7 +138,9 @@ def random_like(shapes: Any, key: jax.Array) -> Any:
     keys = jax.random.split(key, len(leaves) + 1)
     return structure.unflatten(
         [
-            jax.random.normal(k, leaf.shape, leaf.dtype) if is_floating(leaf) else jnp.zeros(leaf.shape, leaf.dtype)
+            jax.random.normal(k, leaf.shape, leaf.dtype)
+            if is_floating(leaf)
+            else jnp.zeros(leaf.shape, leaf.dtype)
             for k, leaf in zip(keys, leaves, strict=False)
         ]
     )
@@ -171,15 +172,16 @@ def where_it_is(model: nnx.Module, path: Path) -> str:
 
 def judge(model: nnx.Module, calls: Sequence[Call], answers: Sequence[Any]) -> tuple[list[Row], list[str]]:
     """A row for each call with its largest error, and the paths of the layers whose rule is wrong."""
-    rows = [_judge(where_it_is(model, call.path), call, *answer) for call, answer in zip(calls, answers, strict=True)]
+    rows = [
+        _judge(where_it_is(model, call.path), call, *answer)
+        for call, answer in zip(calls, answers, strict=True)
+    ]
     return rows, list(dict.fromkeys(row.path for row in rows if row.passed is False))
 
 
 def _judge(path: str, call: Call, found: Any, expected: Any, noise: Any, y_bar: Any) -> Row:
     none = {"is_leaf": lambda leaf: leaf is None}
-    triples = list(
-        zip(*(jax.tree.leaves(tree, **none) for tree in (found, expected, noise)), strict=True)
-    )
+    triples = list(zip(*(jax.tree.leaves(tree, **none) for tree in (found, expected, noise)), strict=True))
     names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(expected, **none)[0]]
     cotangents = [leaf for name, (_, leaf, _) in zip(names, triples, strict=True) if name != "output"]
     largest = max((_size(leaf) for leaf in [*cotangents, *jax.tree.leaves(y_bar)]), default=0.0)
@@ -188,14 +190,16 @@ def _judge(path: str, call: Call, found: Any, expected: Any, noise: Any, y_bar: 
         if e is None or not is_floating(e):
             continue
         if np.shape(f) != np.shape(e):
-            raise ValueError(f"the rule of {path} gives shape {np.shape(f)} for its {name}, not {np.shape(e)}")
+            raise ValueError(
+                f"the rule of {path} gives shape {np.shape(f)} for its {name}, not {np.shape(e)}"
+            )
         result = compare(np.asarray(f), np.asarray(e), float(n), _size(e) if name == "output" else largest)
         if worst is None or result.error > worst.error:
             worst_name, worst = name, result
     shape = np.shape(next(iter(jax.tree.leaves(expected[0])), np.zeros(())))
     error = worst.error if worst else 0.0
     detail = f"its rule ({call.name}) is wrong in the {worst_name}" if error > MATHEMATICS else ""
-    return Row(path, shape, "rule", error, MATHEMATICS, error <= MATHEMATICS, detail, worst and worst.worst)
+    return Row(path, shape, "rule", error, MATHEMATICS, error <= MATHEMATICS, detail, worst.worst if worst else None)
 
 
 def _size(leaf: Any) -> float:

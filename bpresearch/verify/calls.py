@@ -54,7 +54,7 @@ def pullback(function: Callable[..., Any], arguments: Any, y_bar: Any = None) ->
     """
     leaves, structure = jax.tree.flatten(arguments)
     floating = [is_floating(leaf) for leaf in leaves]
-    whole = None
+    whole: Any = None
 
     def of_floats(floats):
         nonlocal whole

@@ -58,8 +58,8 @@ def model(
         y: the targets, as `loss_fn` takes them.
         dtype: working precision of the second question: "float32" or "bfloat16"; with "float64" only the
             first is asked. Default: the dtype of the model's parameters.
-        oracles: which of "autodiff", "finite differences", "rounding" and "rule" (each layer's rule by itself,
-            which names the culprits) to ask.
+        oracles: which of "autodiff", "finite differences", "rounding" and "rule" (each layer's rule by
+            itself, which names the culprits) to ask.
         seed: of the random directions.
         plant: a fault to plant, to see what is reported: a name from `bpresearch.verify.faults`, with
             `@layers.2` after it for a certain layer, or a function `(path, layer, rule) -> rule`.
@@ -173,9 +173,7 @@ def mean_loss(graphdef: nnx.GraphDef, loss_fn: Any, params: Any, state: Any, x: 
 def _against_autodiff(case: _Case) -> list[Row]:
     largest = max((np.max(np.abs(leaf), initial=0.0) for leaf in case.expected), default=0.0)
     rows = []
-    for name, found, expected, noise in zip(
-        case.names, case.found, case.expected, case.noise, strict=True
-    ):
+    for name, found, expected, noise in zip(case.names, case.found, case.expected, case.noise, strict=True):
         result = compare(found, expected, float(noise), float(largest))
         passed = result.error <= MATHEMATICS
         rows.append(Row(name, found.shape, "autodiff", result.error, MATHEMATICS, passed, "", result.worst))

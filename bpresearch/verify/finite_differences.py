@@ -23,7 +23,6 @@ n directions has probability 2^-n. Leaves of few elements are taken in every coo
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +130,7 @@ def richardson(
     here: Float[Array, ""],
     h: Float[Array, "steps"],
 ) -> dict[str, Float[Array, ""]]:
-    """The derivative from values f(t + h d), f(t - h d) and f(t) on a ladder, each step a quarter of the last.
+    """The derivative from f(t + h d), f(t - h d) and f(t) on a ladder of steps, each a quarter of the last.
 
     Returns:
         `estimate` and its `uncertainty`; the derivatives to the `right` and `left` and the `side_uncertainty`
@@ -180,7 +179,11 @@ class Verdict:
 
 
 def judge(
-    sizes: Sequence[int], norms: Sequence[float], directions: Directions, found: dict[str, np.ndarray], loss: float
+    sizes: Sequence[int],
+    norms: Sequence[float],
+    directions: Directions,
+    found: dict[str, np.ndarray],
+    loss: float,
 ) -> list[Verdict]:
     """One verdict for each leaf from the differences in all of its directions.
 
@@ -188,8 +191,10 @@ def judge(
     coordinates; at least to what changes the loss a million times less than the most influential leaf.
     """
     error = np.abs(found["estimate"] - found["predicted"])
+    norms = [float(np.nan_to_num(norm, posinf=0.0)) for norm in norms]
     step = np.asarray([found["scale"][directions.of(leaf)].max(initial=0.0) for leaf in range(len(sizes))])
-    influence = max([abs(loss), *(norm * s for norm, s in zip(norms, step, strict=True))])
+    moved = np.max(np.abs(found["estimate"] * found["scale"]), initial=0.0)
+    influence = max([abs(loss), moved, *(norm * s for norm, s in zip(norms, step, strict=True))])
     verdicts = []
     for leaf, (size, norm) in enumerate(zip(sizes, norms, strict=True)):
         mine = directions.of(leaf)
@@ -198,7 +203,7 @@ def judge(
             continue
         every = bool((directions.coordinate[mine] >= 0).all())
         typical = norm / math.sqrt(size) if every else norm
-        scale = max(typical, 1e-6 * influence / step[leaf])
+        scale = max(typical, 1e-6 * influence / step[leaf]) or 1.0
         relative, uncertainty = error[mine] / scale, found["uncertainty"][mine] / scale
         right, left = found["right"][mine] / scale, found["left"][mine] / scale
         side = found["side_uncertainty"][mine] / scale

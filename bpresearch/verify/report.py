@@ -124,7 +124,9 @@ def _sentence(report: Report) -> str:
         checked += [f"{len(report.undecided)} of them undecided"] if report.undecided else []
         for oracle in ("autodiff", "finite differences"):
             errors = [row.error for row in report.rows if row.oracle == oracle and row.passed]
-            checked += [f"{oracle} agree{'s' * (oracle == 'autodiff')} to {max(errors):.0e}"] if errors else []
+            checked += (
+                [f"{oracle} agree{'s' * (oracle == 'autodiff')} to {max(errors):.0e}"] if errors else []
+            )
         return f"The gradient is right: {', '.join(checked)}."
     if report.culprits:
         of = ", ".join(report.culprits)

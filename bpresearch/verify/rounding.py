@@ -35,9 +35,9 @@ def rounding_ratio(
     found, autodiff, exact = (np.asarray(leaf).astype(np.float64) for leaf in (found, autodiff, exact))
     if not np.isfinite(autodiff).all() or not np.isfinite(exact).all():
         return float("nan"), None
-    error, own = np.linalg.norm(found - exact), np.linalg.norm(autodiff - exact)
-    yardstick = max(own, 0.25 * float(jnp.finfo(dtype).eps) * np.linalg.norm(exact), noise)
+    error, own = float(np.linalg.norm(found - exact)), float(np.linalg.norm(autodiff - exact))
+    yardstick = max(own, 0.25 * float(jnp.finfo(dtype).eps) * float(np.linalg.norm(exact)), noise)
     if error == 0:
         return 0.0, True
-    ratio = float(error / yardstick) if yardstick > 0 else float("inf")
-    return ratio, bool(ratio <= LARGEST_RATIO)
+    ratio = error / yardstick if yardstick > 0 else float("inf")
+    return ratio, ratio <= LARGEST_RATIO

@@ -240,6 +240,9 @@ def test_a_wider_output_type(random_model, normal, assert_sound_in):
     options = {"dtype": jnp.bfloat16, "preferred_element_type": jnp.float32, "use_bias": False}
     model = random_model(lambda: nnx.Conv(2, 3, (3,), **options, rngs=nnx.Rngs(0)), dtype=None)
     x, y = normal(1, 4, 6, 2, dtype=jnp.float32), normal(2, 4, 6, 3, dtype=jnp.float32)
+    found, expected = chainrule.forward(model, x)[0], model(x)
+    assert found.dtype == expected.dtype == jnp.float32
+    np.testing.assert_array_equal(found, expected)
     with jax.numpy_dtype_promotion("standard"):
         assert_sound_in(None, model, optax.squared_error, x, y)
 

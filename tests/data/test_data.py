@@ -193,7 +193,7 @@ def test_a_damaged_idx_file_is_one_line_that_names_it(tmp_path, how):
     write_mnist(tmp_path)
     file = tmp_path / "t10k-images-idx3-ubyte.gz"
     file.write_bytes(spoil(file.read_bytes(), how))
-    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz: ") as error:
+    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz: ") as error:
         data.load("idx", str(tmp_path))
     assert "\n" not in str(error.value)
 

@@ -28,7 +28,13 @@ def dataset(classes=3):
     rule = x @ generator.normal(size=(4, 3))
     y = rule.argmax(1).astype(np.int32) if classes else rule[:, :1].astype(np.float32)
     return Dataset(
-        name="toy", x=x[:60], y=y[:60], x_test=x[60:], y_test=y[60:], classes=classes, description=""
+        name="toy",
+        x=x[:60],
+        y=y[:60],
+        x_test=x[60:],
+        y_test=y[60:],
+        classes=classes,
+        description="",
     )
 
 
@@ -45,7 +51,10 @@ def experiment(**changes):
 
 
 def axes(**changes):
-    base = {"optimizer": [optim.sgd, optim.momentum], "schedule": [schedules.constant, schedules.cosine]}
+    base = {
+        "optimizer": [optim.sgd, optim.momentum],
+        "schedule": [schedules.constant, schedules.cosine],
+    }
     base |= {"lr": [0.1, 0.01], "momentum": 0.9, "batch_size": 10, "seed": range(2)}
     return sweep.grid(**(base | changes))
 
@@ -58,7 +67,17 @@ def results():
 def test_results_have_a_coordinate_for_every_axis_and_a_value_for_every_step(results):
     assert dict(results.sizes) == {"run": 16, "step": 25, "eval_step": 4}
     assert results.eval_step.values.tolist() == [0, 10, 20, 25]
-    for axis in ("optimizer", "schedule", "lr", "momentum", "batch_size", "seed", "model", "dataset", "loss"):
+    for axis in (
+        "optimizer",
+        "schedule",
+        "lr",
+        "momentum",
+        "batch_size",
+        "seed",
+        "model",
+        "dataset",
+        "loss",
+    ):
         assert results[axis].dims == ("run",)
     for name in ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy"):
         assert np.isfinite(results[name]).all(), name
@@ -142,7 +161,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, results, monkeypatch):
         train_block(*arguments)
 
     monkeypatch.setattr(execute, "train_block", stop_at_the_third)
-    with pytest.raises(sweep.Interrupted, match="8 of 16 runs are done, saved in .*same command"):
+    with pytest.raises(sweep.Interrupted, match=r"8 of 16 runs are done, saved in .*same command"):
         sweep.run(experiment(), axes(), tmp_path / "w", quiet=True)
     calls[:] = [1] * 3
     resumed = sweep.run(experiment(), axes(), tmp_path / "w", quiet=True)
@@ -160,7 +179,11 @@ def test_a_workdir_with_another_sweep_is_refused_with_the_difference(tmp_path):
 
 
 def test_a_workdir_in_use_is_refused(tmp_path):
-    with locked(tmp_path), pytest.raises(ValueError, match=r"workdir=.* is in use"), locked(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(ValueError, match=r"workdir=.* is in use"),
+        locked(tmp_path),
+    ):
         pass
 
 
@@ -176,7 +199,7 @@ def test_a_damaged_workdir_is_one_line_and_stays_as_it_is(tmp_path, file):
 
 def test_an_unusable_workdir_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="workdir=.*cannot write there"):
+    with pytest.raises(ValueError, match=r"workdir=.*cannot write there"):
         sweep.run(experiment(), axes(seed=0), tmp_path / "file", quiet=True)
 
 
@@ -218,7 +241,9 @@ def test_the_held_out_examples_are_not_trained_on():
 
 def test_bfloat16_trains():
     found = sweep.run(
-        dataclasses.replace(experiment(), dtype=jax.numpy.bfloat16), axes(seed=0, lr=0.1), quiet=True
+        dataclasses.replace(experiment(), dtype=jax.numpy.bfloat16),
+        axes(seed=0, lr=0.1),
+        quiet=True,
     )
     assert np.isfinite(found.test_loss).all()
     assert (found.test_loss[:, -1] < found.test_loss[:, 0]).all()

@@ -1,5 +1,6 @@
 """Axes and the runs they make."""
 
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,11 @@ from bpresearch.sweep.grid import expand, group_of
 
 
 def axes(**changes):
-    base = {"optimizer": [optim.sgd, optim.momentum], "schedule": schedules.constant, "lr": [0.1, 0.01]}
+    base = {
+        "optimizer": [optim.sgd, optim.momentum],
+        "schedule": schedules.constant,
+        "lr": [0.1, 0.01],
+    }
     return sweep.grid(**(base | {"momentum": [0.5, 0.9], "batch_size": 10, "seed": range(3)} | changes))
 
 
@@ -30,7 +35,7 @@ def test_the_sweep_is_the_product_without_what_an_optimizer_does_not_take():
 
 def test_runs_of_one_program_stand_together():
     groups = [group_of(run) for run in expand(axes(batch_size=[10, 20]))]
-    changes = sum(before != after for before, after in zip(groups, groups[1:], strict=False))
+    changes = sum(before != after for before, after in itertools.pairwise(groups))
     assert changes == len(set(groups)) - 1 == 3
 
 

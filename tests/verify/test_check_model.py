@@ -144,7 +144,8 @@ def test_kinks_are_decided_by_the_derivatives_to_either_side():
 
     def constant(slope):
         rule = SimpleNamespace(
-            forward=lambda layer, x: (nnx.relu(x), ()), backward=lambda layer, kept, y_bar: ({}, slope * y_bar)
+            forward=lambda layer, x: (nnx.relu(x), ()),
+            backward=lambda layer, kept, y_bar: ({}, slope * y_bar),
         )
         return lambda path, layer, old: rule if layer is nnx.relu else old
 
@@ -239,9 +240,7 @@ def test_layer_called_inside_a_loop():
     @chainrule.rule(Repeat)
     class RepeatRule:
         def forward(layer, x):
-            return jax.lax.scan(
-                lambda x, _: chainrule.forward(layer.cell, x, name=("cell",)), x, length=3
-            )
+            return jax.lax.scan(lambda x, _: chainrule.forward(layer.cell, x, name=("cell",)), x, length=3)
 
         def backward(layer, residuals, y_bar):
             def back(y_bar, kept):

@@ -82,7 +82,9 @@ def test_finite_differences_find_a_fault_without_autodiff():
 
 def test_fault_in_the_layer_asked_for():
     case = examples(perceptron, LABELS)
-    report = verify.model(*case, dtype="float64", oracles=["autodiff", "rule"], plant="bias_forgotten@layers.5")
+    report = verify.model(
+        *case, dtype="float64", oracles=["autodiff", "rule"], plant="bias_forgotten@layers.5"
+    )
     assert report.culprits == ("layers.5",)
 
 

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bpresearch.verify import finite_differences
 
@@ -30,18 +28,18 @@ SMOOTH = {
     "exp": (jnp.exp, np.exp),
     "cube": (lambda t: t**3, lambda t: 3 * t**2),
     "oscillating": (lambda t: jnp.sin(30 * t), lambda t: 30 * np.cos(30 * t)),
-    "flat": (lambda t: 0 * t, lambda t: 0.0),
+    "flat": (lambda t: 0 * t, lambda t: 0 * t),
 }
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-@given(t=st.floats(0.05, 2.0), sign=st.sampled_from([-1, 1]))
-def test_the_estimate_is_as_good_as_it_says(name, t, sign):
+def test_the_estimate_is_as_good_as_it_says(name):
     function, derivative = SMOOTH[name]
-    found, _ = differentiate(lambda point: jnp.sum(function(point[0])), [np.array([sign * t])])
-    error = abs(found["estimate"][0] - derivative(sign * t))
-    assert error <= finite_differences.SAFETY * found["uncertainty"][0]
-    assert found["uncertainty"][0] <= 1e-8 * max(1.0, abs(derivative(sign * t)))
+    t = np.random.default_rng(0).uniform(-2, 2, 60)
+    found, _ = differentiate(lambda point: jnp.sum(function(point[0])), [t])
+    error = np.abs(found["estimate"] - derivative(t))
+    assert (error <= finite_differences.SAFETY * found["uncertainty"]).all()
+    assert (found["uncertainty"] <= 1e-8 * np.max(np.abs(derivative(t)), initial=1.0)).all()
 
 
 def test_random_directions_see_one_wrong_element_of_many():
@@ -70,7 +68,9 @@ def test_leaves_without_elements_and_scalars():
     assert [v.passed for v in verdicts] == [True, True]
 
 
-@pytest.mark.parametrize(("slope", "passed"), [(-1.0, True), (0.0, True), (2.0, True), (2.1, False), (-1.1, False)])
+@pytest.mark.parametrize(
+    ("slope", "passed"), [(-1.0, True), (0.0, True), (2.0, True), (2.1, False), (-1.1, False)]
+)
 def test_at_a_kink_any_slope_between_both_sides_is_right(slope, passed):
     """f(t) = e^(2 t) for t > 0 and e^(-t) for t < 0: slopes 2 and -1 at zero."""
 
@@ -85,10 +85,10 @@ def test_at_a_kink_any_slope_between_both_sides_is_right(slope, passed):
 
 
 def test_noise_is_undecided():
-    """A function whose values jump by 1e-3 at every step has no derivative that differences can see."""
+    """A function that shakes by 1e-3 at every step has no derivative that differences can see."""
 
     def function(point):
-        return jnp.sum(point[0] + 1e-3 * jnp.sign(jnp.sin(1e12 * point[0])))
+        return jnp.sum(point[0] + 1e-3 * jnp.sin(1e12 * point[0]))
 
     _, (verdict,) = differentiate(function, [np.array([0.7, 1.3])], [np.ones(2)])
     assert verdict.passed is None

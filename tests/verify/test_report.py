@@ -50,5 +50,9 @@ def test_text_fits_eighty_columns():
 
 
 def test_summary_is_one_sentence():
-    assert Report((RIGHT, UNDECIDED)).summary().startswith("The gradient is right: 2 comparisons, 1 of them undecided")
+    assert (
+        Report((RIGHT, UNDECIDED))
+        .summary()
+        .startswith("The gradient is right: 2 comparisons, 1 of them undecided")
+    )
     assert Report((WRONG,), ("layers.1",)).summary().endswith("in the rule of layers.1.")

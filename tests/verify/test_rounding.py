@@ -13,8 +13,8 @@ from bpresearch.verify.rounding import rounding_ratio
 
 def test_ratio_to_autodiffs_own_error():
     exact = np.array([1.0, 2.0, 2.0])
-    autodiff = (exact + [1e-6, 0, 0]).astype(np.float32)
-    found = exact + [0, 5e-6, 0]
+    autodiff = (exact + np.array([1e-6, 0, 0])).astype(np.float32)
+    found = exact + np.array([0, 5e-6, 0])
     ratio, passed = rounding_ratio(found, autodiff, exact, 0.0, jnp.float32)
     own = np.linalg.norm(autodiff - exact)
     np.testing.assert_allclose(ratio, 5e-6 / own)
@@ -53,7 +53,9 @@ def test_cancellation_is_found_though_the_mathematics_is_right():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(5, 6)).astype(np.float32), rng.integers(0, 3, 5)
     loss = optax.losses.softmax_cross_entropy_with_integer_labels
-    report = verify.model(model, loss, x, y, dtype="float32", oracles=["autodiff", "rounding"], plant=careless)
+    report = verify.model(
+        model, loss, x, y, dtype="float32", oracles=["autodiff", "rounding"], plant=careless
+    )
     verdicts = {(row.path, row.oracle): row.passed for row in report.rows}
     assert verdicts["layers.1.kernel", "autodiff"]
     assert verdicts["layers.1.kernel", "rounding"] is False

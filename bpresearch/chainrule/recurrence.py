@@ -1,0 +1,292 @@
+"""Recurrences: a cell run along a sequence, and back-propagation through time (Werbos 1990).
+
+Forward, carry_t, y_t = cell(carry_{t-1}, x_t). Each carry goes into the next step only, so its cotangent
+is a recursion that runs from the last step to the first, and the parameters' is a sum over all steps:
+
+    W_bar at t, ((carry_{t-1})_bar, (x_t)_bar) = cell's backward of ((carry_t)_bar, (y_t)_bar).
+
+Both directions are one `lax.scan`.
+
+Flax's own cells need less inside the loops. Their products with x do not wait for the carry and are taken
+for all steps at once, before the scan. Of h's products only v_t = h_{t-1} W_h and h_bar = v_bar W_h^T are in
+the loops: the cotangents v_bar of all steps are kept, and W_h_bar = sum_t h_{t-1}^T (v_t)_bar is one large
+product after it. Any other cell, and one whose rule was replaced, is run through its `forward` and
+`backward`, and may have state of its own (random streams, say) that passes from step to step.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.recurrent import flip_sequences
+from jax import lax
+
+from bpresearch.chainrule import engine
+from bpresearch.chainrule.engine import backward, forward
+from bpresearch.chainrule.recurrent import project, project_backward
+from bpresearch.chainrule.registry import rule, rule_for
+from bpresearch.functional import format_path
+
+
+@rule(nnx.RNN)
+class RNNRule:
+    """carry_t, y_t = cell(carry_{t-1}, x_t).      x_bar and W_bar by back-propagation through time
+
+    x: (*batch, time, in), or (time, *batch, in) with `time_major`; y likewise. The call's options are those
+    of `nnx.RNN`. `reverse` runs from the last step to the first, and `keep_order` puts the outputs back
+    into the order of the inputs: permutations, whose adjoints are their inverses. With `seq_lengths`,
+    (batch,), only the first steps of each sequence are reversed, and the carry returned (`return_carry`) is
+    the one after the last of them, so its cotangent enters the recursion there.
+
+    The initial carry is a constant, also as an option. A model that has a derivative for it calls the rule
+    with it as a second input, and gets (x_bar, initial_carry_bar).
+
+    Raises:
+        ValueError: the layer's `state_axes` are not the default, by which all state passes along.
+    """
+
+    def forward(layer, x, *initial, **options):
+        _refuse_state_axes(layer)
+        sequence = _Sequence(layer, x.ndim, **options)
+        carry = start = initial[0] if initial else sequence.initial_carry(layer.cell, x.shape)
+        with _inside("cell"):
+            run = _forward_by_parts if _has_parts(layer.cell) else _forward
+            carry, carries, y, kept = run(layer, carry, sequence.time_first(x), sequence.selects)
+        y = jax.tree.map(sequence.time_back, y)
+        if sequence.selects:
+            carry = jax.tree.map(lambda all_: all_[sequence.last(all_)], carries)
+        return (carry, y) if sequence.return_carry else y, (x, start, initial, kept)
+
+    def backward(layer, residuals, outputs_bar, **options):
+        x, start, initial, kept = residuals
+        sequence = _Sequence(layer, x.ndim, **options)
+        carry_bar, carries_bar = jax.tree.map(jnp.zeros_like, start), None
+        y_bar = outputs_bar
+        if sequence.return_carry:
+            last_bar, y_bar = outputs_bar
+            if sequence.selects:
+                steps = x.shape[sequence.time_axis]
+                carries_bar = jax.tree.map(lambda bar: sequence.at_last(bar, steps), last_bar)
+            else:
+                carry_bar = last_bar
+        with _inside("cell"):
+            run = _backward_by_parts if _has_parts(layer.cell) else _backward
+            y_bar = jax.tree.map(sequence.time_back_adjoint, y_bar)
+            grads, carry_bar, x_bar = run(layer, kept, carry_bar, carries_bar, y_bar)
+        x_bar = None if x_bar is None else sequence.time_first_adjoint(x_bar)
+        return {"cell": grads}, (x_bar, carry_bar) if initial else x_bar
+
+
+class _Sequence:
+    """How one call of an RNN goes through its input: the options of the call over those of the layer."""
+
+    def __init__(
+        self, layer, axes, initial_carry=None, seq_lengths=None, return_carry=None,
+        time_major=None, reverse=None, keep_order=None, rngs=None,
+    ):  # fmt: skip
+        def choose(option, default):
+            return default if option is None else option
+
+        self.return_carry = choose(return_carry, layer.return_carry)
+        self.reverse = choose(reverse, layer.reverse)
+        self.keep_order = choose(keep_order, layer.keep_order)
+        self.batch_axes = axes - layer.cell.num_feature_axes - 1
+        self.time_axis = 0 if choose(time_major, layer.time_major) else self.batch_axes
+        self.lengths, self.carry = seq_lengths, initial_carry
+        self.rngs = choose(rngs, layer.rngs)
+        self.selects = self.return_carry and seq_lengths is not None
+
+    def initial_carry(self, cell, shape):
+        if self.carry is not None:
+            return self.carry
+        rngs = self.rngs.carry.fork() if isinstance(self.rngs, nnx.Rngs) else self.rngs
+        return cell.initialize_carry((*shape[: self.time_axis], *shape[self.time_axis + 1 :]), rngs)
+
+    def _flip(self, x):
+        """The steps of each sequence in reverse order; its own inverse."""
+        return flip_sequences(x, self.lengths, self.batch_axes, time_major=True)
+
+    def time_first(self, x):
+        x = jnp.moveaxis(x, self.time_axis, 0)
+        return self._flip(x) if self.reverse else x
+
+    def time_first_adjoint(self, x_bar):
+        x_bar = self._flip(x_bar) if self.reverse else x_bar
+        return jnp.moveaxis(x_bar, 0, self.time_axis)
+
+    def time_back(self, y):
+        y = self._flip(y) if self.reverse and self.keep_order else y
+        return jnp.moveaxis(y, 0, self.time_axis)
+
+    def time_back_adjoint(self, y_bar):
+        y_bar = jnp.moveaxis(y_bar, self.time_axis, 0)
+        return self._flip(y_bar) if self.reverse and self.keep_order else y_bar
+
+    def last(self, carries):
+        """The index of each sequence's last step in an array of carries, (time, batch, ...)."""
+        return self.lengths - 1, jnp.arange(carries.shape[1])
+
+    def at_last(self, bar, steps):
+        """Zeros for all steps but the last of each sequence, which has that sequence's `bar`."""
+        bars = jnp.zeros((steps, *bar.shape), bar.dtype)
+        return bars.at[self.last(bars)].add(bar)
+
+
+def _forward_by_parts(layer, carry, x, keep_carries):
+    """Final carry, all carries if wanted, all y, residuals; of a cell whose rule is made of parts."""
+    cell, of_cell = layer.cell, rule_for(layer.cell)[0]
+    u, of_inputs = project(cell, of_cell.inputs, x)
+
+    def step(carry, u):
+        v, of_hidden = project(cell, of_cell.hidden, of_cell.hidden_state(carry))
+        (carry, y), of_gates = of_cell.gates(cell, carry, u, v)
+        return carry, (carry if keep_carries else None, y, of_hidden, of_gates)
+
+    carry, (carries, y, of_hidden, of_gates) = _scan(step, carry, u, unroll=layer.unroll)
+    return carry, carries, y, (of_inputs, of_hidden, of_gates)
+
+
+def _backward_by_parts(layer, residuals, carry_bar, carries_bar, y_bar):
+    """The cell's gradients, the initial carry's cotangent and that of x."""
+    cell, of_cell = layer.cell, rule_for(layer.cell)[0]
+    of_inputs, of_hidden, of_gates = residuals
+
+    def step(carry_bar, slices):
+        of_hidden, of_gates, y_bar, here = slices
+        outputs_bar = _plus(carry_bar, here), y_bar
+        direct, u_bar, v_bar = of_cell.gates_backward(cell, of_gates, outputs_bar)
+        _, h_bar = project_backward(cell, of_cell.hidden, of_hidden, v_bar)
+        return of_cell.carry_bar(direct, h_bar), (u_bar, v_bar)
+
+    slices = of_hidden, of_gates, y_bar, carries_bar
+    carry_bar, (u_bar, v_bar) = _scan(
+        step, carry_bar, slices, reverse=True, unroll=layer.unroll
+    )
+    input_grads, x_bar = project_backward(cell, of_cell.inputs, of_inputs, u_bar)
+    hidden_grads, _ = project_backward(cell, of_cell.hidden, of_hidden, v_bar)
+    return {**input_grads, **hidden_grads}, carry_bar, x_bar
+
+
+def _forward(layer, carry, x, keep_carries):
+    """As `_forward_by_parts`, of any cell, whose state passes from step to step."""
+    every_step = nnx.All(nnx.RngState, layer.broadcast_rngs)  # the same random numbers at each
+    passed_on = nnx.Not(nnx.Any(nnx.Param, every_step))
+
+    @nnx.split_rngs(splits=1, only=layer.broadcast_rngs, squeeze=True)
+    def run(cell):
+        graphdef, params, same, state = nnx.split(cell, nnx.Param, every_step, ...)
+
+        def step(loop, x):
+            carry, state = loop
+            cell = nnx.merge(graphdef, params, same, state)
+            (carry, y), residuals = forward(cell, carry, x)
+            state = nnx.state(cell, passed_on)
+            return (carry, state), (carry if keep_carries else None, y, residuals)
+
+        (carry_, state), outputs = _scan(step, (carry, state), x, unroll=layer.unroll)
+        nnx.update(cell, state)
+        return carry_, *outputs
+
+    return run(layer.cell)
+
+
+def _backward(layer, residuals, carry_bar, carries_bar, y_bar):
+    """As `_backward_by_parts`, of any cell."""
+
+    def of_cell(carry_bar, slices):
+        residuals, y_bar, here = slices
+        return backward(layer.cell, residuals, (_plus(carry_bar, here), y_bar))
+
+    def step(loop, slices):
+        carry_bar, grads = loop
+        step_grads, (new_bar, x_bar) = of_cell(carry_bar, slices)
+        new_bar = jax.tree.map(_zero_if_none, carry_bar, new_bar)
+        return (new_bar, jax.tree.map(jnp.add, grads, step_grads)), x_bar
+
+    slices = residuals, y_bar, carries_bar
+    first = jax.tree.map(lambda all_: all_[0], slices)
+    shapes, _ = jax.eval_shape(of_cell, carry_bar, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (carry_bar, grads), x_bar = _scan(
+        step, (carry_bar, zeros), slices, reverse=True, unroll=layer.unroll
+    )
+    return grads, carry_bar, x_bar
+
+
+def _zero_if_none(like, bar):
+    return jnp.zeros_like(like) if bar is None else bar
+
+
+def _plus(carry_bar, here):
+    """What comes from the next step and what comes from this step's carry itself, if that was handed out."""
+    return carry_bar if here is None else jax.tree.map(jnp.add, carry_bar, here)
+
+
+def _scan(step, carry, xs, **options):
+    """`lax.scan` that stores once what is in several places of a step's inputs or outputs."""
+    xs, spread_xs = _distinct(xs)
+    spread_ys = None
+
+    def compact_step(carry, distinct):
+        nonlocal spread_ys
+        carry, ys = step(carry, spread_xs(distinct))
+        ys, spread_ys = _distinct(ys)
+        return carry, ys
+
+    carry, ys = lax.scan(compact_step, carry, xs, **options)
+    return carry, spread_ys(ys)
+
+
+def _distinct(tree):
+    """The different arrays of a tree, and the function that puts them back in their places."""
+    leaves, structure = jax.tree.flatten(tree)
+    first = {id(leaf): leaf for leaf in leaves}
+    place = {key: index for index, key in enumerate(first)}
+    places = [place[id(leaf)] for leaf in leaves]
+    return list(first.values()), lambda distinct: structure.unflatten([distinct[p] for p in places])
+
+
+@contextmanager
+def _inside(name: str) -> Iterator[None]:
+    """What is called meanwhile is inside the layer's part of this name."""
+    with engine._setting(engine._path, (*engine._path.get(), name)):
+        yield
+
+
+def _has_parts(cell):
+    """Whether the rule in force for the cell can be run by parts; a replaced one may not."""
+    path = engine._path.get()
+    return hasattr(engine._replace.get()(path, cell, rule_for(cell, path)[0]), "gates")
+
+
+def _refuse_state_axes(layer):
+    axes = layer.state_axes
+    if tuple(axes.items()) != ((..., nnx.Carry),):
+        where = format_path(engine._path.get()) or "the model itself"
+        raise ValueError(
+            f"nnx.RNN at {where}: state_axes={axes} has no chain-rule derivative; "
+            "leave state_axes at its default, by which all state passes from step to step"
+        )
+
+
+def concatenate(a, b):  # the default of Bidirectional's merge_fn, which Flax does not export
+    """Both arrays side by side on the last axis."""
+    return nnx.Bidirectional.merge_fn(a, b)
+
+
+@rule(nnx.Bidirectional)
+class BidirectionalRule:
+    """y = merge(forward_rnn(x), backward_rnn(x)), the second from the last step to the first
+    (Schuster and Paliwal 1997).      x_bar is the sum of both; merge answers with its own rule
+
+    x: (*batch, time, in), or (time, *batch, in) with `time_major`. Both recurrences may be one object,
+    whose gradient is then the sum of both uses.
+    """
+
+    def forward(
+        layer, x, initial_carry=(None, None), rngs=None, return_carry=None, time_major=None,
+        seq_lengths=None, reverse=None, keep_order=None,
+    ):  # fmt: skip
+        raise NotImplementedError
