@@ -35,8 +35,8 @@ class Run(NamedTuple):
 class Examples(NamedTuple):
     """A part of a data set on the device."""
 
-    x: Shaped[Array, "examples *features"]
-    y: Shaped[Array, "examples *targets"]
+    x: Shaped[Array | np.ndarray, "examples *features"]
+    y: Shaped[Array | np.ndarray, "examples *targets"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def train(
         return kept._replace(diverged_at=diverged_at), jnp.where(diverged_at < 0, loss, jnp.nan)
 
     numbers = first_step + jnp.arange(order.shape[0], dtype=jnp.int32)
-    return jax.lax.scan(step, run, (numbers, order, learning_rates))
+    return jax.lax.scan(step, run, (numbers, jnp.asarray(order), jnp.asarray(learning_rates)))
 
 
 def evaluate(

@@ -123,18 +123,22 @@ class Loops:
             subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
             for _ in range(processes)
         ]
-        self.ready = all([p.stdout.readline().strip() == "ready" for p in self.processes])
+        self.ready = {self._read(process) for process in self.processes} == {"ready"}
 
     def __call__(self) -> float:
         for process in self.processes:
+            assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        return sum([float(process.stdout.readline()) for process in self.processes])
+        return sum([float(self._read(process)) for process in self.processes])
+
+    def _read(self, process: subprocess.Popen) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().strip()
 
     def close(self) -> None:
         for process in self.processes:
-            process.stdin.close()
-            process.wait()
+            process.communicate()  # closes its input, which ends it
 
 
 def peak() -> float:

@@ -123,7 +123,8 @@ def torch_loop(name, batch, threads):
 
 
 def main():
-    framework, name, batch, steps, threads = sys.argv[1:3] + [int(word) for word in sys.argv[3:]]
+    framework, name = sys.argv[1:3]
+    batch, steps, threads = (int(word) for word in sys.argv[3:])
     try:
         train = {"nnx": nnx_loop, "torch": torch_loop}[framework](name, batch, threads)
     except ImportError:

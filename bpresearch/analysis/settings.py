@@ -31,12 +31,15 @@ METRICS = (
 )
 
 
-def metric_of(results: xr.Dataset, part: str) -> Metric | None:
+def metric_of(results: xr.Dataset, part: str = "test") -> Metric:
     """The metric of the part "valid" or "test": its accuracy where there is one, else its loss."""
-    for metric in METRICS:
-        if f"{part}_{metric.variable}" in results:
-            return metric._replace(variable=f"{part}_{metric.variable}", title=f"{part} {metric.title}")
-    return None
+    metric = next(metric for metric in METRICS if f"{part}_{metric.variable}" in results)
+    return metric._replace(variable=f"{part}_{metric.variable}", title=f"{part} {metric.title}")
+
+
+def chosen_by(results: xr.Dataset) -> Metric:
+    """The metric that settings are chosen by: of the validation part, or of the test part without one."""
+    return metric_of(results, "valid" if "valid_loss" in results else "test")
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,10 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
     groups: dict[tuple[Any, ...], list[int]] = {}
     for run in range(results.sizes["run"]):
         groups.setdefault(tuple(repr(columns[name][run]) for name in axes), []).append(run)
-    chosen_by = metric_of(results, "valid") or metric_of(results, "test")
-    test = metric_of(results, "test")
+    choosing, test = chosen_by(results), metric_of(results)
     final = {
         metric: np.where(results.diverged_at < 0, results[metric.variable].isel(eval_step=-1), np.nan)
-        for metric in (chosen_by, test)
+        for metric in (choosing, test)
     }
     return [
         Setting(
@@ -88,7 +90,7 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
             },
             np.array(runs),
             results.seed.values[runs],
-            final[chosen_by][runs],
+            final[choosing][runs],
             final[test][runs],
         )
         for runs in groups.values()
@@ -101,7 +103,7 @@ def better(results: xr.Dataset, setting: Setting) -> tuple[bool, float]:
     A setting with a run that diverged comes after all without; then the mean over seeds of the final
     validation metric (test, if nothing was held out) decides.
     """
-    metric = metric_of(results, "valid") or metric_of(results, "test")
+    metric = chosen_by(results)
     mean = mean_and_interval(setting.chosen_by).mean
     return setting.diverged == 0, -math.inf if math.isnan(
         mean
@@ -123,7 +125,7 @@ def verdict(results: xr.Dataset) -> str:
     that of the difference within each seed.
     """
     ranked = sorted(best_settings(results).values(), key=lambda s: better(results, s), reverse=True)
-    metric = metric_of(results, "test")
+    metric = metric_of(results)
     first = ranked[0]
     if first.diverged == len(first.test):
         return "Every run diverged: the learning rates are too large."
@@ -156,7 +158,7 @@ def figures(results: xr.Dataset) -> dict[str, float]:
     For each optimizer and schedule: its best learning rate, the mean of the test metric over seeds, the
     half width of its 95 % interval, and the share of all its runs that diverged.
     """
-    metric = metric_of(results, "test")
+    metric = metric_of(results)
     flat: dict[str, float] = {}
     for (optimizer, schedule), setting in best_settings(results).items():
         runs = (results.optimizer == optimizer) & (results.schedule == schedule)

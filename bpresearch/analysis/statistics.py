@@ -12,7 +12,7 @@ class Interval(NamedTuple):
 
     mean: float
     half_width: float
-    count: int
+    seeds: int
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx.nn.linear import canonicalize_padding
 from jax import lax
 
 from bpresearch.chainrule.engine import backward, forward
@@ -43,8 +44,8 @@ class ConvRule:
         x, residuals = residuals
         (x_padded, _, _), convolve, sources = _operands(layer, x)
         spatial = len(layer.kernel_size)
-        y_bar = y_bar.reshape(-1, *y_bar.shape[-spatial - 1 :]).astype(x_padded.dtype)
-        _, (x_bar, kernel_bar) = backward(convolve, residuals, y_bar, name=("conv",))
+        y_bar = y_bar.reshape(-1, *y_bar.shape[-spatial - 1 :])
+        _, (x_bar, kernel_bar) = backward(convolve, residuals, y_bar.astype(x_padded.dtype), name=("conv",))
         if layer.mask is not None:
             kernel_bar = kernel_bar * layer.mask
         grads = {"kernel": kernel_bar.astype(layer.kernel[...].dtype)}
@@ -66,7 +67,7 @@ def _operands(layer, x):
     )
     x = x.reshape(-1, *x.shape[-axes - 1 :])
     spread = [(k - 1) * d for k, d in zip(layer.kernel_size, kernel_dilation, strict=True)]
-    padding, sources = layer.padding, None
+    padding, sources = canonicalize_padding(layer.padding, axes), None
     if padding in ("CIRCULAR", "REFLECT"):
         mode = {"CIRCULAR": "wrap", "REFLECT": "reflect"}[padding]
         sources = [
@@ -77,15 +78,18 @@ def _operands(layer, x):
             x = jnp.take(x, source, axis=axis)
         padding = "VALID"
     elif padding == "CAUSAL":
-        padding = ((spread[0], 0),)
-    elif isinstance(padding, int):
-        padding = ((padding, padding),) * axes
-    elif not isinstance(padding, str):
-        padding = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
-        padding = padding * axes if len(padding) == 1 else padding
+        if axes != 1:
+            raise ValueError(f"padding CAUSAL takes one spatial axis, not {axes}")
+        padding = [(spread[0], 0)]
+    padding = padding if isinstance(padding, str) else tuple(padding)
     kernel = layer.kernel[...]
-    kernel = kernel if layer.mask is None else kernel * layer.mask
+    if layer.mask is not None:
+        if layer.mask.shape != kernel.shape:
+            raise ValueError(f"the mask has shape {layer.mask.shape}, the kernel {kernel.shape}: must be equal")
+        kernel = kernel * layer.mask
     bias = None if layer.bias is None else layer.bias[...]
+    output_dtype = layer.preferred_element_type
+    wider = {} if output_dtype is None else {"preferred_element_type": output_dtype}
     convolve = partial(
         layer.conv_general_dilated,
         window_strides=strides,
@@ -95,6 +99,7 @@ def _operands(layer, x):
         dimension_numbers=channels_last(axes),
         feature_group_count=layer.feature_group_count,
         precision=layer.precision,
+        **wider,
     )
     return layer.promote_dtype((x, kernel, bias), dtype=layer.dtype), convolve, sources
 
@@ -139,6 +144,7 @@ class ConvGeneralDilatedRule:
         dimension_numbers,
         feature_group_count=1,
         precision=None,
+        preferred_element_type=None,
     ):
         x, kernel = residuals
         groups, axes = feature_group_count, len(window_strides)
@@ -201,6 +207,7 @@ class PatchConvolutionRule:
         dimension_numbers,
         feature_group_count=1,
         precision=None,
+        preferred_element_type=None,
     ):
         x, kernel = residuals
         groups = feature_group_count

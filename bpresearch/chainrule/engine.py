@@ -74,9 +74,19 @@ def gradient(graphdef: nnx.GraphDef, loss_fn: Callable[..., jax.Array], *, input
         _, (outputs_bar, _) = backward(loss_fn, loss_residuals, values_bar, name=("loss",))
         grads, x_bar = backward(model, residuals, outputs_bar)
         grads = gather(model, grads)
-        return (jnp.mean(values), state_of(model)), (grads, x_bar) if inputs else grads
+        if inputs:
+            x_bar = (x_bar,) if isinstance(x, tuple) and len(x) == 1 else x_bar
+            return (jnp.mean(values), state_of(model)), (grads, _floating(x, x_bar))
+        return (jnp.mean(values), state_of(model)), grads
 
     return value_and_grad
+
+
+def _floating(x: Any, x_bar: Any) -> Any:
+    """The cotangents of floating-point inputs; integers have none."""
+    if isinstance(x, tuple):
+        return tuple(_floating(part, bar) for part, bar in zip(x, x_bar, strict=True))
+    return x_bar if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else None
 
 
 def value_and_grad(

@@ -14,27 +14,30 @@ def gather(model: nnx.Module, cotangents: dict[Any, Any]) -> Params:
 
     A layer that is used twice appears under two paths in `cotangents` and under one in the model's state:
     the derivative of a shared parameter is the sum over its uses. A parameter that nothing uses gets zero.
+    Each gradient has the dtype of its parameter.
 
     Raises:
         ValueError: a rule returned a cotangent whose name or shape no parameter has.
     """
-    totals: dict[int, Any] = {}
+    totals: dict[int, jax.Array] = {}
 
     def add(node: Any, cotangent: Any, path: tuple[Any, ...]) -> None:
-        if isinstance(node, nnx.Variable):
-            found, right = jnp.shape(cotangent), jnp.shape(node[...])
+        if isinstance(node, nnx.Param):
+            found = None if cotangent is None else jnp.shape(cotangent)
+            right = jnp.shape(node[...])
             if found != right:
                 raise ValueError(f"the rule's gradient of {format_path(path)} has shape {found}, not {right}")
+            cotangent = cotangent.astype(node[...].dtype)
             totals[id(node)] = totals[id(node)] + cotangent if id(node) in totals else cotangent
-        else:
+        elif isinstance(cotangent, dict) and not isinstance(node, nnx.Variable | None):
             for name, part in cotangent.items():
-                add(_attribute(node, name, path), part, (*path, name))
+                add(_attribute(node, name), part, (*path, name))
+        else:
+            where = format_path(path[:-1]) or "the model"
+            name = path[-1] if path else "itself"
+            raise ValueError(f"the rule's gradient {name!r} is not a parameter or layer of {where}")
 
     add(model, cotangents, ())
-
-    def total(variable: nnx.Variable) -> jax.Array:
-        return totals[id(variable)] if id(variable) in totals else jnp.zeros_like(variable[...])
-
     gradients: dict[Any, Any] = {}
     for path, node in nnx.iter_graph(model):
         if isinstance(node, nnx.Param):
@@ -42,13 +45,13 @@ def gather(model: nnx.Module, cotangents: dict[Any, Any]) -> Params:
             inner = gradients
             for name in parents:
                 inner = inner.setdefault(name, {})
-            inner[leaf] = total(node)
+            inner[leaf] = totals[id(node)] if id(node) in totals else jnp.zeros_like(node[...])
     return gradients
 
 
-def _attribute(node: Any, name: Any, path: tuple[Any, ...]) -> Any:
+def _attribute(node: Any, name: Any) -> Any:
+    """The child of a module, list or dict; None if there is none."""
     try:
         return getattr(node, name) if isinstance(name, str) and hasattr(node, name) else node[name]
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
-        where = format_path(path) or "the model"
-        raise ValueError(f"the rule's gradient {name!r} is not a parameter or layer of {where}") from error
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return None

@@ -30,11 +30,12 @@ class SquaredErrorRule:
     """l = (o - t)^2.      o_bar = 2 (o - t) l_bar = -t_bar.   Its mean is the mean squared error."""
 
     def forward(loss, outputs, targets):
-        return loss(outputs, targets), outputs - targets
+        return loss(outputs, targets), (outputs, targets)
 
-    def backward(loss, difference, values_bar):
-        outputs_bar = 2 * difference * values_bar
-        return {}, (outputs_bar, -outputs_bar)
+    def backward(loss, residuals, values_bar):
+        outputs, targets = residuals
+        outputs_bar = 2 * (outputs - targets) * values_bar
+        return {}, (outputs_bar.astype(outputs.dtype), -outputs_bar.astype(targets.dtype))
 
 
 @rule(optax.losses.l2_loss)
@@ -42,7 +43,9 @@ class L2LossRule:
     """l = (o - t)^2 / 2.      o_bar = (o - t) l_bar = -t_bar"""
 
     def forward(loss, outputs, targets):
-        return loss(outputs, targets), outputs - targets
+        return loss(outputs, targets), (outputs, targets)
 
-    def backward(loss, difference, values_bar):
-        return {}, (difference * values_bar, -difference * values_bar)
+    def backward(loss, residuals, values_bar):
+        outputs, targets = residuals
+        outputs_bar = (outputs - targets) * values_bar
+        return {}, (outputs_bar.astype(outputs.dtype), -outputs_bar.astype(targets.dtype))

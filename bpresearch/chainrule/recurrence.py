@@ -5,13 +5,11 @@ is a recursion that runs from the last step to the first, and the parameters' is
 
     W_bar at t, ((carry_{t-1})_bar, (x_t)_bar) = cell's backward of ((carry_t)_bar, (y_t)_bar).
 
-Both directions are one `lax.scan`.
-
-Flax's own cells need less inside the loops. Their products with x do not wait for the carry and are taken
-for all steps at once, before the scan. Of h's products only v_t = h_{t-1} W_h and h_bar = v_bar W_h^T are in
-the loops: the cotangents v_bar of all steps are kept, and W_h_bar = sum_t h_{t-1}^T (v_t)_bar is one large
-product after it. Any other cell, and one whose rule was replaced, is run through its `forward` and
-`backward`, and may have state of its own (random streams, say) that passes from step to step.
+Both directions are one `lax.scan`. For Flax's own cells, whose rules come in parts, the second contains
+only what the recursion needs, h_bar = v_bar W_h^T among the products. The cotangents v_bar of all steps are
+kept, and W_h_bar = sum_t h_{t-1}^T (v_t)_bar is one large product after the loop; likewise those of x. Any
+other cell, and one whose rule was replaced, is run through its rule's `backward` at each step. A cell may
+have state of its own (random streams, say), which passes from step to step.
 """
 
 from collections.abc import Iterator
@@ -52,8 +50,8 @@ class RNNRule:
         sequence = _Sequence(layer, x.ndim, **options)
         carry = start = initial[0] if initial else sequence.initial_carry(layer.cell, x.shape)
         with _inside("cell"):
-            run = _forward_by_parts if _has_parts(layer.cell) else _forward
-            carry, carries, y, kept = run(layer, carry, sequence.time_first(x), sequence.selects)
+            x_first = sequence.time_first(x)
+            carry, carries, y, kept = _forward(layer, carry, x_first, sequence.selects)
         y = jax.tree.map(sequence.time_back, y)
         if sequence.selects:
             carry = jax.tree.map(lambda all_: all_[sequence.last(all_)], carries)
@@ -134,43 +132,8 @@ class _Sequence:
         return bars.at[self.last(bars)].add(bar)
 
 
-def _forward_by_parts(layer, carry, x, keep_carries):
-    """Final carry, all carries if wanted, all y, residuals; of a cell whose rule is made of parts."""
-    cell, of_cell = layer.cell, rule_for(layer.cell)[0]
-    u, of_inputs = project(cell, of_cell.inputs, x)
-
-    def step(carry, u):
-        v, of_hidden = project(cell, of_cell.hidden, of_cell.hidden_state(carry))
-        (carry, y), of_gates = of_cell.gates(cell, carry, u, v)
-        return carry, (carry if keep_carries else None, y, of_hidden, of_gates)
-
-    carry, (carries, y, of_hidden, of_gates) = _scan(step, carry, u, unroll=layer.unroll)
-    return carry, carries, y, (of_inputs, of_hidden, of_gates)
-
-
-def _backward_by_parts(layer, residuals, carry_bar, carries_bar, y_bar):
-    """The cell's gradients, the initial carry's cotangent and that of x."""
-    cell, of_cell = layer.cell, rule_for(layer.cell)[0]
-    of_inputs, of_hidden, of_gates = residuals
-
-    def step(carry_bar, slices):
-        of_hidden, of_gates, y_bar, here = slices
-        outputs_bar = _plus(carry_bar, here), y_bar
-        direct, u_bar, v_bar = of_cell.gates_backward(cell, of_gates, outputs_bar)
-        _, h_bar = project_backward(cell, of_cell.hidden, of_hidden, v_bar)
-        return of_cell.carry_bar(direct, h_bar), (u_bar, v_bar)
-
-    slices = of_hidden, of_gates, y_bar, carries_bar
-    carry_bar, (u_bar, v_bar) = _scan(
-        step, carry_bar, slices, reverse=True, unroll=layer.unroll
-    )
-    input_grads, x_bar = project_backward(cell, of_cell.inputs, of_inputs, u_bar)
-    hidden_grads, _ = project_backward(cell, of_cell.hidden, of_hidden, v_bar)
-    return {**input_grads, **hidden_grads}, carry_bar, x_bar
-
-
 def _forward(layer, carry, x, keep_carries):
-    """As `_forward_by_parts`, of any cell, whose state passes from step to step."""
+    """Final carry, all carries if wanted, all y and residuals. The cell's state passes from step to step."""
     every_step = nnx.All(nnx.RngState, layer.broadcast_rngs)  # the same random numbers at each
     passed_on = nnx.Not(nnx.Any(nnx.Param, every_step))
 
@@ -193,7 +156,7 @@ def _forward(layer, carry, x, keep_carries):
 
 
 def _backward(layer, residuals, carry_bar, carries_bar, y_bar):
-    """As `_backward_by_parts`, of any cell."""
+    """The cell's gradients, the initial carry's cotangent and that of x."""
 
     def of_cell(carry_bar, slices):
         residuals, y_bar, here = slices
@@ -215,6 +178,28 @@ def _backward(layer, residuals, carry_bar, carries_bar, y_bar):
     return grads, carry_bar, x_bar
 
 
+def _backward_by_parts(layer, residuals, carry_bar, carries_bar, y_bar):
+    """As `_backward`, of a cell whose rule comes in parts: no product for a parameter is in the loop."""
+    cell, of_cell = layer.cell, rule_for(layer.cell)[0]
+    of_inputs, of_hidden, of_gates = residuals
+
+    def step(carry_bar, slices):
+        of_hidden, of_gates, y_bar, here = slices
+        outputs_bar = _plus(carry_bar, here), y_bar
+        direct, v_bar, rest = of_cell.gates_backward(cell, of_gates, outputs_bar)
+        _, h_bar = project_backward(cell, of_cell.hidden, of_hidden, v_bar)
+        return of_cell.carry_bar(direct, h_bar), (v_bar, rest)
+
+    slices = of_hidden, of_gates, y_bar, carries_bar
+    carry_bar, (v_bar, rest) = _scan(
+        step, carry_bar, slices, reverse=True, unroll=layer.unroll
+    )
+    u_bar = of_cell.u_bar(v_bar, rest)
+    input_grads, x_bar = project_backward(cell, of_cell.inputs, of_inputs, u_bar)
+    hidden_grads, _ = project_backward(cell, of_cell.hidden, of_hidden, v_bar)
+    return {**input_grads, **hidden_grads}, carry_bar, x_bar
+
+
 def _zero_if_none(like, bar):
     return jnp.zeros_like(like) if bar is None else bar
 
@@ -225,27 +210,28 @@ def _plus(carry_bar, here):
 
 
 def _scan(step, carry, xs, **options):
-    """`lax.scan` that stores once what is in several places of a step's inputs or outputs."""
+    """`lax.scan`, but what is in several places of a step's inputs or outputs is stored only once."""
     xs, spread_xs = _distinct(xs)
-    spread_ys = None
+    spread = None
 
-    def compact_step(carry, distinct):
-        nonlocal spread_ys
-        carry, ys = step(carry, spread_xs(distinct))
-        ys, spread_ys = _distinct(ys)
+    def compact_step(carry, slices):
+        nonlocal spread
+        carry, ys = step(carry, spread_xs(slices))
+        ys, spread = _distinct(ys, slices)
         return carry, ys
 
     carry, ys = lax.scan(compact_step, carry, xs, **options)
-    return carry, spread_ys(ys)
+    return carry, spread(xs + ys)
 
 
-def _distinct(tree):
-    """The different arrays of a tree, and the function that puts them back in their places."""
+def _distinct(tree, known=()):
+    """The arrays of a tree, each once and without the known ones; and what puts all in their places."""
     leaves, structure = jax.tree.flatten(tree)
-    first = {id(leaf): leaf for leaf in leaves}
-    place = {key: index for index, key in enumerate(first)}
+    arrays = {id(leaf): leaf for leaf in (*known, *leaves)}
+    place = {key: index for index, key in enumerate(arrays)}
     places = [place[id(leaf)] for leaf in leaves]
-    return list(first.values()), lambda distinct: structure.unflatten([distinct[p] for p in places])
+    new = list(arrays.values())[len(known) :]
+    return new, lambda arrays: structure.unflatten([arrays[p] for p in places])
 
 
 @contextmanager
@@ -256,7 +242,7 @@ def _inside(name: str) -> Iterator[None]:
 
 
 def _has_parts(cell):
-    """Whether the rule in force for the cell can be run by parts; a replaced one may not."""
+    """Whether the rule in force for the cell can be run by parts; one that was replaced may not."""
     path = engine._path.get()
     return hasattr(engine._replace.get()(path, cell, rule_for(cell, path)[0]), "gates")
 
@@ -271,9 +257,10 @@ def _refuse_state_axes(layer):
         )
 
 
-def concatenate(a, b):  # the default of Bidirectional's merge_fn, which Flax does not export
-    """Both arrays side by side on the last axis."""
-    return nnx.Bidirectional.merge_fn(a, b)
+DIRECTIONS = {
+    "forward_rnn": {"reverse": False},
+    "backward_rnn": {"reverse": True, "keep_order": True},
+}
 
 
 @rule(nnx.Bidirectional)
@@ -281,12 +268,67 @@ class BidirectionalRule:
     """y = merge(forward_rnn(x), backward_rnn(x)), the second from the last step to the first
     (Schuster and Paliwal 1997).      x_bar is the sum of both; merge answers with its own rule
 
-    x: (*batch, time, in), or (time, *batch, in) with `time_major`. Both recurrences may be one object,
-    whose gradient is then the sum of both uses.
+    x: (*batch, time, in), or (time, *batch, in) with `time_major`; y likewise. The carry, if returned or
+    given, is the pair of both recurrences' carries. They may be one object: its uses add up.
     """
 
-    def forward(
-        layer, x, initial_carry=(None, None), rngs=None, return_carry=None, time_major=None,
-        seq_lengths=None, reverse=None, keep_order=None,
-    ):  # fmt: skip
-        raise NotImplementedError
+    def forward(layer, x, *initial, initial_carry=None, rngs=None, **options):
+        rngs = layer.rngs if rngs is None else rngs
+        rngs = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
+        options, return_carry = _options_of_both(layer, **options)
+        carries, outputs, residuals = [], [], []
+        for index, (name, direction) in enumerate(DIRECTIONS.items()):
+            start = [carry[index] for carry in initial]
+            given = initial_carry[index] if initial_carry else None
+            options_here = {**options, **direction, "rngs": rngs, "initial_carry": given}
+            with _inside(name):
+                child = getattr(layer, name)
+                (carry, y), kept = rule_for(child)[0].forward(child, x, *start, **options_here)
+            carries.append(carry)
+            outputs.append(y)
+            residuals.append(kept)
+        y, of_merge = forward(layer.merge_fn, *outputs, name=("merge_fn",))
+        carry = tuple(carries)
+        return (carry, y) if return_carry else y, (carry, initial, residuals, of_merge)
+
+    def backward(layer, residuals, outputs_bar, initial_carry=None, rngs=None, **options):
+        carries, initial, residuals, of_merge = residuals
+        options, return_carry = _options_of_both(layer, **options)
+        carry_bar = jax.tree.map(jnp.zeros_like, carries)
+        carry_bar, y_bar = outputs_bar if return_carry else (carry_bar, outputs_bar)
+        _, y_bars = backward(layer.merge_fn, of_merge, y_bar, name=("merge_fn",))
+        grads, inputs_bar = {}, []
+        for index, (name, direction) in enumerate(DIRECTIONS.items()):
+            with _inside(name):
+                child, bars = getattr(layer, name), (carry_bar[index], y_bars[index])
+                grads[name], bar = rule_for(child)[0].backward(
+                    child, residuals[index], bars, **options, **direction
+                )
+            inputs_bar.append(bar)
+        if not initial:
+            return grads, inputs_bar[0] + inputs_bar[1]
+        (x_bar, start_bar), (x_bar_back, start_bar_back) = inputs_bar
+        return grads, (x_bar + x_bar_back, (start_bar, start_bar_back))
+
+
+def _options_of_both(
+    layer, seq_lengths=None, return_carry=None, time_major=None, reverse=None, keep_order=None
+):
+    """What both recurrences are told, and whether the caller wants the carries."""
+    time_major = layer.time_major if time_major is None else time_major
+    return_carry = layer.return_carry if return_carry is None else return_carry
+    both = {"seq_lengths": seq_lengths, "time_major": time_major, "return_carry": True}
+    return both, return_carry
+
+
+@rule(nnx.Bidirectional.merge_fn)
+class MergeRule:
+    """y is a and b side by side on the last axis, the default of `merge_fn`.      y_bar is cut in two"""
+
+    def forward(function, a, b):
+        return function(a, b), (a, b)
+
+    def backward(function, residuals, y_bar):
+        a, b = residuals
+        a_bar, b_bar = jnp.split(y_bar, [a.shape[-1]], axis=-1)
+        return {}, (a_bar.astype(a.dtype), b_bar.astype(b.dtype))

@@ -6,9 +6,8 @@ each other, and what follows acts on each element:
     u = inputs(x),   v = hidden(h),   (carry', y) = gates(carry, u, v).
 
 So a rule here is the derivative of `gates` alone; the linear layers and the activations answer with their
-own rules. `gates_backward` takes the cotangents of (carry', y) and returns those of u and v and the part
-of the carry's that does not pass through v. Kept apart like this, a step can be run over a whole sequence
-with only h's products inside the loop (see recurrence.py).
+own rules. Kept apart like this, a cell can be run along a sequence with only h's products inside the loop
+(see recurrence.py).
 """
 
 from collections.abc import Callable
@@ -24,9 +23,10 @@ def cell_rule(cell_type: type, inputs: tuple[str, ...], hidden: tuple[str, ...])
     """Class decorator: from the rule of a cell's gates to the rule of the cell.
 
     `inputs` and `hidden` name the linear layers that take x and h; `gates` gets their outputs as tuples.
-    The class defines `hidden_state(carry) -> h`, `gates(cell, carry, u, v) -> (carry', y), residuals`,
-    `gates_backward(cell, residuals, (carry_bar, y_bar)) -> direct, u_bar, v_bar` and
-    `carry_bar(direct, h_bar)`, which puts both parts of the carry's cotangent together.
+    The class defines `hidden_state(carry) -> h`, `gates(cell, carry, u, v) -> (carry', y), residuals` and
+    `gates_backward(cell, residuals, (carry'_bar, y_bar)) -> direct, v_bar, rest`, where `direct` is the part
+    of the carry's cotangent that does not pass through v. Then `u_bar(v_bar, rest)` gives the cotangents
+    of u, and `carry_bar(direct, h_bar)` puts both parts of the carry's together.
     """
 
     def complete(class_):
@@ -38,7 +38,8 @@ def cell_rule(cell_type: type, inputs: tuple[str, ...], hidden: tuple[str, ...])
 
         def cell_backward(cell, residuals, outputs_bar):
             of_inputs, of_hidden, of_gates = residuals
-            direct, u_bar, v_bar = class_.gates_backward(cell, of_gates, outputs_bar)
+            direct, v_bar, rest = class_.gates_backward(cell, of_gates, outputs_bar)
+            u_bar = class_.u_bar(v_bar, rest)
             input_grads, x_bar = project_backward(cell, inputs, of_inputs, u_bar)
             hidden_grads, h_bar = project_backward(cell, hidden, of_hidden, v_bar)
             return {**input_grads, **hidden_grads}, (class_.carry_bar(direct, h_bar), x_bar)
@@ -103,7 +104,10 @@ class SimpleCellRule:
     def gates_backward(cell, of_f, outputs_bar):
         carry_bar, y_bar = outputs_bar
         a_bar = _activation_bar(cell, of_f, carry_bar + y_bar)
-        return a_bar if cell.residual else None, (a_bar,), (a_bar,)
+        return a_bar if cell.residual else None, (a_bar,), None
+
+    def u_bar(v_bar, rest):
+        return v_bar
 
     def carry_bar(direct, h_bar):
         return h_bar if direct is None else direct.astype(h_bar.dtype) + h_bar
@@ -145,9 +149,12 @@ class GRUCellRule:
         a_bar = _activation_bar(cell, of_n, ((1.0 - z) * y_bar).astype(n.dtype))
         z_bar = _gate_bar(cell, of_z, ((h - n) * y_bar).astype(z.dtype))
         r_bar = _gate_bar(cell, of_r, v_n * a_bar)
-        u_bar = jnp.concatenate([r_bar, z_bar, a_bar], axis=-1)
         v_bar = jnp.concatenate([r_bar, z_bar, r * a_bar], axis=-1)
-        return (z * y_bar).astype(h.dtype), (u_bar,), (v_bar,)
+        return (z * y_bar).astype(h.dtype), (v_bar,), a_bar
+
+    def u_bar(v_bar, a_bar):
+        gates = v_bar[0][..., : -a_bar.shape[-1]]
+        return (jnp.concatenate([gates, a_bar], axis=-1),)
 
     def carry_bar(direct, h_bar):
         return direct + h_bar
@@ -203,7 +210,10 @@ class LSTMCellRule:
 
     def gates_backward(cell, residuals, outputs_bar):
         c_bar, a_bar = lstm_gates_backward(cell, residuals, outputs_bar)
-        return c_bar, a_bar, a_bar
+        return c_bar, a_bar, None
+
+    def u_bar(v_bar, rest):
+        return v_bar
 
     def carry_bar(direct, h_bar):
         return direct, h_bar
@@ -222,7 +232,10 @@ class OptimizedLSTMCellRule:
     def gates_backward(cell, residuals, outputs_bar):
         c_bar, a_bar = lstm_gates_backward(cell, residuals, outputs_bar)
         a_bar = (jnp.concatenate(a_bar, axis=-1),)
-        return c_bar, a_bar, a_bar
+        return c_bar, a_bar, None
+
+    def u_bar(v_bar, rest):
+        return v_bar
 
     def carry_bar(direct, h_bar):
         return direct, h_bar

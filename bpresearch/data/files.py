@@ -116,6 +116,7 @@ def npz(data_dir: str | None) -> Dataset:
             raise ValueError(f"--data_dir={data_dir}: holds {len(found)} .npz files: name the file itself")
         path = found[0]
     arrays = _read_npz(path)
+    names: tuple[str, ...]
     if "x_train" in arrays:
         names = ("x_train", "y_train", "x_test", "y_test")
     else:

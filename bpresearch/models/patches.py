@@ -81,6 +81,7 @@ def patch_convolution(
     rhs_dilation: Sequence[int],
     feature_group_count: int = 1,
     precision: Any = None,
+    preferred_element_type: Any = None,
     dimension_numbers: Any = None,
     out_sharding: None = None,
 ) -> Shaped[Array, "batch *moved out"]:
@@ -89,13 +90,14 @@ def patch_convolution(
     y[n, t] = sum_k x[n, s t + d k - low] W[k], the sum over the elements k of the window.
     """
     patches = extract_patches(x, kernel.shape[:-2], window_strides, padding, lhs_dilation, rhs_dilation)
+    options = {"precision": precision, "preferred_element_type": preferred_element_type}
     if feature_group_count == 1:
-        return jnp.matmul(patches, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
+        return jnp.matmul(patches, kernel.reshape(-1, kernel.shape[-1]), **options)
     elements, groups = math.prod(kernel.shape[:-2]), feature_group_count
-    patches = patches.reshape(*patches.shape[:-1], elements, groups, -1)
+    patches = patches.reshape(*patches.shape[:-1], elements, groups, kernel.shape[-2])
     kernel = kernel.reshape(elements, kernel.shape[-2], groups, -1)
-    y = jnp.einsum("...kgi,kigo->...go", patches, kernel, precision=precision)
-    return y.reshape(*y.shape[:-2], -1)
+    y = jnp.einsum("...kgi,kigo->...go", patches, kernel, **options)
+    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
 
 def extract_patches(

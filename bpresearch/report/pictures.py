@@ -61,7 +61,7 @@ def learning_rate_sensitivity(results: xr.Dataset) -> alt.ConcatChart:
 
     Other hyper-parameters have the values that are best at that learning rate.
     """
-    metric = metric_of(results, "test")
+    metric = metric_of(results)
     factor, sign = (100 if metric.percent else 1), (1 if metric.higher_is_better else -1)
     best: dict[tuple, dict] = {}
     for setting in settings_of(results):
@@ -83,7 +83,9 @@ def learning_rate_sensitivity(results: xr.Dataset) -> alt.ConcatChart:
     rates = sorted(set(frame.lr))
     logarithmic = rates[0] > 0 and len(rates) > 1
     scale = alt.Scale(type="log", nice=False, padding=12) if logarithmic else alt.Scale(padding=12)
-    axis = alt.Axis(format="~g", labelOverlap=True, **({"values": rates} if len(rates) <= 9 else {}))
+    axis = alt.Axis(format="~g", labelOverlap=True)
+    if len(rates) <= 9:
+        axis["values"] = rates
     diverged = int((results.diverged_at >= 0).sum())
     left_out = f"; {diverged} runs diverged and are left out" if diverged else ""
     return _panels(
@@ -152,16 +154,18 @@ def _panels(
 def save(chart: alt.TopLevelMixin, path: Path) -> Path:
     """Writes a picture as .png, .svg or .html, whole or not at all; nothing is loaded from a network."""
     specification = chart.to_json()
-    version = {"vl_version": ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])}
+    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         match path.suffix:
             case ".png":
-                temporary.write_bytes(vl_convert.vegalite_to_png(specification, scale=2, **version))
+                temporary.write_bytes(vl_convert.vegalite_to_png(specification, vl_version=version, scale=2))
             case ".svg":
-                temporary.write_text(vl_convert.vegalite_to_svg(specification, **version))
+                temporary.write_text(vl_convert.vegalite_to_svg(specification, vl_version=version))
             case ".html":
-                temporary.write_text(vl_convert.vegalite_to_html(specification, bundle=True, **version))
+                temporary.write_text(
+                    vl_convert.vegalite_to_html(specification, vl_version=version, bundle=True)
+                )
             case suffix:
                 raise ValueError(f"{path}: a picture's name ends in .png, .svg or .html, not {suffix!r}")
         temporary.replace(path)

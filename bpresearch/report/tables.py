@@ -3,7 +3,7 @@
 import xarray as xr
 from rich.table import Table
 
-from bpresearch.analysis import best_settings, mean_and_interval, metric_of, settings_of
+from bpresearch.analysis import best_settings, chosen_by, mean_and_interval, metric_of, settings_of
 
 
 def table(results: xr.Dataset) -> Table:
@@ -12,12 +12,11 @@ def table(results: xr.Dataset) -> Table:
     The mean over seeds with its 95 % interval; `diverged` counts all runs of that optimizer and schedule.
     A learning rate at the end of the swept range is marked, as a better one may lie beyond.
     """
-    test = metric_of(results, "test")
-    valid = metric_of(results, "valid")
-    chosen = valid.title if valid else f"{test.title}, for want of a validation part"
+    test, choosing = metric_of(results), chosen_by(results)
+    chosen = choosing.title + (", for want of a validation part" if choosing == test else "")
     everything, best = settings_of(results), best_settings(results)
     batch_sizes = {setting.values["batch_size"] for setting in everything}
-    grid = Table(title=f"Best learning rate by {chosen.removesuffix(' (%)')}")
+    grid = Table(title=f"Best learning rate by {chosen.replace(' (%)', '')}")
     for name in ("optimizer", "schedule"):
         grid.add_column(name)
     for name in (

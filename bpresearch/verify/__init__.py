@@ -1,7 +1,21 @@
 """Verification of hand-written derivatives: are they right, in which sense, and where are they wrong?"""
 
+from bpresearch.verify.assertion import assert_gradients
+from bpresearch.verify.check_function import FUNCTION_ORACLES, function
 from bpresearch.verify.check_model import DTYPES, ORACLES, model
 from bpresearch.verify.faults import FAULTS, Fault, FaultError
 from bpresearch.verify.report import Report, Row
 
-__all__ = ["DTYPES", "FAULTS", "ORACLES", "Fault", "FaultError", "Report", "Row", "model"]
+__all__ = [
+    "DTYPES",
+    "FAULTS",
+    "FUNCTION_ORACLES",
+    "ORACLES",
+    "Fault",
+    "FaultError",
+    "Report",
+    "Row",
+    "assert_gradients",
+    "function",
+    "model",
+]

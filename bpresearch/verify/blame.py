@@ -37,7 +37,7 @@ from bpresearch.verify.calls import (
     walk,
 )
 from bpresearch.verify.comparison import MATHEMATICS, compare
-from bpresearch.verify.precision import is_floating, jittered
+from bpresearch.verify.precision import is_floating, jittered, random_like
 from bpresearch.verify.report import Row
 
 JITTER = (float(np.finfo("float64").eps),) * 2
@@ -72,7 +72,8 @@ def blame_program(
         cotangents, values = jax.grad(loss, has_aux=True)(zeros)
         calls[:] = last[-1].calls
         answers = [
-            check(call, *value, y_bar) for call, value, y_bar in zip(calls, values, cotangents, strict=True)
+            check(call, params, state, inputs, y_bar)
+            for call, (params, state, inputs), y_bar in zip(calls, values, cotangents, strict=True)
         ]
         model = merge(graphdef, params, state)
         for index, (call, shapes) in enumerate(last[-1].inside.values()):
@@ -132,20 +133,6 @@ def check_at_random(call: Call, layer: Any, shapes: Any, key: jax.Array) -> Any:
     return check(call, params, state, inputs, y_bar)
 
 
-def random_like(shapes: Any, key: jax.Array) -> Any:
-    """Standard normal numbers for floating leaves and zeros for others."""
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(key, len(leaves) + 1)
-    return structure.unflatten(
-        [
-            jax.random.normal(k, leaf.shape, leaf.dtype)
-            if is_floating(leaf)
-            else jnp.zeros(leaf.shape, leaf.dtype)
-            for k, leaf in zip(keys, leaves, strict=False)
-        ]
-    )
-
-
 def find_layer(model: nnx.Module, path: Path) -> Any:
     """The module or function at a path of the model, None if there is none."""
     node: Any = model
@@ -199,7 +186,8 @@ def _judge(path: str, call: Call, found: Any, expected: Any, noise: Any, y_bar: 
     shape = np.shape(next(iter(jax.tree.leaves(expected[0])), np.zeros(())))
     error = worst.error if worst else 0.0
     detail = f"its rule ({call.name}) is wrong in the {worst_name}" if error > MATHEMATICS else ""
-    return Row(path, shape, "rule", error, MATHEMATICS, error <= MATHEMATICS, detail, worst.worst if worst else None)
+    element = worst.worst if worst else None
+    return Row(path, shape, "rule", error, MATHEMATICS, error <= MATHEMATICS, detail, element)
 
 
 def _size(leaf: Any) -> float:

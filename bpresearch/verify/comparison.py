@@ -9,6 +9,11 @@ MATHEMATICS = 1e-10
 """Largest relative error, in float64, between two correct ways to compute the same derivative."""
 
 
+def tolerance_in(eps: float) -> float:
+    """The same in a precision with machine epsilon `eps`: 1e-10 in float64, 1e4 eps in shorter formats."""
+    return MATHEMATICS if eps <= np.finfo(np.float64).eps else min(1e4 * eps, 0.05)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A relative error, and the element where it is largest with its two values."""
@@ -22,20 +27,22 @@ def compare(
     expected: Float[np.ndarray, "*shape"],
     noise: float = 0.0,
     largest: float = 0.0,
+    tolerance: float = MATHEMATICS,
 ) -> Comparison:
     """max |found - expected| relative to max |expected|.
 
     A derivative that is zero in exact arithmetic (of a bias in front of a normalisation, say) is pure
     rounding noise in both, and relative to itself it is all wrong. So the error is relative to at least
-    what makes ten times `noise` a relative error of 1e-10, as long as that is not above `largest`:
+    what makes ten times `noise` an error of `tolerance`, as long as that is not above `largest`:
 
-        scale = max(max |expected|, min(10 noise / 1e-10, largest))
+        scale = max(max |expected|, min(10 noise / tolerance, largest))
 
     Args:
         found: the values in question.
         expected: the reference.
         noise: how far rounding the arguments moves the reference, see `precision.rounding_noise`.
         largest: magnitude of the largest related derivative; noise can be no excuse beyond it.
+        tolerance: the relative error that will be allowed.
     """
     if found.size == 0:
         return Comparison(0.0)
@@ -46,7 +53,7 @@ def compare(
     index = tuple(int(i) for i in np.unravel_index(np.argmax(difference), found.shape))
     worst = (index, float(found[index]), float(expected[index]))
     finite = np.abs(expected[np.isfinite(expected)])
-    scale = max(np.max(finite, initial=0.0), min(10 * noise / MATHEMATICS, largest))
+    scale = max(np.max(finite, initial=0.0), min(10 * noise / tolerance, largest))
     if difference[index] == 0:
         return Comparison(0.0, worst)
     return Comparison(float(difference[index] / scale) if scale > 0 else float("inf"), worst)

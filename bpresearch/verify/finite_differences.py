@@ -37,10 +37,16 @@ SAFETY = 10.0
 """A difference from the estimate is an error when it is this many times the estimate's uncertainty."""
 
 SHARPEST = 1e-7
-"""The smallest relative error that this oracle is asked to see."""
+"""The smallest relative error that this oracle is asked to see, in float64."""
 
 BLUNTEST = 1e-4
-"""The largest relative uncertainty with which it still gives a verdict."""
+"""The largest relative uncertainty with which it still gives a verdict, in float64."""
+
+
+def resolution(eps: float) -> tuple[float, float]:
+    """The smallest error asked for and the largest uncertainty borne, in a precision: both grow as eps^(2/3)."""
+    coarser = (eps / np.finfo(np.float64).eps) ** (2 / 3)
+    return min(SHARPEST * coarser, 1e-2), min(BLUNTEST * coarser, 3e-2)
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,16 @@ def directional_derivatives(
     directions: Directions,
     gradient: list[Array],
     key: jax.Array,
-) -> dict[str, Float[Array, "directions"]]:
+    together: bool = True,
+) -> dict[str, Float[Array, "directions ..."]]:
     """Finite differences of a scalar function of a list of float64 arrays, and what a gradient predicts.
 
-    All evaluations are one program: a loop over directions, the steps of the ladder side by side.
+    All evaluations are one program: a loop over directions, the steps of the ladder side by side, or with
+    `together=False` one after the other, for functions that `jax.vmap` does not take.
 
     Returns:
-        What `richardson` does, `predicted` = <gradient, d> and the `scale` of the steps.
+        What `richardson` does, `predicted` = <gradient, d>, the `scale` of the steps, and the values `above`
+        at t + h d and `here` at t.
     """
     sizes = [leaf.size for leaf in point]
     ends = np.cumsum(sizes)
@@ -100,10 +109,11 @@ def directional_derivatives(
         h = scale * steps
         away = jnp.outer(h, d)
         points = jnp.concatenate([flat[None] + away, flat[None] - away, flat[None]])
-        values = jax.vmap(evaluate)(points)
+        values = jax.vmap(evaluate)(points) if together else jax.lax.map(evaluate, points)
         above, below, here = values[: len(STEPS)], values[len(STEPS) : -1], values[-1]
         answer = richardson(above, below, here, h)
-        return {**answer, "predicted": jnp.sum(flat_gradient * d), "scale": scale}
+        answer |= {"predicted": jnp.sum(flat_gradient * d), "scale": scale}
+        return answer | {"above": above, "here": here}
 
     starts = np.concatenate([[0], ends[:-1]])
     return jax.lax.map(
@@ -178,12 +188,29 @@ class Verdict:
     detail: str
 
 
+def at_kinks(found: dict[str, np.ndarray], scale: float, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """In which directions the point is at a kink, and how far outside of both sides the prediction lies.
+
+    Args:
+        found: what `directional_derivatives` returns.
+        scale: what the second answer, zero between the sides, is relative to.
+        eps: machine precision of the values.
+    """
+    sharpest, _ = resolution(eps)
+    right, left, predicted = (found[name] / scale for name in ("right", "left", "predicted"))
+    doubt = np.maximum(found["side_uncertainty"], found["uncertainty"]) / scale
+    kink = np.abs(right - left) > np.maximum(sharpest, SAFETY * doubt)
+    outside = np.maximum(predicted - np.maximum(left, right), np.minimum(left, right) - predicted)
+    return kink, np.maximum(outside, 0.0)
+
+
 def judge(
     sizes: Sequence[int],
     norms: Sequence[float],
     directions: Directions,
     found: dict[str, np.ndarray],
     loss: float,
+    eps: float = float(np.finfo(np.float64).eps),
 ) -> list[Verdict]:
     """One verdict for each leaf from the differences in all of its directions.
 
@@ -191,6 +218,7 @@ def judge(
     coordinates; at least to what changes the loss a million times less than the most influential leaf.
     """
     error = np.abs(found["estimate"] - found["predicted"])
+    sharpest, bluntest = resolution(eps)
     norms = [float(np.nan_to_num(norm, posinf=0.0)) for norm in norms]
     step = np.asarray([found["scale"][directions.of(leaf)].max(initial=0.0) for leaf in range(len(sizes))])
     moved = np.max(np.abs(found["estimate"] * found["scale"]), initial=0.0)
@@ -199,30 +227,27 @@ def judge(
     for leaf, (size, norm) in enumerate(zip(sizes, norms, strict=True)):
         mine = directions.of(leaf)
         if not mine.any():
-            verdicts.append(Verdict(0.0, SHARPEST, True, "no elements"))
+            verdicts.append(Verdict(0.0, sharpest, True, "no elements"))
             continue
         every = bool((directions.coordinate[mine] >= 0).all())
         typical = norm / math.sqrt(size) if every else norm
         scale = max(typical, 1e-6 * influence / step[leaf]) or 1.0
         relative, uncertainty = error[mine] / scale, found["uncertainty"][mine] / scale
-        right, left = found["right"][mine] / scale, found["left"][mine] / scale
-        side = found["side_uncertainty"][mine] / scale
-        kink = np.abs(right - left) > np.maximum(SHARPEST, SAFETY * np.maximum(side, uncertainty))
-        predicted = found["predicted"][mine] / scale
-        outside = np.maximum(predicted - np.maximum(left, right), np.minimum(left, right) - predicted)
-        relative = np.where(kink, np.maximum(outside, 0.0), relative)
+        kink, outside = at_kinks({name: values[mine] for name, values in found.items()}, scale, eps)
+        predicted = found["predicted"][mine]
+        relative = np.where(kink, outside, relative)
         relative = np.where(np.isfinite(predicted), relative, np.inf)
-        uncertainty = np.where(kink, side, uncertainty)
-        tolerance = np.maximum(SHARPEST, SAFETY * uncertainty)
+        uncertainty = np.where(kink, found["side_uncertainty"][mine] / scale, uncertainty)
+        tolerance = np.maximum(sharpest, SAFETY * uncertainty)
         # Several kinks in one direction can make up for each other: then its two sides bound nothing.
-        resolved = (uncertainty <= BLUNTEST) & (every | ~kink | (relative <= tolerance))
+        resolved = (uncertainty <= bluntest) & (every | ~kink | (relative <= tolerance))
         looked = f"every coordinate ({size})" if every else f"{int(mine.sum())} random directions"
         if kink.any():
             looked += f", {int(kink.sum())} at a kink: not differentiable there"
         if not resolved.all():
             looked += f", {int((~resolved).sum())} unresolved"
         if 2 * resolved.sum() < resolved.size:
-            verdicts.append(Verdict(float(np.nanmin(relative)), BLUNTEST, None, looked))
+            verdicts.append(Verdict(float(np.nanmin(relative)), bluntest, None, looked))
             continue
         worst = np.argmax(np.where(resolved, relative / tolerance, -1.0))
         passed = bool(relative[worst] <= tolerance[worst])

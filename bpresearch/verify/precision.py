@@ -88,3 +88,17 @@ def jittered(tree: Any, eps: Sequence[float]) -> Any:
 
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten([stack(index, leaf) for index, leaf in enumerate(leaves)])
+
+
+def random_like(shapes: Any, key: jax.Array) -> Any:
+    """Standard normal numbers for floating leaves and zeros for others."""
+    leaves, structure = jax.tree.flatten(shapes)
+    keys = jax.random.split(key, len(leaves) + 1)
+    return structure.unflatten(
+        [
+            jax.random.normal(k, leaf.shape, leaf.dtype)
+            if is_floating(leaf)
+            else jnp.zeros(leaf.shape, leaf.dtype)
+            for k, leaf in zip(keys, leaves, strict=False)
+        ]
+    )

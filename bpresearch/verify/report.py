@@ -2,8 +2,9 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -21,6 +22,7 @@ class Row:
         passed: True, False, or None where the oracle cannot resolve the answer ("undecided").
         detail: what was looked at, or why nothing was decided.
         worst: index of the element that is most wrong, the value found there and the value expected.
+        hint: what the error looks like, where it has a known shape.
     """
 
     path: str
@@ -31,6 +33,7 @@ class Row:
     passed: bool | None
     detail: str = ""
     worst: tuple[tuple[int, ...], float, float] | None = None
+    hint: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain JSON types; a number that JSON does not have (NaN, infinity) becomes a string."""
@@ -42,6 +45,7 @@ class Row:
             "tolerance": _plain(self.tolerance),
             "passed": self.passed,
             "detail": self.detail,
+            "hint": self.hint,
         }
         if self.worst is not None:
             index, found, expected = self.worst
@@ -57,12 +61,13 @@ class Report:
         rows: every comparison made.
         culprits: paths of the layers whose own rule is wrong, in the order of the forward pass.
         notes: remarks on the verification as a whole, one sentence each.
+        hints: what the errors look like, where they have a known shape.
     """
 
     rows: tuple[Row, ...]
     culprits: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    title: str = field(default="")
+    hints: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -80,11 +85,12 @@ class Report:
             "passed": self.passed,
             "culprits": list(self.culprits),
             "notes": list(self.notes),
+            "hints": list(self.hints),
             "rows": [row.to_dict() for row in self.rows],
         }
 
     def to_json(self) -> str:
-        """The report as a JSON text with keys `passed`, `culprits`, `notes` and `rows`."""
+        """The report as a JSON text with keys `passed`, `culprits`, `notes`, `hints` and `rows`."""
         return json.dumps(self.to_dict(), indent=2)
 
     def summary(self) -> str:
@@ -99,22 +105,31 @@ def _plain(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-_SHORT = {"finite differences": "differences"}
+_SHORT = {"finite differences": "fin.diff", "complex step": "complex"}
 _WIDTH = 80
 
 
 def format_report(report: Report) -> str:
     """The report as text of 80 columns: one line per leaf, a column per oracle, the verdict below."""
-    lines = [report.title] if report.title else []
-    local = [row for row in report.rows if row.oracle == "rule"]
-    leaves = [row for row in report.rows if row.oracle != "rule"]
-    lines += _table(leaves, "parameter")
-    wrong = [row for row in local if row.passed is False]
-    if wrong:
-        lines += ["", *_table(wrong, "layer"), *(f"{row.path}: {row.detail}" for row in wrong)]
+    of = {"rule": [], "contract": [], "": []}
+    for row in report.rows:
+        of.get(row.oracle, of[""]).append(row)
+    lines, said = _table(of[""], "parameter" if of["rule"] else "argument"), []
+    for oracle, heading in (("rule", "layer"), ("contract", "contract")):
+        wrong = [row for row in of[oracle] if row.passed is False]
+        if wrong:
+            lines += ["", *_table(wrong, heading)]
+            said += [f"{row.path}: {row.detail}" for row in wrong]
+    for row in (row for row in of[""] if row.passed is False and row.worst):
+        index, found, expected = row.worst
+        where = f"{row.path}[{', '.join(map(str, index))}]" if index else row.path
+        said.append(f"{where} is {found:.9g}, by {row.oracle} {expected:.9g}")
+    said += report.hints
     if report.culprits:
-        lines += ["", f"culprits: {', '.join(report.culprits)}"]
-    return "\n".join([*lines, "", *report.notes, _sentence(report)])
+        said.append(f"culprits: {', '.join(report.culprits)}")
+    said = ["", *said] if said else []
+    said += ["", *report.notes, _sentence(report)]
+    return "\n".join([*lines, *(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in said)]).strip()
 
 
 def _sentence(report: Report) -> str:
@@ -133,7 +148,8 @@ def _sentence(report: Report) -> str:
         return f"The gradient is wrong: the mistake is in the rule of {of}."
     paths = list(dict.fromkeys(row.path for row in report.rows if row.passed is False))
     shown = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
-    return f"The gradient is wrong at {shown}, though no layer's own rule is."
+    chained = any(row.oracle == "rule" for row in report.rows)
+    return f"The gradient is wrong at {shown}{', though no rule of a layer is' if chained else ''}."
 
 
 def _table(rows: Iterable[Row], heading: str) -> list[str]:
@@ -147,7 +163,7 @@ def _table(rows: Iterable[Row], heading: str) -> list[str]:
     titles = [_SHORT.get(oracle, oracle) for oracle in oracles]
     shapes = {p: "x".join(map(str, next(iter(r.values())).shape)) or "scalar" for p, r in by_path.items()}
     shape_width = max(5, *(len(s) for s in shapes.values()))
-    columns = [max(8, len(title)) for title in titles]
+    columns = [max(7, len(title)) for title in titles]
     path_width = max(len(heading), *(len(p) for p in by_path))
     room = _WIDTH - shape_width - 2 - sum(c + 2 for c in columns) - 2 - len("undecided")
     path_width = max(12, min(path_width, room))

@@ -128,14 +128,10 @@ def _leaves(grads, x_bar, x):
     for index, (value, bar) in enumerate(zip(xs, x_bars, strict=True)):
         if jnp.issubdtype(jnp.result_type(value), jnp.inexact):
             assert bar is not None, f"input {index} has no cotangent"
-            assert (bar.shape, bar.dtype) == (value.shape, value.dtype), (
-                f"cotangent of input {index}"
-            )
+            assert (bar.shape, bar.dtype) == (value.shape, value.dtype), f"cotangent of input {index}"
             named[f"input {index}"] = bar
         else:
-            assert bar is None or bar.dtype == jax.dtypes.float0, (
-                f"cotangent of integer input {index}"
-            )
+            assert bar is None or bar.dtype == jax.dtypes.float0, f"cotangent of integer input {index}"
     return named
 
 
@@ -152,9 +148,7 @@ def _largest(array):
 
 def _assert_engines_agree(model, loss_fn, x, y, tolerance=1e-11):
     loss, new_state, grads, x_bar = _gradients(autodiff, model, loss_fn, x, y, COMPILE_QUICKLY)
-    our_loss, our_state, our_grads, our_x_bar = _gradients(
-        chainrule, model, loss_fn, x, y, COMPILE_QUICKLY
-    )
+    our_loss, our_state, our_grads, our_x_bar = _gradients(chainrule, model, loss_fn, x, y, COMPILE_QUICKLY)
     assert jax.tree.structure(our_grads) == jax.tree.structure(grads)
     assert jax.tree.structure(our_state) == jax.tree.structure(new_state)
     assert our_loss.dtype == loss.dtype
@@ -185,9 +179,7 @@ def _assert_engines_agree(model, loss_fn, x, y, tolerance=1e-11):
 
 def _assert_sound_in(dtype, model, loss_fn, x, y):
     with jax.enable_x64(True):
-        rounded, (x, y) = (
-            (cast_model(model, dtype), cast((x, y), dtype)) if dtype else (model, (x, y))
-        )
+        rounded, (x, y) = (cast_model(model, dtype), cast((x, y), dtype)) if dtype else (model, (x, y))
         wide, (wide_x, wide_y) = cast_model(rounded, jnp.float64), cast((x, y), jnp.float64)
         _, _, *exact = _gradients(autodiff, wide, loss_fn, wide_x, wide_y, COMPILE_QUICKLY)
         _, _, *right = _gradients(autodiff, rounded, loss_fn, x, y)
@@ -211,9 +203,7 @@ def _assert_matches_finite_differences(model, loss_fn, x, y, tolerance=1e-7):
     graphdef, params, state = split(model)
     loss, _, grads, x_bar = _gradients(chainrule, model, loss_fn, x, y, COMPILE_QUICKLY)
     leaves, structure = jax.tree.flatten((params, as_inputs(x)))
-    bars = jax.tree.leaves(grads) + jax.tree.leaves(
-        as_inputs(x_bar), is_leaf=lambda bar: bar is None
-    )
+    bars = jax.tree.leaves(grads) + jax.tree.leaves(as_inputs(x_bar), is_leaf=lambda bar: bar is None)
     rng = np.random.default_rng(0)
     steps = np.array([1e-3, 1e-4, 1e-5])  # more than one: a kink may lie within the larger ones
 
@@ -230,8 +220,7 @@ def _assert_matches_finite_differences(model, loss_fn, x, y, tolerance=1e-7):
 
         def value(distance):
             moved = [
-                leaf
-                + distance * jnp.where(index == i, direction[: leaf.size], 0).reshape(leaf.shape)
+                leaf + distance * jnp.where(index == i, direction[: leaf.size], 0).reshape(leaf.shape)
                 if jnp.issubdtype(leaf.dtype, jnp.floating)
                 else leaf
                 for i, leaf in enumerate(leaves)

@@ -140,9 +140,7 @@ def test_rounding_everywhere(name, dtype):
 def test_in_a_model(name, assert_engines_agree, random_model, normal):
     def build():
         rngs = nnx.Rngs(0)
-        return nnx.Sequential(
-            nnx.Linear(2, 3, rngs=rngs), ACTIVATIONS[name], nnx.Linear(3, 1, rngs=rngs)
-        )
+        return nnx.Sequential(nnx.Linear(2, 3, rngs=rngs), ACTIVATIONS[name], nnx.Linear(3, 1, rngs=rngs))
 
     model, x, y = random_model(build), normal(1, 4, 2), normal(2, 4, 1)
     assert assert_engines_agree(model, optax.squared_error, x, y) <= 1e-12

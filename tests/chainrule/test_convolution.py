@@ -195,9 +195,7 @@ def test_torch(how, case, axes, random_model, normal, gradient_by_rules):
     inputs = torch.tensor(np.moveaxis(np.asarray(x), -1, 1), requires_grad=True)
     outputs = twin(inputs)
     y = normal(2, *np.moveaxis(outputs.detach().numpy(), 1, -1).shape)
-    torch.nn.functional.mse_loss(
-        outputs, torch.tensor(np.moveaxis(np.asarray(y), -1, 1))
-    ).backward()
+    torch.nn.functional.mse_loss(outputs, torch.tensor(np.moveaxis(np.asarray(y), -1, 1))).backward()
     _, grads, x_bar = gradient_by_rules(model, optax.squared_error, x, y)
     kernel_bar = np.moveaxis(np.asarray(grads["kernel"]), (-1, -2), (0, 1))
     np.testing.assert_allclose(kernel_bar, twin.weight.grad.numpy(), rtol=1e-10, atol=1e-15)

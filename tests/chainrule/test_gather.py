@@ -134,7 +134,7 @@ def test_a_name_that_no_parameter_has_is_named_with_its_layer(model, name):
 
 
 def test_a_layer_that_is_not_there_is_named(model):
-    with pytest.raises(ValueError, match="7.* of layers$"):
+    with pytest.raises(ValueError, match=r"7.* of layers$"):
         gather(model, {"layers": {7: {"kernel": jnp.ones(())}}})
     with pytest.raises(ValueError, match=r"'head'.* of the model$"):
         gather(model, {"head": {"kernel": jnp.ones(())}})
@@ -152,11 +152,11 @@ def test_a_missing_cotangent_is_refused(model):
 
 def test_no_cotangents_at_all(model):
     """A rule that returns None where a dict is due."""
-    with pytest.raises(ValueError, match=r"layers\.2"):
+    with pytest.raises(ValueError, match=r"layers\.2|2 .* of layers"):
         gather(model, {"layers": {2: None}})
 
 
-def test_numbers_of_another_type_are_refused(model):
-    """A gradient has the dtype of its parameter; anything else would be promoted in the optimizer."""
-    with pytest.raises(ValueError, match=r"layers\.2\.kernel .*float32.*float64"):
-        gather(model, change(model, "kernel", jnp.ones((2, 1), jnp.float32)))
+def test_a_gradient_has_the_dtype_of_its_parameter(model):
+    """A rule that computes in another precision does not change the precision of the training."""
+    found = gather(model, change(model, "kernel", jnp.ones((2, 1), jnp.float32)))
+    assert found["layers"][2]["kernel"].dtype == jnp.float64

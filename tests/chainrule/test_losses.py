@@ -34,17 +34,13 @@ def numpy_softmax(logits):
     classes=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-def test_cross_entropy_is_softmax_minus_one_hot(
-    batch, classes, seed, outputs, gradient_by_rules, normal
-):
+def test_cross_entropy_is_softmax_minus_one_hot(batch, classes, seed, outputs, gradient_by_rules, normal):
     logits = 3 * normal(seed, *batch, classes)
     labels = jnp.asarray(np.random.default_rng(seed).integers(0, classes, batch))
     loss, _, z_bar = gradient_by_rules(outputs, cross_entropy, logits, labels)
     softmax, onehot = numpy_softmax(np.asarray(logits)), np.eye(classes)[np.asarray(labels)]
     np.testing.assert_allclose(z_bar, (softmax - onehot) / labels.size, rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(
-        loss, -np.mean(np.log((softmax * onehot).sum(-1))), rtol=1e-12, atol=1e-15
-    )
+    np.testing.assert_allclose(loss, -np.mean(np.log((softmax * onehot).sum(-1))), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
@@ -73,9 +69,7 @@ def test_extreme_logits(dtype, outputs):
     labels = jnp.array([0, 1, 1])
     for engine in (autodiff, chainrule):
         _, (_, z_bar) = engine.value_and_grad(outputs, cross_entropy, logits, labels, inputs=True)
-        np.testing.assert_allclose(
-            3 * z_bar.astype(float), [[0, 0, 0], [1, -1, 0], [0, 0, 0]], rtol=0.01
-        )
+        np.testing.assert_allclose(3 * z_bar.astype(float), [[0, 0, 0], [1, -1, 0], [0, 0, 0]], rtol=0.01)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

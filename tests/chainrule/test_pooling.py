@@ -77,10 +77,7 @@ def test_window_by_window(kind, data, values, normal, gradient_by_rules):
     if padding == "VALID":
         pads = [(0, 0)] * len(window)
     elif padding == "SAME":
-        needed = [
-            max((-(-n // s) - 1) * s + w - n, 0)
-            for n, s, w in zip(size, steps, window, strict=True)
-        ]
+        needed = [max((-(-n // s) - 1) * s + w - n, 0) for n, s, w in zip(size, steps, window, strict=True)]
         pads = [(p // 2, p - p // 2) for p in needed]
     assume(all(n + sum(p) >= w for n, p, w in zip(size, pads, window, strict=True)))
     # Ties: zeros among the outputs of relu, and small integers.
@@ -88,23 +85,17 @@ def test_window_by_window(kind, data, values, normal, gradient_by_rules):
     x = {"normal": x, "relu": np.maximum(x, 0), "integers": np.round(x)}[values]
 
     images = np.moveaxis(x, -1, 0).reshape(-1, *size)
-    count = [
-        (n + sum(p) - w) // s + 1 for n, p, w, s in zip(size, pads, window, steps, strict=True)
-    ]
+    count = [(n + sum(p) - w) // s + 1 for n, p, w, s in zip(size, pads, window, steps, strict=True)]
     targets = np.asarray(normal(2, *batch, *count, 2))
     wanted = np.moveaxis(targets, -1, 0).reshape(-1, *count)
     both = [
-        by_loops(
-            kind, image, lambda y, t=t: 2 * (y - t) / targets.size, window, steps, pads, counting
-        )
+        by_loops(kind, image, lambda y, t=t: 2 * (y - t) / targets.size, window, steps, pads, counting)
         for image, t in zip(images, wanted, strict=True)
     ]
     expected = np.moveaxis(np.stack([x_bar for _, x_bar in both]).reshape(2, *x.shape[:-1]), 0, -1)
 
     model = nnx.Sequential(partial(POOLS[kind], **options))
-    loss, grads, x_bar = gradient_by_rules(
-        model, optax.squared_error, jnp.asarray(x), jnp.asarray(targets)
-    )
+    loss, grads, x_bar = gradient_by_rules(model, optax.squared_error, jnp.asarray(x), jnp.asarray(targets))
     assert grads == {}
     np.testing.assert_allclose(x_bar, expected, rtol=1e-12, atol=1e-15)
     y = np.stack([y for y, _ in both])
@@ -133,9 +124,7 @@ def test_as_autodiff(kind, options, ties, normal, assert_engines_agree):
 @pytest.mark.parametrize("kind", POOLS)
 def test_three_axes_and_lists(kind, normal, assert_engines_agree):
     model = nnx.Sequential(
-        partial(
-            POOLS[kind], window_shape=(2, 1, 2), strides=(1, 1, 2), padding=[(0, 1), (0, 0), (1, 1)]
-        )
+        partial(POOLS[kind], window_shape=(2, 1, 2), strides=(1, 1, 2), padding=[(0, 1), (0, 0), (1, 1)])
     )
     x = normal(1, 2, 3, 2, 4, 1)
     assert assert_engines_agree(model, optax.squared_error, x, normal(2, *model(x).shape)) <= 1e-14

@@ -1,0 +1,302 @@
+"""Attention (Vaswani et al. 2017).
+
+`nnx.MultiHeadAttention` is a composite: linear layers make queries, keys and values of its inputs, which
+may be normalised; dot-product attention mixes them; and a linear layer puts the heads together. Each part
+answers with its own rule, and that of dot-product attention is the derivative proper.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.module import first_from
+
+from bpresearch.chainrule import engine
+from bpresearch.chainrule.engine import backward, forward
+from bpresearch.chainrule.registry import rule, rule_for
+from bpresearch.functional import format_path
+from bpresearch.models.attention import (
+    CausalAttention,
+    MaskedAttention,
+    allowed_weights,
+    attention_logits,
+    dot_product_attention,
+    grouped,
+    kept_weights,
+    weighted_sum,
+)
+
+
+@rule(nnx.dot_product_attention, dot_product_attention)
+class DotProductAttentionRule:
+    """y = P v,   P = softmax(A) along each row,   A = q k^T / sqrt(d) + bias      (for each head)
+
+    v_bar = P^T y_bar,   P_bar = y_bar v^T
+    A_bar = P * (P_bar - sum(P * P_bar))           the Jacobian of softmax is diag(p) - p p^T
+    q_bar = A_bar k / sqrt(d),   k_bar = A_bar^T q / sqrt(d),   bias_bar = A_bar
+
+    q: (*batch, length, heads, d), k: (*batch, keys, kv_heads, d), v: (*batch, keys, kv_heads, e),
+    y: (*batch, length, heads, e); P and A: (*batch, heads, length, keys). Where heads share keys and values
+    (Ainslie et al. 2023), the cotangents of these add up; where the bias is broadcast, its cotangent is the
+    sum. A_bar is 0 where the mask forbids attention. Dropout multiplies P by a constant M: then
+    v_bar = (M P)^T y_bar and P_bar = M * (y_bar v^T). A mask has no derivative.
+
+    Flax's function, unless it has a dropout rate, rounds A and the softmax to float32 whatever the inputs
+    are. In float64 it is a step function, then, and its rule does as autodiff does: the derivative of the
+    smooth function, with P and A_bar rounded to float32.
+    """
+
+    def forward(function, *inputs, **options):
+        of = _Attention(function, inputs, options)
+        weights = jax.nn.softmax(of.logits().astype(of.softmax_dtype))
+        kept = of.draw(weights.shape)
+        mixed = of.dropped(weights, kept).astype(of.value.dtype)
+        return weighted_sum(mixed, of.value, of.precision), (inputs, weights, kept)
+
+    def backward(function, residuals, y_bar, **options):
+        inputs, weights, kept = residuals
+        of = _Attention(function, inputs, options)
+        einsum = partial(jnp.einsum, precision=of.precision)
+        wide = jnp.promote_types(of.query.dtype, jnp.float32)
+
+        y_bar = grouped(y_bar.astype(of.value.dtype), of.value)
+        mixed = _by_group(of.dropped(weights, kept).astype(of.value.dtype), of.value)
+        value_bar = einsum("...kgts,...tkgd->...skd", mixed, y_bar)
+        weights_bar = einsum(
+            "...tkgd,...skd->...kgts", y_bar, of.value, preferred_element_type=wide
+        ).reshape(weights.shape)
+        weights_bar = of.dropped(weights_bar, kept).astype(weights.dtype)
+
+        weighted = weights * weights_bar
+        logits_bar = weighted - weights * jnp.sum(weighted, axis=-1, keepdims=True)
+        logits_bar = of.allow(logits_bar.astype(wide))
+
+        scaled = _by_group((logits_bar * of.scale(wide)).astype(of.key.dtype), of.key)
+        query_bar = einsum("...kgts,...skd->...tkgd", scaled, of.key).reshape(of.query.shape)
+        key_bar = einsum("...kgts,...tkgd->...skd", scaled, grouped(of.query, of.key))
+        bars = [
+            bar.astype(x.dtype)
+            for bar, x in zip((query_bar, key_bar, value_bar), inputs, strict=False)
+        ]
+        if len(inputs) > 3:
+            bars.append(None if inputs[3] is None else _sum_to(logits_bar, inputs[3]))
+        return {}, (*bars, *(_no_derivative(x) for x in inputs[4:]))
+
+
+class _Attention:
+    """One call of dot-product attention: its arguments by name, and how it computes."""
+
+    NAMES = ("query", "key", "value", "bias", "mask", "broadcast_dropout", "dropout_rng")
+
+    def __init__(self, function, inputs, options):
+        function = function.func if isinstance(function, partial) else function
+        given = {**options, **dict(zip(self.NAMES, inputs, strict=False))}
+        if given.get("module") is not None:
+            raise ValueError(f"attention at {_here()}: no chain-rule derivative with sow_weights=True")
+        promote = given.get("promote_dtype", nnx.nn.dtypes.promote_dtype)
+        arrays = given["query"], given["key"], given["value"]
+        self.query, self.key, self.value = promote(arrays, dtype=given.get("dtype"))
+        self.bias, self.mask = given.get("bias"), given.get("mask")
+        self.is_causal = given.get("is_causal", False)
+        self.rate = given.get("dropout_rate", 0.0)
+        self.random = self.rate > 0 and not given.get("deterministic", False)
+        self.broadcast, self.rng = given.get("broadcast_dropout", True), given.get("dropout_rng")
+        fused = function is nnx.dot_product_attention and self.rate == 0
+        wide = jnp.promote_types(self.query.dtype, jnp.float32)
+        self.softmax_dtype = jnp.float32 if fused else wide
+        self.precision = None if fused else given.get("precision")
+
+    def scale(self, dtype):
+        return jnp.asarray(1 / math.sqrt(self.query.shape[-1]), dtype)
+
+    def logits(self):
+        return attention_logits(
+            self.query, self.key, self.bias, self.mask, self.is_causal, self.precision
+        )
+
+    def allow(self, logits_bar):
+        # Without a mask of its own every row attends to something, and the others' weights are 0.
+        if self.mask is None:
+            return logits_bar
+        return jnp.where(allowed_weights(self.mask, self.is_causal, logits_bar), logits_bar, 0)
+
+    def draw(self, shape):
+        return kept_weights(self.rng, self.rate, shape, self.broadcast) if self.random else None
+
+    def dropped(self, weights, kept):
+        return weights if kept is None else jnp.where(kept, weights / (1 - self.rate), 0)
+
+
+def _here():
+    return format_path(engine._path.get()) or "the model itself"
+
+
+def _by_group(per_head, key):
+    """(*batch, heads, length, keys) as (*batch, kv_heads, group, length, keys)."""
+    *batch, heads, length, keys = per_head.shape
+    return per_head.reshape(*batch, key.shape[-2], heads // key.shape[-2], length, keys)
+
+
+def _sum_to(array, x):
+    """The adjoint of broadcasting x to the array's shape."""
+    extra = array.ndim - x.ndim
+    spread = [axis + extra for axis, n in enumerate(x.shape) if n == 1]
+    return jnp.sum(array, axis=(*range(extra), *spread), keepdims=True).reshape(x.shape).astype(x.dtype)
+
+
+def _no_derivative(x):
+    floating = x is not None and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    return jnp.zeros_like(x) if floating else None
+
+
+def attend(query, key, value, mask, dropout_rng, *, attention_fn, **options):
+    """An attention function as `nnx.MultiHeadAttention` calls it, with all arrays among the inputs."""
+    return attention_fn(query, key, value, mask=mask, dropout_rng=dropout_rng, **options)
+
+
+@rule(attend)
+class AttendRule:
+    """The rule of `attention_fn` with mask and dropout_rng as options, which have no cotangents."""
+
+    def forward(function, query, key, value, mask, dropout_rng, *, attention_fn, **options):
+        of_function, bound = rule_for(attention_fn, engine._path.get())
+        options = {**bound, **options, "mask": mask, "dropout_rng": dropout_rng}
+        y, residuals = of_function.forward(attention_fn, query, key, value, **options)
+        return y, (mask, dropout_rng, residuals)
+
+    def backward(function, residuals, y_bar, *, attention_fn, **options):
+        mask, dropout_rng, residuals = residuals
+        of_function, bound = rule_for(attention_fn, engine._path.get())
+        options = {**bound, **options, "mask": mask, "dropout_rng": dropout_rng}
+        _, bars = of_function.backward(attention_fn, residuals, y_bar, **options)
+        return {}, (*bars, _no_derivative(mask), None)
+
+
+@rule(nnx.MultiHeadAttention)
+class MultiHeadAttentionRule:
+    """y = out(attention(query(x_q), key(x_k), value(x_v))).      Each part's x_bar, by its own rule
+
+    One input is x_q = x_k = x_v (self-attention), and its cotangent the sum of three; of two inputs the
+    second is x_k = x_v. With `normalize_qk`, queries and keys pass through `query_ln` and `key_ln`. The
+    call's options are those of `nnx.MultiHeadAttention`.
+
+    x: (*batch, length, in), y: (*batch, length, out).
+
+    Raises:
+        ValueError: in decode mode, and with `sow_weights`.
+    """
+
+    def forward(layer, *inputs, mask=None, rngs=None, **options):
+        static = _static_options(layer, **options)
+        x_q, x_k, x_v = _three_inputs(inputs)
+        residuals = {}
+        query, residuals["query"] = forward(layer.query, x_q, name=("query",))
+        key, residuals["key"] = forward(layer.key, x_k, name=("key",))
+        value, residuals["value"] = forward(layer.value, x_v, name=("value",))
+        if layer.normalize_qk:
+            query, residuals["query_ln"] = forward(layer.query_ln, query, name=("query_ln",))
+            key, residuals["key_ln"] = forward(layer.key_ln, key, name=("key_ln",))
+        dropout_rng = None
+        if layer.dropout_rate > 0 and not static["deterministic"]:
+            dropout_rng = _dropout_key(layer, rngs)
+        mix = partial(attend, attention_fn=layer.attention_fn, **static)
+        inner = query, key, value, mask, dropout_rng
+        mixed, residuals["attention_fn"] = forward(mix, *inner, name=("attention_fn",))
+        y, residuals["out"] = forward(layer.out, mixed, name=("out",))
+        return y, (tuple(None for _ in inputs), residuals)
+
+    def backward(layer, residuals, y_bar, mask=None, rngs=None, **options):
+        inputs, residuals = residuals
+        mix = partial(attend, attention_fn=layer.attention_fn, **_static_options(layer, **options))
+        grads = {}
+
+        def back(name, y_bar):
+            grads[name], x_bar = backward(getattr(layer, name), residuals[name], y_bar, name=(name,))
+            return x_bar
+
+        mixed_bar = back("out", y_bar)
+        _, bars = backward(mix, residuals["attention_fn"], mixed_bar, name=("attention_fn",))
+        query_bar, key_bar, value_bar, *_ = bars
+        if layer.normalize_qk:
+            query_bar, key_bar = back("query_ln", query_bar), back("key_ln", key_bar)
+        q_bar, k_bar, v_bar = back("query", query_bar), back("key", key_bar), back("value", value_bar)
+        if len(inputs) == 1:
+            return grads, q_bar + k_bar + v_bar
+        return grads, (q_bar, k_bar + v_bar) if len(inputs) == 2 else (q_bar, k_bar, v_bar)
+
+
+@rule(CausalAttention)
+class CausalAttentionRule:
+    """`MultiHeadAttentionRule` of one input, with `is_causal=True`."""
+
+    def forward(layer, x):
+        return MultiHeadAttentionRule.forward(layer, x, is_causal=True)
+
+    def backward(layer, residuals, y_bar):
+        return MultiHeadAttentionRule.backward(layer, residuals, y_bar, is_causal=True)
+
+
+@rule(MaskedAttention)
+class MaskedAttentionRule:
+    """`MultiHeadAttentionRule` of all inputs but the last, which is the mask and has no cotangent."""
+
+    def forward(layer, *inputs):
+        *inputs, mask = inputs
+        y, residuals = MultiHeadAttentionRule.forward(layer, *inputs, mask=mask)
+        return y, (mask, residuals)
+
+    def backward(layer, residuals, y_bar):
+        mask, residuals = residuals
+        grads, bars = MultiHeadAttentionRule.backward(layer, residuals, y_bar)
+        bars = bars if isinstance(bars, tuple) else (bars,)
+        return grads, (*bars, _no_derivative(mask))
+
+
+def _static_options(
+    layer, deterministic=None, sow_weights=False, decode=None, is_causal=False,
+    out_sharding=None, qkv_sharding=None,
+):  # fmt: skip
+    """The options of the attention function that are not arrays, from those of layer and call."""
+    if layer.decode if decode is None else decode:
+        raise ValueError(
+            f"nnx.MultiHeadAttention at {_here()}: decode mode is for generation and has no chain-rule "
+            "derivative; call it with decode=False"
+        )
+    if sow_weights:
+        raise ValueError(
+            f"nnx.MultiHeadAttention at {_here()}: no chain-rule derivative with sow_weights=True"
+        )
+    if layer.dropout_rate > 0:
+        asked = "deterministic=True or False is needed, in the call or in the constructor"
+        error = f"nnx.MultiHeadAttention at {_here()}: {asked}"
+        deterministic = first_from(deterministic, layer.deterministic, error_msg=error)
+    else:
+        deterministic = True
+    return {
+        "deterministic": deterministic,
+        "dropout_rate": layer.dropout_rate,
+        "broadcast_dropout": layer.broadcast_dropout,
+        "dtype": layer.dtype,
+        "precision": layer.precision,
+        "module": None,
+        "is_causal": is_causal,
+    }
+
+
+def _three_inputs(inputs):
+    x_q, x_k, x_v = (*inputs, None, None)[:3]
+    if x_k is None and x_v is not None:
+        raise ValueError(f"nnx.MultiHeadAttention at {_here()}: inputs_v is given without inputs_k")
+    x_k = x_q if x_k is None else x_k
+    return x_q, x_k, x_k if x_v is None else x_v
+
+
+def _dropout_key(layer, rngs):
+    rngs = layer.rngs if rngs is None else rngs
+    if rngs is None:
+        raise ValueError(
+            f"nnx.MultiHeadAttention at {_here()}: dropout needs rngs, which keep_rngs=False left out"
+        )
+    return (rngs.dropout if isinstance(rngs, nnx.Rngs) else rngs)()

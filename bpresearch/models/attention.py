@@ -1,0 +1,130 @@
+"""Attention layers with one input, and dot-product attention that keeps the precision of its inputs."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Shaped
+
+
+class CausalAttention(nnx.MultiHeadAttention):
+    """Self-attention of every position over itself and the positions before it (Vaswani et al. 2017).
+
+    Takes the arguments of `nnx.MultiHeadAttention`, and one input of shape (*batch, length, features).
+    """
+
+    def __call__(self, x: Float[Array, "*batch length features"]) -> Float[Array, "*batch length out"]:
+        return super().__call__(x, is_causal=True)
+
+
+class MaskedAttention(nnx.MultiHeadAttention):
+    """Attention whose last input is the mask, after the one, two or three of `nnx.MultiHeadAttention`.
+
+    The mask, of shape (*batch, heads or 1, length, length of the keys), is true where attention is allowed.
+    """
+
+    def __call__(self, *inputs: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        *inputs, mask = inputs
+        return super().__call__(*inputs, mask=mask)
+
+
+def dot_product_attention(
+    query: Float[Array, "*batch length heads depth"],
+    key: Float[Array, "*batch keys kv_heads depth"],
+    value: Float[Array, "*batch keys kv_heads depth_out"],
+    bias: Float[Array, "..."] | None = None,
+    mask: Shaped[Array, "..."] | None = None,
+    broadcast_dropout: bool = True,
+    dropout_rng: Shaped[Array, "..."] | None = None,
+    dropout_rate: float = 0.0,
+    deterministic: bool = False,
+    dtype: jnp.dtype | type | None = None,
+    precision: object = None,
+    module: nnx.Module | None = None,
+    promote_dtype=nnx.nn.dtypes.promote_dtype,
+    is_causal: bool = False,
+) -> Float[Array, "*batch length heads depth_out"]:
+    """softmax(q k^T / sqrt(depth) + bias) v, the softmax in float32 or, for float64 inputs, in float64.
+
+    For the `attention_fn` of `nnx.MultiHeadAttention`. Takes what `nnx.dot_product_attention` takes, and
+    does the same but for one thing: that one rounds the logits to float32 whatever the inputs are, so a
+    model that contains it is not a smooth function in float64 and cannot be verified to more than single
+    precision.
+
+    Args:
+        query, key, value: `heads` is a multiple of `kv_heads`; each key head serves a group of queries.
+        bias: is added to the logits, (*batch, heads, length, keys) or broadcastable to it.
+        mask: true where attention is allowed, of a shape like the bias. A row without any is uniform.
+        broadcast_dropout: drop the same weights in all examples and heads.
+        dropout_rng: the key for dropout.
+        dropout_rate: the probability of dropping a weight.
+        deterministic: no dropout.
+        dtype: what to compute in; by default the inputs' common dtype.
+        precision: of the matrix products, see `jax.lax.Precision`.
+        module: must be None (no attention weights are recorded).
+        promote_dtype: brings the inputs to the computation's dtype.
+        is_causal: no query attends to keys after its own position.
+
+    Raises:
+        ValueError: a `module` is given.
+    """
+    if module is not None:
+        raise ValueError("dot_product_attention: attention weights cannot be sown; leave sow_weights False")
+    query, key, value = promote_dtype((query, key, value), dtype=dtype)
+    logits = attention_logits(query, key, bias, mask, is_causal, precision)
+    weights = jax.nn.softmax(logits).astype(value.dtype)
+    if dropout_rate > 0 and not deterministic:
+        kept = kept_weights(dropout_rng, dropout_rate, weights.shape, broadcast_dropout)
+        weights = weights * (kept / jnp.asarray(1 - dropout_rate, weights.dtype)).astype(weights.dtype)
+    return weighted_sum(weights, value, precision)
+
+
+def attention_logits(query, key, bias, mask, is_causal, precision=None):
+    """q k^T / sqrt(depth) + bias in float32 at least, hugely negative where attention is not allowed."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum(
+        "...tkgd,...skd->...kgts", grouped(query, key), key,
+        precision=precision, preferred_element_type=wide,
+    )  # fmt: skip
+    logits = logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:])
+    logits = logits * jnp.asarray(1 / math.sqrt(query.shape[-1]), wide)
+    if bias is not None:
+        logits = (logits + aligned(bias, logits)).astype(wide)
+    allowed = allowed_weights(mask, is_causal, logits)
+    return logits if allowed is None else jnp.where(allowed, logits, -0.7 * jnp.finfo("float32").max)
+
+
+def grouped(query, key):
+    """The heads in groups that share a key: (*batch, length, kv_heads, group, depth)."""
+    kv_heads = key.shape[-2]
+    return query.reshape(*query.shape[:-2], kv_heads, query.shape[-2] // kv_heads, query.shape[-1])
+
+
+def aligned(array, logits):
+    """A mask or bias with as many axes as the logits."""
+    return array.reshape((1,) * (logits.ndim - array.ndim) + array.shape)
+
+
+def allowed_weights(mask, is_causal, logits):
+    """The mask and the causal one together, broadcastable to the logits; None if neither is there."""
+    allowed = None if mask is None else aligned(mask, logits).astype(bool)
+    if is_causal:
+        causal = aligned(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits)
+        allowed = causal if allowed is None else allowed & causal
+    return allowed
+
+
+def kept_weights(key, rate, shape, broadcast):
+    """Which weights dropout keeps, as `nnx.dot_product_attention` draws them."""
+    shape = (1,) * (len(shape) - 2) + shape[-2:] if broadcast else shape
+    return jax.random.bernoulli(key, 1.0 - rate, shape)
+
+
+def weighted_sum(weights, value, precision=None):
+    """sum_s weights[..., h, t, s] value[..., s, h, :] for each query head h, whose values a group shares."""
+    *batch, heads, length, keys = weights.shape
+    kv_heads = value.shape[-2]
+    weights = weights.reshape(*batch, kv_heads, heads // kv_heads, length, keys)
+    y = jnp.einsum("...kgts,...skd->...tkgd", weights, value, precision=precision)
+    return y.reshape(*y.shape[:-3], heads, y.shape[-1])

@@ -1,0 +1,273 @@
+"""Verification of any JAX function whose derivative was written by hand."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpresearch.verify import finite_differences
+from bpresearch.verify.adjoint import adjoint_identity
+from bpresearch.verify.comparison import compare, tolerance_in
+from bpresearch.verify.complex_step import complex_step
+from bpresearch.verify.contract import contract_rows, first_line
+from bpresearch.verify.directions import leaf_scales
+from bpresearch.verify.hints import hint
+from bpresearch.verify.plain import has_custom_rule, without_custom_rules
+from bpresearch.verify.precision import compiled, jittered, random_like
+from bpresearch.verify.problem import Problem
+from bpresearch.verify.report import Report, Row
+from bpresearch.verify.taylor import ENOUGH, observed_order
+
+FUNCTION_ORACLES = ("contract", "autodiff", "adjoint", "complex step", "finite differences", "taylor")
+DIRECTIONS = 2
+
+
+def function(
+    f: Callable[..., Any],
+    *args: Any,
+    reference: Callable[..., Any] | None = None,
+    order: int = 1,
+    oracles: Sequence[str] = FUNCTION_ORACLES,
+    every_coordinate_up_to: int = 256,
+    seed: int = 0,
+) -> Report:
+    """Verifies the derivative of `f` at `args`: that of a `custom_vjp`, a `custom_jvp`, a kernel, or any other.
+
+    What `jax.vjp(f, *args)` gives for random cotangents is compared with
+
+    * `autodiff` of `reference`, or without one of `f` itself with its custom rules left out;
+    * `adjoint`: the forward-mode derivative of the same, through <y_bar, J v> = <J^T y_bar, v>;
+    * `complex step` of `f`, where it is analytic;
+    * `finite differences` of `f`, in every coordinate of small leaves, else in 8 random directions;
+    * `taylor`: the order at which the error of the linear approximation vanishes.
+
+    Before that, and apart from values, the `contract` of a backward pass is checked: see
+    `bpresearch.verify.contract`. Everything is computed in float64 if `f` takes it, otherwise in the
+    precision of `args`, with correspondingly less resolution.
+
+    Args:
+        f: any function of pytrees. Floating-point and complex arrays and Python floats are differentiated;
+            integers, booleans, None, strings and functions among `args` are passed on as they are.
+        args: where to check it.
+        reference: a plain function that computes the same as `f`.
+        order: 2 verifies the derivative of the backward pass as well.
+        oracles: which of the above to ask.
+        every_coordinate_up_to: leaves of at most so many elements get finite differences in each of them.
+        seed: of cotangents and directions.
+
+    Raises:
+        ValueError: unknown oracle, or nothing in `args` or among the outputs can be differentiated.
+
+    >>> @jax.custom_vjp
+    ... def square(x):
+    ...     return x * x
+    >>> square.defvjp(lambda x: (x * x, x), lambda x, y_bar: (x * y_bar,))
+    >>> report = bp.verify.function(square, 3.0)
+    >>> report.passed
+    False
+    >>> report.rows[-1].path, report.hints
+    ('x', ('x: every element is the right one divided by 2',))
+    """
+    for oracle in oracles:
+        if oracle not in FUNCTION_ORACLES:
+            raise ValueError(f"oracle {oracle!r} is not one of {', '.join(FUNCTION_ORACLES)}")
+    if order not in (1, 2):
+        raise ValueError(f"order {order} is not 1 or 2")
+    with jax.enable_x64(True):
+        problem = Problem(f, args)
+        apply, other = problem.apply, problem.bind(reference) if reference else None
+        if other is None and has_custom_rule(apply, problem.point):
+            other = without_custom_rules(apply)
+        check = _Check(apply, other, problem, oracles, every_coordinate_up_to, seed)
+        rows, notes = check.rows()
+        if order == 2 and all(row.passed is not False for row in rows):
+            more, _ = check.of_its_gradient().rows()
+            rows += [replace(row, path=f"{row.path} (second)") for row in more]
+    hints = [f"{row.path}: {row.hint}" for row in rows if row.hint]
+    return Report(tuple(rows), (), tuple(notes), tuple(dict.fromkeys(hints)))
+
+
+class _Check:
+    """One function of a list of arrays, its independent twin where there is one, and the oracles asked."""
+
+    def __init__(self, apply: Any, other: Any, problem: Problem, oracles: Any, every: int, seed: int):
+        self.apply, self.other, self.problem = apply, other, problem
+        self.oracles, self.every, self.seed = oracles, every, seed
+        self.point, self.names, self.eps = problem.point, problem.names, problem.eps
+        keys = jax.random.split(jax.random.key(seed), 3)
+        outputs = jax.eval_shape(apply, self.point)
+        self.y_bars = [random_like(outputs, key) for key in keys[:2]]
+        self.key = keys[2]
+        self.kinks: set[int] = set()
+
+    def of_its_gradient(self) -> "_Check":
+        """The same for the backward pass, as a function of the point, at a fixed cotangent."""
+
+        def gradient_of(apply):
+            return lambda point: jax.vjp(apply, point)[1](self.y_bars[0])[0]
+
+        other = gradient_of(self.other) if self.other else None
+        return _Check(gradient_of(self.apply), other, self.problem, self.oracles, self.every, self.seed + 1)
+
+    def rows(self) -> tuple[list[Row], list[str]]:
+        """Every row, and a note for each oracle that could not be asked."""
+        rows = contract_rows(self.apply, self.point, self.y_bars, self.eps) if "contract" in self.oracles else []
+        if rows and not rows[0].passed:
+            return rows, ["The backward pass gives no gradient at all, so its values were not checked."]
+        gradients = compiled(lambda point: [jax.vjp(self.apply, point)[1](u)[0] for u in self.y_bars])
+        self.found = jax.device_get(gradients(self.point))
+        self.value = float(compiled(self.scalar(self.apply))(self.point))
+        self.scales = leaf_scales(jax.device_get(self.point), self.found[0], self.value)
+        notes = []
+        for oracle, ask in (
+            ("autodiff", self._autodiff),
+            ("adjoint", self._adjoint),
+            ("complex step", self._complex_step),
+            ("finite differences", self._finite_differences),
+        ):
+            if oracle not in self.oracles and not (oracle == "finite differences" and "taylor" in self.oracles):
+                continue
+            try:
+                rows += ask()
+            except Exception as error:
+                notes.append(f"Not asked: {oracle} ({first_line(error)}).")
+        return rows, notes
+
+    def scalar(self, apply: Any) -> Any:
+        """<y_bar, apply(point)>, whose gradient is what the backward pass answers to y_bar."""
+
+        def scalar(point):
+            pairs = zip(self.y_bars[0], apply(point), strict=True)
+            return sum(jnp.sum(y_bar * output) for y_bar, output in pairs)
+
+        return scalar
+
+    def _twin(self) -> Any:
+        if self.other is None:
+            raise LookupError("no custom rule inside, so autodiff is what is being checked")
+        return self.other
+
+    def _autodiff(self) -> list[Row]:
+        other = self._twin()
+
+        def expected(point):
+            return [jax.vjp(other, point)[1](u)[0] for u in self.y_bars]
+
+        stacked = jittered(self.point, (self.eps,) * 2)
+        lanes = jax.device_get(compiled(lambda stacked: jax.lax.map(expected, stacked))(stacked))
+        tolerance, rows = tolerance_in(self.eps), []
+        largest = max((np.max(np.abs(lane[0]), initial=0.0) for lane in lanes[0]), default=0.0)
+        for leaf, name in enumerate(self.names):
+            results = []
+            for found, lane in zip(self.found, lanes, strict=True):
+                right = np.asarray(lane[leaf][0])
+                noise = float(np.max(np.abs(lane[leaf][1:] - right), initial=0.0))
+                results.append(compare(found[leaf], right, noise, float(largest), tolerance))
+            worst = max(results, key=lambda result: result.error)
+            passed, detail, said = worst.error <= tolerance, "", ""
+            if not passed:
+                right = np.asarray(lanes[0][leaf][0])
+                detail = self._kinks(leaf, np.abs(self.found[0][leaf] - right) > tolerance * self.scales[leaf])
+                passed = None if detail else False
+                said = "" if detail else hint(self.found[0][leaf], right, _batch(self.point))
+            shape = self.point[leaf].shape
+            rows.append(Row(name, shape, "autodiff", worst.error, tolerance, passed, detail, worst.worst, said))
+        return rows
+
+    def _kinks(self, leaf: int, wrong: np.ndarray) -> str:
+        """What to say if a leaf differs from autodiff only at kinks, and lies between both sides there."""
+        elements = np.flatnonzero(wrong).astype(np.int32)
+        if not 0 < elements.size <= self.every:
+            return ""
+        directions = finite_differences.Directions(np.full_like(elements, leaf), elements)
+        answer = self._differences(directions)
+        kink, outside = finite_differences.at_kinks(answer, self.scales[leaf], self.eps)
+        sharpest, _ = finite_differences.resolution(self.eps)
+        if not (kink & (outside <= 10 * sharpest)).all():
+            return ""
+        self.kinks.add(leaf)
+        return f"{elements.size} elements at a kink, where any value between both sides is right"
+
+    def _differences(self, directions: finite_differences.Directions) -> dict[str, np.ndarray]:
+        scalar = self.scalar(self.apply)
+
+        def differences(point, found):
+            return finite_differences.directional_derivatives(
+                scalar, point, directions, found, self.key, together=False
+            )
+
+        return jax.device_get(compiled(differences)(self.point, self.found[0]))
+
+    def _directional(self, oracle: str, answer: dict[str, np.ndarray]) -> list[Row]:
+        """Rows from derivatives in a few directions of each leaf."""
+        rows = []
+        for leaf, (name, scale) in enumerate(zip(self.names, self.scales, strict=True)):
+            mine = slice(leaf * DIRECTIONS, (leaf + 1) * DIRECTIONS)
+            error = float(np.max(np.abs(answer["estimate"][mine] - answer["predicted"][mine]))) / scale
+            uncertainty = float(np.max(answer["uncertainty"][mine])) / scale
+            tolerance = tolerance_in(self.eps) + 10 * uncertainty
+            passed, detail = bool(error <= tolerance), f"{DIRECTIONS} random directions"
+            if not np.isfinite(uncertainty):
+                passed, detail = None, "not analytic here"
+            elif leaf in self.kinks and not passed:
+                passed, detail = None, "at a kink"
+            rows.append(Row(name, self.point[leaf].shape, oracle, error, tolerance, passed, detail))
+        return rows
+
+    def _adjoint(self) -> list[Row]:
+        scalar = self.scalar(self._twin())
+        ask = compiled(lambda point, found: adjoint_identity(scalar, point, found, DIRECTIONS))
+        return self._directional("adjoint", jax.device_get(ask(self.point, self.found[0])))
+
+    def _complex_step(self) -> list[Row]:
+        if not self.problem.analytic_arguments or self.eps > np.finfo(np.float64).eps:
+            raise TypeError("it takes real arguments in float64")
+        scalar = self.scalar(without_custom_rules(self.apply))
+        ask = compiled(lambda point, found: complex_step(scalar, point, found, DIRECTIONS))
+        rows = self._directional("complex step", jax.device_get(ask(self.point, self.found[0])))
+        if all(row.passed is None for row in rows):
+            raise TypeError("the function is not analytic")
+        return rows
+
+    def _finite_differences(self) -> list[Row]:
+        sizes = [leaf.size for leaf in self.point]
+        directions = finite_differences.choose_directions(sizes, every_coordinate_up_to=self.every)
+        answer = self._differences(directions)
+        norms = [float(np.linalg.norm(g)) for g in self.found[0]]
+        verdicts = finite_differences.judge(sizes, norms, directions, answer, self.value, self.eps)
+        rows = []
+        if "finite differences" in self.oracles:
+            for name, leaf, v in zip(self.names, self.point, verdicts, strict=True):
+                rows.append(
+                    Row(name, leaf.shape, "finite differences", v.error, v.tolerance, v.passed, v.detail)
+                )
+        if "taylor" in self.oracles:
+            rows += self._taylor(directions, answer, verdicts)
+        return rows
+
+    def _taylor(self, directions: Any, answer: dict[str, np.ndarray], verdicts: list[Any]) -> list[Row]:
+        rows = []
+        for leaf, (name, verdict) in enumerate(zip(self.names, verdicts, strict=True)):
+            orders = []
+            for k in np.flatnonzero(directions.of(leaf)):
+                steps = answer["scale"][k] * np.asarray(finite_differences.STEPS)
+                seen = (answer["above"][k], answer["here"][k], steps, answer["predicted"][k])
+                orders.append(observed_order(*seen, self.scales[leaf], self.eps))
+            decided = [(o, p) for o, p in orders if p is not None]
+            if not decided or "kink" in verdict.detail:
+                detail, error, passed = "no order can be seen", float("nan"), None
+            else:
+                lowest, passed = min(decided, key=lambda pair: pair[0])
+                error, detail = max(0.0, 2 - lowest), f"order {lowest:.2f}"
+            shape = self.point[leaf].shape
+            rows.append(Row(name, shape, "taylor", error, 2 - ENOUGH, passed, detail))
+        return rows
+
+
+def _batch(point: list[Any]) -> int | None:
+    """The length that the first axes of the arguments have in common, if any: perhaps a batch."""
+    lengths = {leaf.shape[0] for leaf in point if leaf.ndim > 1}
+    return lengths.pop() if len(lengths) == 1 else None

@@ -1,0 +1,83 @@
+"""A function without the derivatives that were written for it by hand.
+
+A function with a `jax.custom_vjp` or `jax.custom_jvp` inside has its hand-written derivative taken by
+`jax.grad`, so comparing with `jax.grad` of the same function would compare the rule with itself. Here the
+function is traced to its primitive operations and evaluated again with every custom rule left out: what
+remains computes the same values, and JAX differentiates it from its primitives.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+
+CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+INLINED = (*CUSTOM, "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
+LOOPS = ("scan", "while", "cond")
+
+
+def without_custom_rules(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of arrays, differentiated from its primitive operations."""
+
+    def plain(*args):
+        jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        outputs = _evaluate(jaxpr, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return plain
+
+
+def has_custom_rule(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether a custom derivative is used anywhere in `function(*args)`, in loops and calls included."""
+    return any(name in CUSTOM for name in _primitives(jax.make_jaxpr(function)(*args)))
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        if equation.primitive.name in INLINED + LOOPS:
+            for inner in _inner(equation):
+                yield from _primitives(inner)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns")
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    """The jaxprs that an equation calls."""
+    for value in equation.params.values():
+        yield from (v for v in (value if isinstance(value, tuple) else (value,)) if _is_jaxpr(v))
+
+
+def _evaluate(closed: Any, args: list[Any]) -> list[Any]:
+    """Evaluates a jaxpr, calls written in place and custom rules left out."""
+    jaxpr, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *args], strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(atom) for atom in equation.invars]
+        name = equation.primitive.name
+        if name in INLINED:
+            outputs = _evaluate(next(_inner(equation)), inputs)
+        else:
+            params = equation.params
+            if name in LOOPS:
+                params = {key: _plain_inside(value) for key, value in params.items()}
+            outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
+            outputs = outputs if equation.primitive.multiple_results else [outputs]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _plain_inside(value: Any) -> Any:
+    """The bodies of a loop or branch, without custom rules."""
+    if isinstance(value, tuple):
+        return tuple(_plain_inside(v) for v in value)
+    if not _is_jaxpr(value):
+        return value
+    return jax.make_jaxpr(lambda *args: _evaluate(value, list(args)))(*value.in_avals)

@@ -1,0 +1,11 @@
+"""The fixture `assert_gradients` for test suites of other projects, found by pytest's entry point `pytest11`."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def assert_gradients():
+    """`assert_gradients(f, *args, reference=None, ...)`: see `bpresearch.verify.assert_gradients`."""
+    from bpresearch.verify import assert_gradients  # imported when used: JAX takes a second to load
+
+    return assert_gradients

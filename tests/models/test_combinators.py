@@ -1,0 +1,30 @@
+"""How layers are put together."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bpresearch.functional import split
+from bpresearch.models import Residual, add_channel, flatten
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 3, 4), (1, 1, 1)])
+def test_flatten_is_row_major(shape):
+    x = np.arange(np.prod(shape)).reshape(shape)
+    np.testing.assert_array_equal(flatten(jnp.asarray(x)), x.reshape(shape[0], -1))
+
+
+def test_add_channel_keeps_the_order():
+    x = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(add_channel(jnp.asarray(x)), x[:, :, None])
+
+
+def test_a_residual_adds_its_branch():
+    x = np.linspace(-1, 1, 6).reshape(2, 3).astype(np.float32)
+    np.testing.assert_allclose(Residual(nnx.tanh)(jnp.asarray(x)), x + np.tanh(x), rtol=1e-6)
+
+
+def test_a_residual_owns_its_branch():
+    _, params, _ = split(Residual(nnx.Linear(3, 3, rngs=nnx.Rngs(0))))
+    assert set(params["branch"]) == {"kernel", "bias"}

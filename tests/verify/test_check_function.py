@@ -1,0 +1,280 @@
+"""Hand-written derivatives of every kind: right ones pass, wrong ones do not, and the report says why."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+
+from bpresearch import verify
+
+RNG = np.random.default_rng(0)
+X, W, B = RNG.normal(size=(5, 4)), RNG.normal(size=(4, 4)), RNG.normal(size=4)
+
+
+def with_backward(forward, backward):
+    """`forward` as a `custom_vjp` whose residuals are its arguments."""
+    f = jax.custom_vjp(forward)
+    f.defvjp(lambda *args: (forward(*args), args), backward)
+    return f
+
+
+def dense(x, w, b):
+    return jnp.tanh(x @ w + b[None])
+
+
+def dense_backward(residuals, y_bar):
+    x, w, b = residuals
+    z_bar = y_bar * (1 - jnp.tanh(x @ w + b[None]) ** 2)
+    return z_bar @ w.T, x.T @ z_bar, jnp.sum(z_bar, axis=0)
+
+
+def wrong(backward, index, change):
+    """The backward pass with one of its answers changed."""
+
+    def changed(residuals, y_bar):
+        answers = list(backward(residuals, y_bar))
+        answers[index] = change(answers[index])
+        return tuple(answers)
+
+    return changed
+
+
+def oracles_of(report, passed):
+    return {row.oracle for row in report.rows if row.passed is passed and row.oracle != "contract"}
+
+
+def clauses(report, passed=False):
+    return {row.path for row in report.rows if row.oracle == "contract" and row.passed is passed}
+
+
+ALL = {"autodiff", "adjoint", "complex step", "finite differences", "taylor"}
+
+
+def test_right_derivative():
+    report = verify.function(with_backward(dense, dense_backward), X, W, B)
+    assert report.passed, str(report)
+    assert not report.undecided
+    assert oracles_of(report, True) == ALL
+    assert clauses(report, True) >= {"structure", "forward", "linear", "vmap", "without jit", "deterministic"}
+    assert max(row.error for row in report.rows if row.oracle == "autodiff") < 1e-14
+    assert max(len(line) for line in str(report).splitlines()) <= 80
+
+
+WRONG = {
+    "transposed": (1, lambda g: g.T, "w: it equals the transpose of the right one"),
+    "sign": (0, lambda g: -g, "x: its sign is wrong at every element"),
+    "mean": (2, lambda g: g / 5, "b: every element is the right one divided by 5"),
+    "scaled": (1, lambda g: 1.001 * g, "w: every element is 1.001 times the right one"),
+    "element": (1, lambda g: g.at[2, 1].multiply(1.01), "w: only the element at (2, 1) is wrong"),
+    "row": (0, lambda g: g.at[3].set(0), "x: 4 of 20 elements are zero and should not be"),
+    "zero": (0, jnp.zeros_like, "x: it is zero everywhere"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_derivative_is_found_by_every_oracle(name):
+    index, change, hint = WRONG[name]
+    report = verify.function(with_backward(dense, wrong(dense_backward, index, change)), X, W, B)
+    assert not report.passed
+    assert oracles_of(report, False) == ALL
+    assert {row.path for row in report.rows if row.passed is False} == {"xwb"[index]}
+    assert any(said.startswith(hint) for said in report.hints), report.hints
+    assert not clauses(report)
+
+
+def test_reference_takes_the_place_of_autodiff():
+    kernel = with_backward(dense, wrong(dense_backward, 0, lambda g: 2 * g))
+    report = verify.function(kernel, X, W, B, reference=dense, oracles=["autodiff"])
+    assert [row.passed for row in report.rows] == [False, True, True]
+
+
+def test_custom_jvp():
+    @jax.custom_jvp
+    def soft(x):
+        return jnp.log1p(jnp.exp(x))
+
+    soft.defjvp(lambda primals, tangents: (soft(*primals), tangents[0] * jax.nn.sigmoid(primals[0])))
+    assert verify.function(soft, X).passed
+    soft.defjvp(lambda primals, tangents: (soft(*primals), tangents[0] * jax.nn.sigmoid(-primals[0])))
+    report = verify.function(soft, X)
+    assert oracles_of(report, False) == ALL
+
+
+def test_function_without_a_custom_rule_is_not_compared_with_itself():
+    report = verify.function(dense, X, W, B)
+    assert report.passed
+    assert oracles_of(report, True) == {"complex step", "finite differences", "taylor"}
+    assert any("autodiff" in note for note in report.notes)
+
+
+def test_rules_inside_loops_and_calls_are_seen_through():
+    halved = with_backward(jnp.sin, lambda residuals, y_bar: (0.5 * y_bar * jnp.cos(residuals[0]),))
+
+    def loop(x):
+        return jax.lax.scan(lambda carry, _: (jax.jit(halved)(carry), None), x, length=2)[0]
+
+    report = verify.function(loop, X)
+    assert oracles_of(report, False) == ALL
+    assert report.hints == ("x: every element is the right one divided by 4",)
+
+
+def test_pallas_kernel():
+    def kernel(x_ref, y_ref):
+        y_ref[...] = x_ref[...] * jax.nn.sigmoid(x_ref[...])
+
+    def silu(x):
+        return pl.pallas_call(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), interpret=True)(x)
+
+    def backward(residuals, y_bar):
+        s = jax.nn.sigmoid(residuals[0])
+        return (y_bar * s * (1 + residuals[0] * (1 - s)),)
+
+    reference = lambda x: x / (1 + jnp.exp(-x))  # noqa: E731
+    assert verify.function(with_backward(silu, backward), X, reference=reference).passed
+    bad = with_backward(silu, wrong(backward, 0, lambda g: 1.001 * g))
+    report = verify.function(bad, X, reference=reference)
+    assert {"autodiff", "finite differences"} <= oracles_of(report, False)
+    assert not verify.function(bad, X).passed
+
+
+def test_arguments_of_every_kind():
+    @partial(jax.custom_vjp, nondiff_argnums=(3,))
+    def pick(tree, index, nothing, mode, empty):
+        picked = tree["w"][index] * tree["scale"]
+        return {"real": picked if mode == "plain" else -picked, "index": index, "sum": jnp.sum(empty)}
+
+    def forward(tree, index, nothing, mode, empty):
+        return pick(tree, index, nothing, mode, empty), (tree, index, empty)
+
+    def backward(mode, residuals, y_bar):
+        tree, index, empty = residuals
+        y_bar, sum_bar = (y_bar["real"] if mode == "plain" else -y_bar["real"]), y_bar["sum"]
+        w_bar = jnp.zeros_like(tree["w"]).at[index].add(y_bar * tree["scale"])
+        scale_bar = jnp.sum(y_bar * tree["w"][index])
+        return {"w": w_bar, "scale": scale_bar}, None, None, jnp.broadcast_to(sum_bar, empty.shape)
+
+    pick.defvjp(forward, backward)
+    args = {"w": X.astype(np.float32), "scale": 1.5}, jnp.array([0, 2, 2]), None, "other", np.zeros((0, 2))
+    report = verify.function(pick, *args, order=2)
+    assert report.passed, str(report)
+    assert not report.notes
+    names = {row.path for row in report.rows if row.oracle == "autodiff"}
+    assert names == {f"{name}{order}" for name in ("tree.w", "tree.scale", "empty") for order in ("", " (second)")}
+
+
+def test_complex_arguments():
+    def energy(z):
+        return jnp.sum(jnp.abs(z) ** 4), z**2
+
+    def backward(residuals, y_bar):
+        (z,) = residuals
+        return (y_bar[0] * 4 * jnp.abs(z) ** 2 * jnp.conj(z) + y_bar[1] * 2 * z,)
+
+    z = X[0] + 1j * X[1]
+    assert verify.function(with_backward(energy, backward), z).passed
+    conjugated = wrong(backward, 0, jnp.conj)
+    assert not verify.function(with_backward(energy, conjugated), z).passed
+
+
+def test_function_that_takes_float32_only():
+    def single(x):
+        if x.dtype != jnp.float32:
+            raise TypeError("this kernel takes float32")
+        return jnp.sin(x) * x
+
+    def backward(residuals, y_bar):
+        (x,) = residuals
+        return (y_bar * (jnp.sin(x) + x * jnp.cos(x)),)
+
+    x = X.astype(np.float32)
+    report = verify.function(with_backward(single, backward), x)
+    assert report.passed and not report.undecided, str(report)
+    assert not verify.function(with_backward(single, wrong(backward, 0, lambda g: 1.02 * g)), x).passed
+
+
+@pytest.mark.parametrize(
+    ("backward", "clause"),
+    [
+        (lambda residuals, y_bar: (y_bar, y_bar), "structure"),
+        (lambda residuals, y_bar: (jnp.sum(y_bar),), "structure"),
+        (lambda residuals, y_bar: (y_bar * jnp.cos(residuals[0]) + 1e-3,), "zero cotangent"),
+        (lambda residuals, y_bar: (jnp.abs(y_bar) * jnp.cos(residuals[0]),), "linear"),
+        (lambda residuals, y_bar: (y_bar * np.cos(np.asarray(residuals[0])),), "structure"),
+    ],
+)
+def test_contract_of_the_backward_pass(backward, clause):
+    report = verify.function(with_backward(jnp.sin, backward), X)
+    assert not report.passed
+    assert clause in clauses(report)
+
+
+def test_forward_that_returns_something_else():
+    f = jax.custom_vjp(jnp.sin)
+    f.defvjp(lambda x: (jnp.sin(x) + 1e-6, x), lambda x, y_bar: (y_bar * jnp.cos(x),))
+    assert clauses(verify.function(f, X)) == {"forward"}
+
+
+def test_where_trap():
+    def root(x):
+        return jnp.where(x > 0, jnp.sqrt(x), 0.0)
+
+    report = verify.function(root, np.array([4.0, -1.0]))
+    assert not report.passed
+    assert clauses(report) >= {"finite"}
+
+
+def test_second_order():
+    """d/dx of (3 x^2) written by someone who stops the gradient of the residual: right once, wrong twice."""
+
+    def backward(residuals, y_bar):
+        return (3 * y_bar * jax.lax.stop_gradient(residuals[0]) ** 2,)
+
+    cube = with_backward(lambda x: x**3, backward)
+    assert verify.function(cube, X).passed
+    report = verify.function(cube, X, order=2)
+    assert {row.path for row in report.rows if row.passed is False} == {"x (second)"}
+    assert verify.function(with_backward(lambda x: x**3, lambda r, y: (3 * y * r[0] ** 2,)), X, order=2).passed
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.0, 0.4, 1.0])
+def test_kink_between_the_sides(slope):
+    def sign(residuals, y_bar):
+        (x,) = residuals
+        return (y_bar * jnp.where(x == 0, slope, jnp.sign(x)),)
+
+    absolute = with_backward(jnp.abs, sign)
+    report = verify.function(absolute, np.array([0.0, 1.0, -2.0]))
+    assert report.passed, str(report)
+
+
+def test_kink_outside_the_sides():
+    def sign(residuals, y_bar):
+        (x,) = residuals
+        return (y_bar * jnp.where(x == 0, 1.5, jnp.sign(x)),)
+
+    report = verify.function(with_backward(jnp.abs, sign), np.array([0.0, 1.0, -2.0]))
+    assert not report.passed
+
+
+def test_assertion_is_the_report(assert_gradients=verify.assert_gradients):
+    right = with_backward(dense, dense_backward)
+    assert assert_gradients(right, X, W, B).passed
+    bad = with_backward(dense, wrong(dense_backward, 1, lambda g: g.T))
+    with pytest.raises(AssertionError, match=r"(?s)w .*WRONG.*it equals the transpose"):
+        assert_gradients(bad, X, W, B)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((3, "plain"), {}, "nothing among the arguments is floating point"),
+        ((1.0,), {"oracles": ["runes"]}, "oracle 'runes' is not one of contract, autodiff"),
+        ((1.0,), {"order": 3}, "order 3 is not 1 or 2"),
+    ],
+)
+def test_bad_arguments(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        verify.function(lambda *args: jnp.sin(1.0 * args[0]), *arguments, **options)
