@@ -82,8 +82,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         logging.set_verbosity(logging.WARNING)  # JAX tells of every platform it does not find
         try:
             return main()
-        except (ValueError, chainrule.NoRuleError, OSError) as error:
+        except (ValueError, chainrule.NoRuleError) as error:
             fail(str(error))
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            reason = f"{where}{error.strerror or error}"
+            fail(f"{reason}; what is saved is whole, the same command goes on from there")
         except KeyboardInterrupt as error:
             print(str(error) or "interrupted", file=sys.stderr)
             sys.exit(130)

@@ -36,7 +36,13 @@ def test_right(tmp_path):
     read = json.loads(file.read_text())
     assert read["passed"] is True
     assert read["culprits"] == []
-    assert {row["oracle"] for row in read["rows"]} == {"autodiff", "finite differences", "rounding", "rule"}
+    assert {row["oracle"] for row in read["rows"]} == {
+        "autodiff",
+        "finite differences",
+        "rounding",
+        "rule",
+        "behaviour",
+    }
     assert list(tmp_path.iterdir()) == [file]
 
 

@@ -22,8 +22,9 @@ from bpresearch.models.attention import (
     MaskedAttention,
     allowed_weights,
     attention_logits,
+    by_head,
     dot_product_attention,
-    grouped,
+    from_heads,
     kept_weights,
     weighted_sum,
 )
@@ -34,7 +35,8 @@ class DotProductAttentionRule:
     """y = P v,   P = softmax(A) along each row,   A = q k^T / sqrt(d) + bias      (for each head)
 
     v_bar = P^T y_bar,   P_bar = y_bar v^T
-    A_bar = P * (P_bar - sum(P * P_bar))           the Jacobian of softmax is diag(p) - p p^T
+    A_bar = P * (P_bar - sum(P * P_bar))           the Jacobian of softmax is diag(p) - p p^T;
+                                                   with P = E / S:  E * (P_bar / S - sum(E * P_bar) / S^2)
     q_bar = A_bar k / sqrt(d),   k_bar = A_bar^T q / sqrt(d),   bias_bar = A_bar
 
     q: (*batch, length, heads, d), k: (*batch, keys, kv_heads, d), v: (*batch, keys, kv_heads, e),
@@ -45,40 +47,54 @@ class DotProductAttentionRule:
 
     Flax's function, unless it has a dropout rate, rounds A and the softmax to float32 whatever the inputs
     are. In float64 it is a step function, then, and its rule does as autodiff does: the derivative of the
-    smooth function, with P and A_bar rounded to float32.
+    smooth function, with the softmax's part in float32, in the order of operations of autodiff.
     """
 
     def forward(function, *inputs, **options):
         of = _Attention(function, inputs, options)
-        weights = jax.nn.softmax(of.logits().astype(of.softmax_dtype))
+        logits = of.logits().astype(of.softmax_dtype)
+        powers = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+        total = jnp.sum(powers, axis=-1, keepdims=True)
+        weights = powers / total
         kept = of.draw(weights.shape)
-        mixed = of.dropped(weights, kept).astype(of.value.dtype)
-        return weighted_sum(mixed, of.value, of.precision), (inputs, weights, kept)
+        y = weighted_sum(of.dropped(weights, kept).astype(of.value.dtype), of.value, of.precision)
+        of_softmax = (powers, total) if of.rounds else weights
+        return y, (inputs, of_softmax, kept)
 
     def backward(function, residuals, y_bar, **options):
-        inputs, weights, kept = residuals
+        inputs, of_softmax, kept = residuals
         of = _Attention(function, inputs, options)
-        einsum = partial(jnp.einsum, precision=of.precision)
-        wide = jnp.promote_types(of.query.dtype, jnp.float32)
+        query, key, value, wide = of.query, of.key, of.value, of.wide
+        matmul = partial(jnp.matmul, precision=of.precision)
+        transpose = jnp.matrix_transpose
+        powers, total = of_softmax if of.rounds else (of_softmax, None)
+        length, keys = powers.shape[-2:]
 
-        y_bar = grouped(y_bar.astype(of.value.dtype), of.value)
-        mixed = _by_group(of.dropped(weights, kept).astype(of.value.dtype), of.value)
-        value_bar = einsum("...kgts,...tkgd->...skd", mixed, y_bar)
-        weights_bar = einsum(
-            "...tkgd,...skd->...kgts", y_bar, of.value, preferred_element_type=wide
-        ).reshape(weights.shape)
-        weights_bar = of.dropped(weights_bar, kept).astype(weights.dtype)
+        y_bar = by_head(y_bar.astype(value.dtype), value.shape[-2])
+        v = by_head(value, value.shape[-2])
+        weights = powers if total is None else powers / total
+        mixed = of.dropped(weights, kept).astype(value.dtype)
+        v_bar = matmul(_laid_out(transpose(mixed.reshape(*y_bar.shape[:-1], keys))), y_bar)
+        weights_bar = matmul(y_bar, transpose(v), preferred_element_type=wide).reshape(powers.shape)
+        weights_bar = of.dropped(weights_bar, kept).astype(powers.dtype)
 
-        weighted = weights * weights_bar
-        logits_bar = weighted - weights * jnp.sum(weighted, axis=-1, keepdims=True)
+        if total is None:
+            mean_bar = jnp.sum(weights * weights_bar, axis=-1, keepdims=True)
+            logits_bar = weights * (weights_bar - mean_bar)
+        else:  # the same, in autodiff's order of operations: see above
+            mean_bar = jnp.sum(weights_bar * total**-2 * powers, axis=-1, keepdims=True)
+            logits_bar = (weights_bar / total - mean_bar) * powers
         logits_bar = of.allow(logits_bar.astype(wide))
 
-        scaled = _by_group((logits_bar * of.scale(wide)).astype(of.key.dtype), of.key)
-        query_bar = einsum("...kgts,...skd->...tkgd", scaled, of.key).reshape(of.query.shape)
-        key_bar = einsum("...kgts,...tkgd->...skd", scaled, grouped(of.query, of.key))
+        q, k = by_head(query, key.shape[-2]), by_head(key, key.shape[-2])
+        # The scale belongs to the products, which are smaller, but autodiff rounds after it.
+        early, late = (of.scale(wide), 1) if of.rounds else (1, of.scale(wide))
+        rows_bar = (logits_bar * early).astype(key.dtype).reshape(*q.shape[:-1], keys)
+        q_bar = matmul(rows_bar, k, preferred_element_type=wide) * late
+        k_bar = matmul(_laid_out(transpose(rows_bar)), q, preferred_element_type=wide) * late
         bars = [
-            bar.astype(x.dtype)
-            for bar, x in zip((query_bar, key_bar, value_bar), inputs, strict=False)
+            from_heads(bar, steps).astype(x.dtype)
+            for bar, steps, x in zip((q_bar, k_bar, v_bar), (length, keys, keys), inputs, strict=False)
         ]
         if len(inputs) > 3:
             bars.append(None if inputs[3] is None else _sum_to(logits_bar, inputs[3]))
@@ -104,17 +120,16 @@ class _Attention:
         self.random = self.rate > 0 and not given.get("deterministic", False)
         self.broadcast, self.rng = given.get("broadcast_dropout", True), given.get("dropout_rng")
         fused = function is nnx.dot_product_attention and self.rate == 0
-        wide = jnp.promote_types(self.query.dtype, jnp.float32)
-        self.softmax_dtype = jnp.float32 if fused else wide
+        self.wide = jnp.promote_types(self.query.dtype, jnp.float32)
+        self.softmax_dtype = jnp.dtype(jnp.float32 if fused else self.wide)
+        self.rounds = self.softmax_dtype != self.wide
         self.precision = None if fused else given.get("precision")
 
     def scale(self, dtype):
         return jnp.asarray(1 / math.sqrt(self.query.shape[-1]), dtype)
 
     def logits(self):
-        return attention_logits(
-            self.query, self.key, self.bias, self.mask, self.is_causal, self.precision
-        )
+        return attention_logits(self.query, self.key, self.bias, self.mask, self.is_causal, self.precision)
 
     def allow(self, logits_bar):
         # Without a mask of its own every row attends to something, and the others' weights are 0.
@@ -126,17 +141,16 @@ class _Attention:
         return kept_weights(self.rng, self.rate, shape, self.broadcast) if self.random else None
 
     def dropped(self, weights, kept):
-        return weights if kept is None else jnp.where(kept, weights / (1 - self.rate), 0)
+        return weights if kept is None else jnp.where(kept, weights * (1 / (1 - self.rate)), 0)
+
+
+def _laid_out(x):
+    """x itself. On the CPU, a product whose factor is transposed in passing takes up to twice as long."""
+    return jax.lax.optimization_barrier(x)
 
 
 def _here():
     return format_path(engine._path.get()) or "the model itself"
-
-
-def _by_group(per_head, key):
-    """(*batch, heads, length, keys) as (*batch, kv_heads, group, length, keys)."""
-    *batch, heads, length, keys = per_head.shape
-    return per_head.reshape(*batch, key.shape[-2], heads // key.shape[-2], length, keys)
 
 
 def _sum_to(array, x):

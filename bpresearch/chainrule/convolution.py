@@ -85,7 +85,9 @@ def _operands(layer, x):
     kernel = layer.kernel[...]
     if layer.mask is not None:
         if layer.mask.shape != kernel.shape:
-            raise ValueError(f"the mask has shape {layer.mask.shape}, the kernel {kernel.shape}: must be equal")
+            raise ValueError(
+                f"the mask has shape {layer.mask.shape}, the kernel {kernel.shape}: must be equal"
+            )
         kernel = kernel * layer.mask
     bias = None if layer.bias is None else layer.bias[...]
     output_dtype = layer.preferred_element_type

@@ -23,7 +23,7 @@ from jax import lax
 
 from bpresearch.chainrule import engine
 from bpresearch.chainrule.engine import backward, forward
-from bpresearch.chainrule.recurrent import project, project_backward
+from bpresearch.chainrule.recurrent import project_backward
 from bpresearch.chainrule.registry import rule, rule_for
 from bpresearch.functional import format_path
 
@@ -172,9 +172,7 @@ def _backward(layer, residuals, carry_bar, carries_bar, y_bar):
     first = jax.tree.map(lambda all_: all_[0], slices)
     shapes, _ = jax.eval_shape(of_cell, carry_bar, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    (carry_bar, grads), x_bar = _scan(
-        step, (carry_bar, zeros), slices, reverse=True, unroll=layer.unroll
-    )
+    (carry_bar, grads), x_bar = _scan(step, (carry_bar, zeros), slices, reverse=True, unroll=layer.unroll)
     return grads, carry_bar, x_bar
 
 
@@ -191,9 +189,7 @@ def _backward_by_parts(layer, residuals, carry_bar, carries_bar, y_bar):
         return of_cell.carry_bar(direct, h_bar), (v_bar, rest)
 
     slices = of_hidden, of_gates, y_bar, carries_bar
-    carry_bar, (v_bar, rest) = _scan(
-        step, carry_bar, slices, reverse=True, unroll=layer.unroll
-    )
+    carry_bar, (v_bar, rest) = _scan(step, carry_bar, slices, reverse=True, unroll=layer.unroll)
     u_bar = of_cell.u_bar(v_bar, rest)
     input_grads, x_bar = project_backward(cell, of_cell.inputs, of_inputs, u_bar)
     hidden_grads, _ = project_backward(cell, of_cell.hidden, of_hidden, v_bar)

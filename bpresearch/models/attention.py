@@ -25,8 +25,8 @@ class MaskedAttention(nnx.MultiHeadAttention):
     """
 
     def __call__(self, *inputs: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        *inputs, mask = inputs
-        return super().__call__(*inputs, mask=mask)
+        *attended, mask = inputs
+        return super().__call__(*attended, mask=mask)
 
 
 def dot_product_attention(
@@ -76,18 +76,19 @@ def dot_product_attention(
     weights = jax.nn.softmax(logits).astype(value.dtype)
     if dropout_rate > 0 and not deterministic:
         kept = kept_weights(dropout_rng, dropout_rate, weights.shape, broadcast_dropout)
-        weights = weights * (kept / jnp.asarray(1 - dropout_rate, weights.dtype)).astype(weights.dtype)
+        weights = jnp.where(kept, weights * (1 / (1 - dropout_rate)), 0)
     return weighted_sum(weights, value, precision)
 
 
 def attention_logits(query, key, bias, mask, is_causal, precision=None):
-    """q k^T / sqrt(depth) + bias in float32 at least, hugely negative where attention is not allowed."""
+    """q k^T / sqrt(depth) + bias in float32 at least, hugely negative where attention is not allowed.
+
+    (*batch, heads, length, keys)
+    """
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    logits = jnp.einsum(
-        "...tkgd,...skd->...kgts", grouped(query, key), key,
-        precision=precision, preferred_element_type=wide,
-    )  # fmt: skip
-    logits = logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:])
+    rows, keys = by_head(query, key.shape[-2]), by_head(key, key.shape[-2])
+    logits = jnp.matmul(rows, jnp.matrix_transpose(keys), precision=precision, preferred_element_type=wide)
+    logits = logits.reshape(*query.shape[:-3], -1, query.shape[-3], key.shape[-3])
     logits = logits * jnp.asarray(1 / math.sqrt(query.shape[-1]), wide)
     if bias is not None:
         logits = (logits + aligned(bias, logits)).astype(wide)
@@ -95,10 +96,21 @@ def attention_logits(query, key, bias, mask, is_causal, precision=None):
     return logits if allowed is None else jnp.where(allowed, logits, -0.7 * jnp.finfo("float32").max)
 
 
-def grouped(query, key):
-    """The heads in groups that share a key: (*batch, length, kv_heads, group, depth)."""
-    kv_heads = key.shape[-2]
-    return query.reshape(*query.shape[:-2], kv_heads, query.shape[-2] // kv_heads, query.shape[-1])
+def by_head(x, kv_heads):
+    """(*batch, length, heads, d) as (*batch, kv_heads, group * length, d): what meets each key head.
+
+    Heads that share a key and a value are a group, and one matrix product serves all of it.
+    """
+    *batch, length, heads, depth = x.shape
+    x = jnp.moveaxis(x, -3, -2)
+    return x.reshape(*batch, kv_heads, heads // kv_heads * length, depth)
+
+
+def from_heads(x, length):
+    """The inverse of `by_head`."""
+    *batch, kv_heads, rows, depth = x.shape
+    x = x.reshape(*batch, kv_heads * rows // length, length, depth)
+    return jnp.moveaxis(x, -2, -3)
 
 
 def aligned(array, logits):
@@ -117,14 +129,13 @@ def allowed_weights(mask, is_causal, logits):
 
 def kept_weights(key, rate, shape, broadcast):
     """Which weights dropout keeps, as `nnx.dot_product_attention` draws them."""
-    shape = (1,) * (len(shape) - 2) + shape[-2:] if broadcast else shape
+    shape = (1,) * (len(shape) - 2) + tuple(shape[-2:]) if broadcast else shape
     return jax.random.bernoulli(key, 1.0 - rate, shape)
 
 
 def weighted_sum(weights, value, precision=None):
-    """sum_s weights[..., h, t, s] value[..., s, h, :] for each query head h, whose values a group shares."""
-    *batch, heads, length, keys = weights.shape
-    kv_heads = value.shape[-2]
-    weights = weights.reshape(*batch, kv_heads, heads // kv_heads, length, keys)
-    y = jnp.einsum("...kgts,...skd->...tkgd", weights, value, precision=precision)
-    return y.reshape(*y.shape[:-3], heads, y.shape[-1])
+    """P v for each head: (*batch, length, heads, depth_out) of weights (*batch, heads, length, keys)."""
+    *batch, _, length, keys = weights.shape
+    rows = weights.reshape(*batch, value.shape[-2], -1, keys)
+    y = jnp.matmul(rows, by_head(value, value.shape[-2]), precision=precision)
+    return from_heads(y, length)

@@ -14,6 +14,7 @@ shape with a random cotangent instead.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from flax import nnx
 from bpresearch.chainrule import replacing
 from bpresearch.chainrule.gather import gather
 from bpresearch.functional import format_path, merge
+from bpresearch.verify import finite_differences
 from bpresearch.verify.calls import (
     Call,
     Path,
@@ -36,11 +38,14 @@ from bpresearch.verify.calls import (
     take_apart,
     walk,
 )
-from bpresearch.verify.comparison import MATHEMATICS, compare
-from bpresearch.verify.precision import is_floating, jittered, random_like
+from bpresearch.verify.comparison import MATHEMATICS, Comparison, compare
+from bpresearch.verify.hints import cotangent_hint, hint
+from bpresearch.verify.precision import is_floating, jittered, random_like, random_signs
 from bpresearch.verify.report import Row
 
 JITTER = (float(np.finfo("float64").eps),) * 2
+OUTPUT, INPUT = "output", "cotangent of its input"
+NOT_DIFFERENTIABLE = "the layer is not differentiable at some inputs"
 
 
 def blame_program(
@@ -91,27 +96,58 @@ def only_floating(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if is_floating(leaf) else None, tree)
 
 
-def check(call: Call, params: Any, state: Any, inputs: tuple, y_bar: Any) -> Any:
-    """What the rule of a call says, what is expected, and the noise of that."""
+@dataclass(frozen=True)
+class Answer:
+    """What the rule of one call says and what is expected, at the model's own cotangent and another one.
+
+    `found` and `expected` are `(output, parameters' cotangents, inputs' cotangents...)`, where cotangents
+    have a first axis of length two; `noise` is how far rounding moves what is expected.
+    """
+
+    found: Any
+    expected: Any
+    noise: Any
+    params: Any
+    state: Any
+    inputs: Any
+    y_bar: Any
+
+
+jax.tree_util.register_dataclass(Answer)
+
+
+def check(call: Call, params: Any, state: Any, inputs: tuple, y_bar: Any) -> Answer:
+    """Asks the rule of a call and `jax.vjp` of the layer the same two questions."""
     own = own_computation(call.layer, state, call.options)
-    arguments = jittered(((params, *inputs), y_bar), JITTER)
-    stacked = jax.vmap(lambda a, y_bar: pullback(own, a, y_bar))(*arguments)
-    expected = jax.tree.map(lambda v: v[0], stacked)
-    noise = jax.tree.map(lambda v: jnp.max(jnp.abs(v[1:] - v[:1]), initial=0.0), stacked)
+    other = jax.tree.map(_another_like, y_bar)
+    arguments, y_bars = jittered(((params, *inputs), y_bar), (*JITTER, 0.0))
+    y_bars = jax.tree.map(lambda stacked, last: stacked.at[-1].set(last), y_bars, other)
+    answers = jax.vmap(lambda arguments, y_bar: pullback(own, arguments, y_bar))(arguments, y_bars)
+    output, expected = answers[0], jax.tree.map(lambda v: v[jnp.array([0, -1])], answers[1])
+    noise = jax.tree.map(lambda v: jnp.max(jnp.abs(v[1:-1] - v[:1]), initial=0.0), answers)
+
+    def backward(y_bar):
+        layer = put_together(call.layer, params, state)
+        grads, x_bar = call.rule.backward(layer, residuals, y_bar, **call.options)
+        grads = gather(layer, grads) if isinstance(layer, nnx.Module) else {}
+        return _matched(one_expected, (grads, *(tuple(x_bar) if len(inputs) > 1 else (x_bar,))))
 
     with replacing(lambda path, layer, rule: reference_rule(rule)):
         layer = put_together(call.layer, params, state)
         outputs, residuals = call.rule.forward(layer, *inputs, **call.options)
-        layer = put_together(call.layer, params, state)
-        grads, x_bar = call.rule.backward(layer, residuals, y_bar, **call.options)
-    grads = gather(layer, grads) if isinstance(layer, nnx.Module) else {}
-    inputs_bar = tuple(x_bar) if len(inputs) > 1 else (x_bar,)
-    output, (params_bar, *expected_inputs_bar) = expected
-    found = (outputs, *_matched((params_bar, *expected_inputs_bar), (grads, *inputs_bar), inputs))
-    return found, (output, params_bar, *expected_inputs_bar), (noise[0], *noise[1]), y_bar
+        one_expected = jax.tree.map(lambda v: v[0], answers[1])
+        found = jax.vmap(backward)(jax.tree.map(lambda a, b: jnp.stack([a, b]), y_bar, other))
+    output = jax.tree.map(lambda v: v[0], output)
+    return Answer((outputs, *found), (output, *expected), (noise[0], *noise[1]), params, state, inputs, y_bar)
 
 
-def _matched(expected: tuple, found: tuple, inputs: tuple) -> tuple:
+def _another_like(y_bar: jax.Array) -> jax.Array:
+    """A cotangent of the same size with random signs; ones where `y_bar` is zero."""
+    size = jnp.sqrt(jnp.sum(y_bar**2) / max(y_bar.size, 1))
+    return random_signs(y_bar.shape, 7).astype(y_bar.dtype) * jnp.where(size > 0, size, 1)
+
+
+def _matched(expected: tuple, found: tuple) -> tuple:
     """`found` in the structure of `expected`, with zeros where a rule gives None for a derivative."""
     leaves, structure = jax.tree.flatten(expected, is_leaf=lambda leaf: leaf is None)
     parts = structure.flatten_up_to(found)
@@ -157,37 +193,101 @@ def where_it_is(model: nnx.Module, path: Path) -> str:
     return format_path(path) or "model"
 
 
-def judge(model: nnx.Module, calls: Sequence[Call], answers: Sequence[Any]) -> tuple[list[Row], list[str]]:
-    """A row for each call with its largest error, and the paths of the layers whose rule is wrong."""
-    rows = [
-        _judge(where_it_is(model, call.path), call, *answer)
-        for call, answer in zip(calls, answers, strict=True)
-    ]
-    return rows, list(dict.fromkeys(row.path for row in rows if row.passed is False))
+def judge(model: nnx.Module, calls: Sequence[Call], answers: Sequence[Answer]) -> list[Row]:
+    """A row for each call with its largest error; the rows that fail are the culprits."""
+    pairs = zip(calls, answers, strict=True)
+    return [_judge(where_it_is(model, call.path), call, answer) for call, answer in pairs]
 
 
-def _judge(path: str, call: Call, found: Any, expected: Any, noise: Any, y_bar: Any) -> Row:
-    none = {"is_leaf": lambda leaf: leaf is None}
-    triples = list(zip(*(jax.tree.leaves(tree, **none) for tree in (found, expected, noise)), strict=True))
-    names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(expected, **none)[0]]
-    cotangents = [leaf for name, (_, leaf, _) in zip(names, triples, strict=True) if name != "output"]
-    largest = max((_size(leaf) for leaf in [*cotangents, *jax.tree.leaves(y_bar)]), default=0.0)
-    worst_name, worst = "", None
-    for name, (f, e, n) in zip(names, triples, strict=True):
-        if e is None or not is_floating(e):
+def _judge(path: str, call: Call, answer: Answer) -> Row:
+    trees = (answer.found, answer.expected, answer.noise)
+    columns = [jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None) for tree in trees]
+    places = jax.tree_util.tree_flatten_with_path(answer.expected, is_leaf=lambda leaf: leaf is None)[0]
+    names = [_name(place) for place, _ in places]
+    cotangents = [leaf for name, leaf in zip(names, columns[1], strict=True) if name != OUTPUT]
+    largest = max((_size(leaf) for leaf in [*cotangents, *jax.tree.leaves(answer.y_bar)]), default=0.0)
+    worst_name, worst, wrong = "", Comparison(0.0), None
+    for name, found, expected, noise in zip(names, *columns, strict=True):
+        if expected is None or not is_floating(expected):
             continue
-        if np.shape(f) != np.shape(e):
-            raise ValueError(
-                f"the rule of {path} gives shape {np.shape(f)} for its {name}, not {np.shape(e)}"
-            )
-        result = compare(np.asarray(f), np.asarray(e), float(n), _size(e) if name == "output" else largest)
-        if worst is None or result.error > worst.error:
-            worst_name, worst = name, result
-    shape = np.shape(next(iter(jax.tree.leaves(expected[0])), np.zeros(())))
-    error = worst.error if worst else 0.0
-    detail = f"its rule ({call.name}) is wrong in the {worst_name}" if error > MATHEMATICS else ""
-    element = worst.worst if worst else None
-    return Row(path, shape, "rule", error, MATHEMATICS, error <= MATHEMATICS, detail, element)
+        if np.shape(found) != np.shape(expected):
+            shapes = f"shape {np.shape(found)} for its {name}, not {np.shape(expected)}"
+            raise ValueError(f"the rule of {path} gives {shapes}")
+        most = _size(expected) if name == OUTPUT else largest
+        result = compare(np.asarray(found), np.asarray(expected), float(noise), most)
+        if result.error > worst.error:
+            worst_name, worst, wrong = name, result, (found, expected)
+    shape = np.shape(next(iter(jax.tree.leaves(answer.expected[0])), np.zeros(())))
+    passed = worst.error <= MATHEMATICS
+    detail, said, element = "", "", worst.worst
+    if wrong is not None and not passed:
+        detail, said, element = _explain(call, worst_name, worst, wrong, answer.y_bar)
+        if between_sides(call, answer):
+            passed, said = True, ""
+            detail = f"{NOT_DIFFERENTIABLE}; its rule takes a derivative between both sides"
+    return Row(path, shape, "rule", worst.error, MATHEMATICS, passed, detail, element, said)
+
+
+def _explain(call: Call, name: str, worst: Comparison, wrong: tuple, y_bar: Any) -> tuple[str, str, Any]:
+    """What is wrong with a rule, a hint, and the worst element as an index into the leaf itself."""
+    detail = f"its rule ({call.name}) is wrong in the {name}"
+    if name == OUTPUT:
+        return detail, hint(*wrong), worst.worst
+    (found, other_found), (expected, other_expected) = wrong
+    if compare(found, expected).error <= MATHEMATICS < compare(other_found, other_expected).error:
+        detail += ", for another cotangent than this model's own"
+        found, expected = other_found, other_expected
+    first = next(iter(jax.tree.leaves(y_bar)), np.zeros(()))
+    said = hint(found, expected, first.shape[0] if first.ndim else None)
+    if name == INPUT:
+        said = cotangent_hint(found, expected, first) or said
+    index, found_there, expected_there = worst.worst or ((), 0.0, 0.0)
+    return detail, said, (tuple(index)[1:], found_there, expected_there)
+
+
+def between_sides(call: Call, answer: Answer) -> bool:
+    """Whether a rule differs from `jax.vjp` only in inputs at a kink, and there lies between both sides."""
+    leaves, structure = jax.tree.flatten(answer.inputs)
+    at = [index for index, leaf in enumerate(leaves) if is_floating(leaf)]
+    point = [jnp.asarray(leaves[index]) for index in at]
+    own = own_computation(call.layer, answer.state, call.options)
+
+    def scalar(point):
+        filled = list(leaves)
+        for index, leaf in zip(at, point, strict=True):
+            filled[index] = leaf
+        outputs = jax.tree.leaves(only_floating(own(answer.params, *structure.unflatten(filled))))
+        return sum(
+            jnp.sum(y * y_bar) for y, y_bar in zip(outputs, jax.tree.leaves(answer.y_bar), strict=True)
+        )
+
+    if compare_trees(answer.found[:2], answer.expected[:2]) > MATHEMATICS:
+        return False
+    found, expected = ([leaf[0] for leaf in jax.tree.leaves(t[2:])] for t in (answer.found, answer.expected))
+    return finite_differences.only_kinks(scalar, point, found, expected, MATHEMATICS)
+
+
+def first_not_finite(model: nnx.Module, calls: Sequence[Call], answers: Sequence[Answer]) -> str:
+    """Path of the layer that makes NaN or infinity of a finite cotangent: innermost, first on the way back.
+
+    Such a layer may have a correct rule, as far as formulas go, and so may autodiff.
+    """
+
+    def finite(tree):
+        return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(only_floating(tree)))
+
+    for call, answer in reversed(list(zip(calls, answers, strict=True))):
+        if finite((answer.y_bar, answer.found[0])) and not finite(
+            [leaf[0] for leaf in jax.tree.leaves(answer.found[1:])]
+        ):
+            return where_it_is(model, call.path)
+    return ""
+
+
+def compare_trees(found: Any, expected: Any) -> float:
+    """The largest relative error of any leaf."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return max((compare(np.asarray(f), np.asarray(e)).error for f, e in pairs if is_floating(e)), default=0.0)
 
 
 def _size(leaf: Any) -> float:
@@ -201,5 +301,5 @@ def _name(path: tuple[Any, ...]) -> str:
     """`output`, `gradient of kernel` or `input's cotangent`, from a path into a check's answer."""
     head, *rest = (getattr(key, "idx", getattr(key, "key", key)) for key in path)
     if head == 0:
-        return "output"
-    return f"gradient of {format_path(tuple(rest))}" if head == 1 else "cotangent of its input"
+        return OUTPUT
+    return f"gradient of {format_path(tuple(rest))}" if head == 1 else INPUT

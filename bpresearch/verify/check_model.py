@@ -1,6 +1,7 @@
 """Verification of a whole model: is its chain-rule gradient right, and if not, which rule is wrong?"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ from flax import nnx
 from bpresearch import chainrule
 from bpresearch.functional import as_inputs, format_path, merge, split
 from bpresearch.verify import finite_differences
-from bpresearch.verify.blame import blame_program, judge
+from bpresearch.verify.behaviour import behaviour_rows, finite_row
+from bpresearch.verify.blame import NOT_DIFFERENTIABLE, blame_program, first_not_finite, judge
 from bpresearch.verify.calls import Plant, list_calls, pullback
 from bpresearch.verify.comparison import MATHEMATICS, compare
 from bpresearch.verify.faults import plant_fault
@@ -26,7 +28,7 @@ from bpresearch.verify.precision import (
 from bpresearch.verify.report import Report, Row
 from bpresearch.verify.rounding import LARGEST_RATIO, rounding_ratio
 
-ORACLES = ("autodiff", "finite differences", "rounding", "rule")
+ORACLES = ("autodiff", "finite differences", "rounding", "rule", "behaviour")
 DTYPES = ("float64", "float32", "bfloat16")
 
 
@@ -58,8 +60,8 @@ def model(
         y: the targets, as `loss_fn` takes them.
         dtype: working precision of the second question: "float32" or "bfloat16"; with "float64" only the
             first is asked. Default: the dtype of the model's parameters.
-        oracles: which of "autodiff", "finite differences", "rounding" and "rule" (each layer's rule by
-            itself, which names the culprits) to ask.
+        oracles: which of "autodiff", "finite differences", "rounding", "rule" (each layer's rule by itself,
+            which names the culprits) and "behaviour" (see `bpresearch.verify.behaviour`) to ask.
         seed: of the random directions.
         plant: a fault to plant, to see what is reported: a name from `bpresearch.verify.faults`, with
             `@layers.2` after it for a certain layer, or a function `(path, layer, rule) -> rule`.
@@ -85,8 +87,23 @@ def model(
             rows += _against_finite_differences(case)
         if "rounding" in oracles and dtype != "float64":
             rows += _rounding(case, low)
-        local, culprits = _blame(case) if "rule" in oracles else ([], [])
-    return Report(tuple(rows + local), tuple(culprits))
+        local, trap = _blame(case) if "rule" in oracles else ([], "")
+        if "behaviour" in oracles:
+            found, expected = by_rules(case.graphdef, loss_fn, planted), by_autodiff(case.graphdef, loss_fn)
+            rows += behaviour_rows(found, expected, case.params, case.state, case.x, case.y)
+            rows.append(finite_row(float(case.value), case.found, trap))
+    culprits = dict.fromkeys(row.path for row in local if row.passed is False)
+    hints = dict.fromkeys(f"{row.path}: {row.hint}" for row in local if row.hint)
+    return Report(tuple(_forgiving(rows, local) + local), tuple(culprits), (), tuple(hints))
+
+
+def _forgiving(rows: list[Row], local: list[Row]) -> list[Row]:
+    """Where all rules are right, and some chose another derivative at a kink, autodiff decides nothing."""
+    at_kink = any(row.detail.startswith(NOT_DIFFERENTIABLE) for row in local)
+    if not at_kink or any(row.passed is False for row in local):
+        return rows
+    detail = "a rule takes another derivative at a kink than autodiff"
+    return [replace(row, passed=None, detail=detail) if row.passed is False else row for row in rows]
 
 
 def _planting(plant: str | Plant | None, case: tuple[Any, ...]) -> Plant:
@@ -222,7 +239,8 @@ def _rounding(case: _Case, low: tuple[Any, ...]) -> list[Row]:
     return rows
 
 
-def _blame(case: _Case) -> tuple[list[Row], list[str]]:
+def _blame(case: _Case) -> tuple[list[Row], str]:
+    """A row for each layer's rule, and the layer, if any, in which the gradient first is not finite."""
     program, calls = blame_program(case.graphdef, case.loss_fn, case.plant)
     answers = jax.device_get(compiled(program)(case.params, case.state, case.x, case.y, case.key))
-    return judge(case.model, calls, answers)
+    return judge(case.model, calls, answers), first_not_finite(case.model, calls, answers)

@@ -29,6 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bpresearch.verify.precision import compiled
+
 STEPS = tuple(2.0 ** -(4 + 2 * k) for k in range(13))
 """The ladder, relative to the root mean square of the leaf: from 1/16 down to 3.7e-9. Of a kink
 that is further away than 2.4e-7 some neighbouring steps know nothing."""
@@ -44,7 +46,7 @@ BLUNTEST = 1e-4
 
 
 def resolution(eps: float) -> tuple[float, float]:
-    """The smallest error asked for and the largest uncertainty borne, in a precision: both grow as eps^(2/3)."""
+    """The smallest error asked for and the largest uncertainty borne, in a precision, as eps^(2/3)."""
     coarser = (eps / np.finfo(np.float64).eps) ** (2 / 3)
     return min(SHARPEST * coarser, 1e-2), min(BLUNTEST * coarser, 3e-2)
 
@@ -176,6 +178,44 @@ def _settled(
     uncertainty = jnp.where(jnp.isfinite(uncertainty), uncertainty, jnp.inf)
     best = jnp.argmin(uncertainty)
     return ladder[1:-1][best], uncertainty[best]
+
+
+def only_kinks(
+    function: Callable[[list[Array]], Array],
+    point: list[Array],
+    found: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+    tolerance: float,
+    at_most: int = 256,
+) -> bool:
+    """Whether two gradients differ only where the function has a kink and `found` lies between both sides.
+
+    Args:
+        function: a scalar function of a list of arrays.
+        point: where the gradients were taken.
+        found: the gradient in question.
+        expected: the other one.
+        tolerance: relative to the norm of the leaf, from which on an element counts as different.
+        at_most: how many elements are looked at; if more differ, the answer is no.
+    """
+    leaf, coordinate = [], []
+    for index, (f, e) in enumerate(zip(found, expected, strict=True)):
+        different = np.flatnonzero(np.abs(f - e) > tolerance * max(np.linalg.norm(e), np.linalg.norm(f)))
+        leaf += [index] * different.size
+        coordinate += different.tolist()
+    if not 0 < len(leaf) <= at_most:
+        return False
+    directions = Directions(np.asarray(leaf, np.int32), np.asarray(coordinate, np.int32))
+
+    def differences(point, found):
+        key = jax.random.key(0)  # coordinates are asked for: nothing is drawn
+        return directional_derivatives(function, point, directions, found, key, together=False)
+
+    answer = jax.device_get(compiled(differences)(point, [jnp.asarray(f) for f in found]))
+    norm = max(np.linalg.norm(f) for f in (*found, *expected))
+    eps = float(jnp.finfo(point[0].dtype).eps)
+    kink, outside = at_kinks(answer, float(norm), eps)
+    return bool((kink & (outside <= SAFETY * resolution(eps)[0])).all())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The fixture `assert_gradients` for test suites of other projects, found by pytest's entry point `pytest11`."""
+"""The fixture `assert_gradients`, which pytest finds through this package's entry point `pytest11`."""
 
 import pytest
 

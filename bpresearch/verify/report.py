@@ -35,6 +35,15 @@ class Row:
     worst: tuple[tuple[int, ...], float, float] | None = None
     hint: str = ""
 
+    @property
+    def ulps(self) -> float:
+        """Distance of the worst element's two values in float64's units of the last place of the larger."""
+        if self.worst is None:
+            return math.nan
+        _, found, expected = self.worst
+        largest = max(abs(found), abs(expected))
+        return abs(found - expected) / math.ulp(largest) if math.isfinite(found - expected) else math.inf
+
     def to_dict(self) -> dict[str, Any]:
         """The row as plain JSON types; a number that JSON does not have (NaN, infinity) becomes a string."""
         row = {
@@ -49,7 +58,12 @@ class Row:
         }
         if self.worst is not None:
             index, found, expected = self.worst
-            row |= {"index": list(index), "found": _plain(found), "expected": _plain(expected)}
+            row |= {
+                "index": list(index),
+                "found": _plain(found),
+                "expected": _plain(expected),
+                "ulps": _plain(self.ulps),
+            }
         return row
 
 
@@ -111,25 +125,32 @@ _WIDTH = 80
 
 def format_report(report: Report) -> str:
     """The report as text of 80 columns: one line per leaf, a column per oracle, the verdict below."""
-    of = {"rule": [], "contract": [], "": []}
+    of: dict[str, list[Row]] = {"rule": [], "contract": [], "behaviour": [], "": []}
     for row in report.rows:
         of.get(row.oracle, of[""]).append(row)
     lines, said = _table(of[""], "parameter" if of["rule"] else "argument"), []
-    for oracle, heading in (("rule", "layer"), ("contract", "contract")):
+    for oracle, heading in (("rule", "layer"), ("contract", "contract"), ("behaviour", "behaviour")):
         wrong = [row for row in of[oracle] if row.passed is False]
         if wrong:
             lines += ["", *_table(wrong, heading)]
             said += [f"{row.path}: {row.detail}" for row in wrong]
-    for row in (row for row in of[""] if row.passed is False and row.worst):
-        index, found, expected = row.worst
-        where = f"{row.path}[{', '.join(map(str, index))}]" if index else row.path
-        said.append(f"{where} is {found:.9g}, by {row.oracle} {expected:.9g}")
+    said += [_worst(row) for row in of[""] if row.passed is False and row.worst]
     said += report.hints
     if report.culprits:
         said.append(f"culprits: {', '.join(report.culprits)}")
     said = ["", *said] if said else []
     said += ["", *report.notes, _sentence(report)]
-    return "\n".join([*lines, *(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in said)]).strip()
+    return "\n".join(
+        [*lines, *(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in said)]
+    ).strip()
+
+
+def _worst(row: Row) -> str:
+    """The element that is most wrong, with both values and their distance in units of the last place."""
+    index, found, expected = row.worst or ((), math.nan, math.nan)
+    where = f"{row.path}[{', '.join(map(str, index))}]" if index else row.path
+    ulps = f", {row.ulps:.2g} ulps apart" if math.isfinite(row.ulps) else ""
+    return f"{where} is {found:.9g}, by {row.oracle} {expected:.9g}{ulps}"
 
 
 def _sentence(report: Report) -> str:

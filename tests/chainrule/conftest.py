@@ -11,8 +11,19 @@ import pytest
 from flax import nnx
 
 from bpresearch import autodiff, chainrule
+from bpresearch.chainrule import registry
 from bpresearch.functional import as_inputs, merge, split
 from bpresearch.verify.precision import cast, cast_model
+
+
+@pytest.fixture(autouse=True)
+def rules_of_a_test_end_with_it(monkeypatch):
+    """What a test registers is forgotten after it, compiled programs and all."""
+    monkeypatch.setattr(registry, "_rules", registry.registered())
+    before = registry.version()
+    yield
+    if registry.version() != before:
+        registry._version += 1
 
 
 @pytest.fixture

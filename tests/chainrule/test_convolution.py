@@ -79,7 +79,7 @@ def output_shape(model, shape):
 
 @either_convolution
 @pytest.mark.parametrize("axes", [1, 2])
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_options(how, axes, data, random_model, normal, assert_engines_agree):
     options, shape, masked = data.draw(convolutions(axes))

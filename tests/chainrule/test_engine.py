@@ -61,7 +61,7 @@ def networks(draw):
     return widths, names, branches, draw(st.booleans())
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(network=networks(), inputs=st.integers(1, 3), classes=st.integers(1, 3), seed=st.integers(0, 9))
 def test_random_networks(network, inputs, classes, seed, random_model, normal, assert_engines_agree):
     widths, names, branches, use_bias = network

@@ -45,7 +45,7 @@ def test_the_gradient_vanishes_at_the_least_squares_solution(linear, normal):
     np.testing.assert_allclose(grads["kernel"], 0, atol=1e-15)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     batch=st.lists(st.integers(1, 3), max_size=3),
     inputs=st.integers(1, 4),

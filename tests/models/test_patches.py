@@ -136,7 +136,7 @@ def test_explicit_padding_leaves_pairs():
     assert explicit_padding("VALID", (5,), (3,), (1,), (1,)) == ((0, 0),)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     window=st.tuples(st.integers(1, 3), st.integers(1, 3)),

@@ -162,7 +162,9 @@ def test_arguments_of_every_kind():
     assert report.passed, str(report)
     assert not report.notes
     names = {row.path for row in report.rows if row.oracle == "autodiff"}
-    assert names == {f"{name}{order}" for name in ("tree.w", "tree.scale", "empty") for order in ("", " (second)")}
+    assert names == {
+        f"{name}{order}" for name in ("tree.w", "tree.scale", "empty") for order in ("", " (second)")
+    }
 
 
 def test_complex_arguments():
@@ -236,7 +238,9 @@ def test_second_order():
     assert verify.function(cube, X).passed
     report = verify.function(cube, X, order=2)
     assert {row.path for row in report.rows if row.passed is False} == {"x (second)"}
-    assert verify.function(with_backward(lambda x: x**3, lambda r, y: (3 * y * r[0] ** 2,)), X, order=2).passed
+    assert verify.function(
+        with_backward(lambda x: x**3, lambda r, y: (3 * y * r[0] ** 2,)), X, order=2
+    ).passed
 
 
 @pytest.mark.parametrize("slope", [-1.0, 0.0, 0.4, 1.0])

@@ -50,6 +50,7 @@ def test_correct_models_are_accepted(name):
     assert report.passed, str(report)
     assert not report.undecided
     worst = {oracle: max(r.error for r in report.rows if r.oracle == oracle) for oracle in verify.ORACLES}
+    assert worst["behaviour"] <= 1e-13
     assert worst["autodiff"] <= 1e-13
     assert worst["rule"] <= 1e-13
     assert worst["finite differences"] <= 1e-7
@@ -263,3 +264,129 @@ def test_layer_called_inside_a_loop():
 
 def _scaled_at_cell(path, rule):
     return verify.FAULTS["scaled"].plant(rule) if path[-1:] == ("cell",) else rule
+
+
+def test_another_derivative_at_a_kink_is_no_mistake():
+    """ReLU's rule may say 1/2 at zero where autodiff says 0; it may not say 2."""
+    model = nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(3, 2, rngs=nnx.Rngs(1)))
+    x, y = batch((3,), labels=False)
+    x[0] = 0  # the bias is zero too
+
+    def at_zero(slope):
+        rule = SimpleNamespace(
+            forward=lambda layer, x: (nnx.relu(x), x),
+            backward=lambda layer, x, y_bar: ({}, y_bar * jnp.where(x == 0, slope, (x > 0).astype(x.dtype))),
+        )
+        return lambda path, layer, old: rule if layer is nnx.relu else old
+
+    report = verify.model(model, SQUARES, x, y[:, :2], dtype="float64", plant=at_zero(0.5))
+    assert report.passed, str(report)
+    assert any("not differentiable" in row.detail for row in report.rows)
+    report = verify.model(model, SQUARES, x, y[:, :2], dtype="float64", plant=at_zero(2.0))
+    assert report.culprits == ("layers.1",)
+
+
+def test_a_rule_that_is_right_for_the_models_own_cotangents_only():
+    """Cotangents of softmax cross-entropy sum to zero; a rule must be right for others too."""
+
+    def sum_added(path, layer, rule):
+        if path != ("layers", 3):
+            return rule
+
+        def backward(layer, kept, y_bar):
+            grads, x_bar = rule.backward(layer, kept, y_bar)
+            return grads, x_bar + jnp.sum(y_bar, axis=-1, keepdims=True)
+
+        return SimpleNamespace(forward=rule.forward, backward=backward)
+
+    model = models.mlp((4,), 3, widths=(5,), rngs=nnx.Rngs(0))
+    report = verify.model(model, LABELS, *batch((4,)), dtype="float64", oracles=["rule"], plant=sum_added)
+    assert report.culprits == ("layers.3",)
+    assert "for another cotangent than this model's own" in report.rows[-2].detail
+
+
+def test_batch_size_known_by_heart():
+    def divides_by_five(path, layer, rule):
+        def backward(layer, kept, values_bar):
+            grads, inputs_bar = rule.backward(layer, kept, values_bar)
+            return grads, jax.tree.map(lambda bar: bar * values_bar.size / 5, inputs_bar)
+
+        return SimpleNamespace(forward=rule.forward, backward=backward) if path == ("loss",) else rule
+
+    model, shape = small("linear")
+    report = verify.model(model, LABELS, *batch(shape), dtype="float64", plant=divides_by_five)
+    assert [row.path for row in report.rows if row.passed is False] == ["half the batch"]
+
+
+def test_where_trap_names_the_layer():
+    """Autodiff falls into the same trap, so only the values tell."""
+
+    @chainrule.rule(safe_root)
+    class SafeRootRule:
+        def forward(layer, x):
+            return safe_root(x), x
+
+        def backward(layer, x, y_bar):
+            return {}, jnp.where(x > 0, y_bar, 0) * 0.5 / jnp.sqrt(x)
+
+    model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), safe_root, nnx.Linear(3, 3, rngs=nnx.Rngs(1)))
+    report = verify.model(model, LABELS, *batch((4,)), dtype="float64", oracles=["rule", "behaviour"])
+    (row,) = (row for row in report.rows if row.passed is False)
+    assert row.path == "finite"
+    assert row.detail.endswith("from layers.1 on")
+
+
+def safe_root(x):
+    return jnp.where(x > 0, jnp.sqrt(x), 0.0)
+
+
+def test_randomness_and_statistics():
+    """Both engines draw the same mask, and state that the forward pass advances is no mistake."""
+
+    class Noise(nnx.Module):
+        def __init__(self, rngs):
+            self.rngs = rngs.fork()
+            self.count = nnx.BatchStat(jnp.zeros(()))
+
+        def __call__(self, x):
+            self.count[...] += 1
+            return x * jax.random.normal(self.rngs(), x.shape, x.dtype)
+
+    @chainrule.rule(Noise)
+    class NoiseRule:
+        def forward(layer, x):
+            y = layer(jnp.ones_like(x))
+            return x * y, y
+
+        def backward(layer, factors, y_bar):
+            return {}, y_bar * factors
+
+    model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), Noise(nnx.Rngs(1)))
+    report = verify.model(model, LABELS, *batch((4,)), dtype="float32")
+    assert report.passed, str(report)
+    report = verify.model(model, LABELS, *batch((4,)), dtype="float32", oracles=["rule"], plant="scaled")
+    assert report.culprits == ("layers.0",)
+
+
+def test_hints():
+    model, shape = small("mlp")
+    found = {
+        fault: verify.model(
+            model, LABELS, *batch(shape), dtype="float64", oracles=["rule"], plant=fault
+        ).hints
+        for fault in ("activation_derivative_missing", "bias_mean_not_sum", "loss_not_averaged", "scaled")
+    }
+    assert found == {
+        "activation_derivative_missing": (
+            "layers.2: it equals y_bar: the layer's own derivative is missing",
+        ),
+        "bias_mean_not_sum": (
+            "layers.1: every element is the right one divided by 5, the batch size: a sum where a mean "
+            "belongs, or the reverse",
+        ),
+        "loss_not_averaged": (
+            "loss: every element is the right one multiplied by 5, the batch size: a sum where a mean "
+            "belongs, or the reverse",
+        ),
+        "scaled": ("layers.1: every element is 1.001 times the right one",),
+    }

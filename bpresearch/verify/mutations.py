@@ -1,0 +1,164 @@
+"""Faults that fit any rule: a backward pass changed from outside, without knowing what it computes.
+
+Not every change changes something: of a layer without parameters none can be forgotten, and what has one
+element looks the same in reverse. `changes` tells.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bpresearch.models import Residual
+from bpresearch.verify.faults import FAULTS, Fault
+from bpresearch.verify.precision import is_floating
+
+COMPOSITES = (nnx.Sequential, Residual)
+MUTATIONS: dict[str, Fault] = {}
+
+
+def fits_any_rule(layer: Any) -> bool:
+    """Whether a layer computes something of its own, rather than calling its children."""
+    return not isinstance(layer, COMPOSITES)
+
+
+def mutation(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: a changed backward pass becomes the fault of its name, described by its docstring."""
+    name = backward.__name__
+    found = Fault(name, (backward.__doc__ or "").strip(), "any layer but composites", fits_any_rule, backward)
+    MUTATIONS[name] = FAULTS[name] = found
+    return backward
+
+
+def _floats(change: Callable[[Any], Any], tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: change(leaf) if is_floating(leaf) else leaf, tree)
+
+
+def _first(change: Callable[[Any], Any], tree: Any) -> Any:
+    """Changes the first floating leaf of at least one axis."""
+    leaves, structure = jax.tree.flatten(tree)
+    index = next((i for i, leaf in enumerate(leaves) if is_floating(leaf) and leaf.ndim), None)
+    if index is not None:
+        leaves[index] = change(leaves[index])
+    return structure.unflatten(leaves)
+
+
+def _along_last(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda leaf: change(leaf) if leaf.ndim else leaf
+
+
+@mutation
+def sign_wrong(rule, layer, residuals, y_bar, **options):
+    """Every derivative has the wrong sign."""
+    return _floats(lambda leaf: -leaf, rule.backward(layer, residuals, y_bar, **options))
+
+
+@mutation
+def factor_doubled(rule, layer, residuals, y_bar, **options):
+    """Every derivative is twice as large."""
+    return _floats(lambda leaf: 2 * leaf, rule.backward(layer, residuals, y_bar, **options))
+
+
+@mutation
+def cotangent_ignored(rule, layer, residuals, y_bar, **options):
+    """The derivative of the layer alone, not multiplied by y_bar."""
+    return rule.backward(layer, residuals, _floats(jnp.ones_like, y_bar), **options)
+
+
+@mutation
+def input_forgotten(rule, layer, residuals, y_bar, **options):
+    """x_bar is zero."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
+    return grads, _floats(jnp.zeros_like, x_bar)
+
+
+@mutation
+def parameters_forgotten(rule, layer, residuals, y_bar, **options):
+    """The parameters' derivatives are zero."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
+    return _floats(jnp.zeros_like, grads), x_bar
+
+
+@mutation
+def mean_for_sum(rule, layer, residuals, y_bar, **options):
+    """The parameters' derivatives are means over the first axis of y_bar instead of sums."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
+    first = jax.tree.leaves(y_bar)[0]
+    return _floats(lambda leaf: leaf / max(first.shape[0] if first.ndim else 1, 1), grads), x_bar
+
+
+@mutation
+def transposed(rule, layer, residuals, y_bar, **options):
+    """Square matrices among the derivatives are transposed."""
+
+    def change(leaf):
+        return leaf.T if leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1] else leaf
+
+    return _floats(change, rule.backward(layer, residuals, y_bar, **options))
+
+
+@mutation
+def input_reversed(rule, layer, residuals, y_bar, **options):
+    """x_bar is reversed along its last axis."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
+    return grads, _floats(_along_last(lambda leaf: jnp.flip(leaf, -1)), x_bar)
+
+
+@mutation
+def input_shifted(rule, layer, residuals, y_bar, **options):
+    """x_bar is off by one element along its last axis."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
+    return grads, _floats(_along_last(lambda leaf: jnp.roll(leaf, 1, -1)), x_bar)
+
+
+@mutation
+def slice_sign_wrong(rule, layer, residuals, y_bar, **options):
+    """The sign of the first slice along the last axis of x_bar is wrong."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
+    return grads, _first(lambda leaf: leaf.at[..., :1].multiply(-1), x_bar)
+
+
+@mutation
+def example_dropped(rule, layer, residuals, y_bar, **options):
+    """The first element along the first axis of y_bar has no part in any derivative."""
+    return rule.backward(layer, residuals, _first(lambda leaf: leaf.at[:1].set(0), y_bar), **options)
+
+
+@mutation
+def element_scaled(rule, layer, residuals, y_bar, **options):
+    """The largest element of x_bar is 1 % too large."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
+
+    def change(leaf):
+        if not leaf.size:
+            return leaf
+        return leaf.at[jnp.unravel_index(jnp.argmax(jnp.abs(leaf)), leaf.shape)].multiply(1.01)
+
+    return grads, _first(change, x_bar)
+
+
+@mutation
+def residual_stale(rule, layer, residuals, y_bar, **options):
+    """What `forward` kept belongs to the example before."""
+    moved = _floats(lambda leaf: jnp.roll(leaf, 1, 0) if leaf.ndim else leaf, residuals)
+    return rule.backward(layer, moved, y_bar, **options)
+
+
+@mutation
+def residual_imprecise(rule, layer, residuals, y_bar, **options):
+    """What `forward` kept is off by one part in ten thousand."""
+    return rule.backward(layer, _floats(lambda leaf: leaf * (1 + 1e-4), residuals), y_bar, **options)
+
+
+def changes(found: Any, right: Any) -> float:
+    """The largest change that a fault makes to any derivative, relative to the largest of its leaf."""
+    worst = 0.0
+    for f, r in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
+        if is_floating(r) and np.size(r):
+            size = float(np.max(np.abs(np.asarray(r, np.float64))))
+            apart = float(np.max(np.abs(np.asarray(f, np.float64) - np.asarray(r, np.float64))))
+            worst = max(worst, apart / size if size else (np.inf if apart else 0.0))
+    return worst

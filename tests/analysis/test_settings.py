@@ -1,0 +1,73 @@
+"""Which settings are best, and what is said about them."""
+
+import numpy as np
+import pytest
+
+from bpresearch import analysis
+
+
+def test_the_best_learning_rate_is_found_for_every_optimizer_and_schedule(made_up):
+    best = analysis.best_settings(made_up())
+    assert list(best) == [(o, s) for o in ("sgd", "momentum") for s in ("constant", "cosine")]
+    assert {setting.values["lr"] for setting in best.values()} == {0.1}
+    assert "momentum" not in best["sgd", "cosine"].values
+    np.testing.assert_allclose(best["momentum", "cosine"].test, [0.6, 0.61, 0.62])
+
+
+def test_settings_are_chosen_by_validation_and_judged_by_test(made_up):
+    results = made_up()
+    results["test_accuracy"] = 1 - results.valid_accuracy  # the worse on validation, the better on test
+    best = analysis.best_settings(results)["sgd", "constant"]
+    assert best.values["lr"] == 0.1
+    np.testing.assert_allclose(best.test, [0.5, 0.49, 0.48])
+    assert analysis.chosen_by(results).variable == "valid_accuracy"
+    assert analysis.chosen_by(made_up(valid=False)).variable == "test_accuracy"
+
+
+def test_losses_are_better_when_lower(made_up):
+    results = made_up(accuracy=False)
+    assert analysis.metric_of(results).variable == "test_loss"
+    assert {s.values["lr"] for s in analysis.best_settings(results).values()} == {0.1}
+
+
+def test_a_setting_with_a_diverged_run_comes_after_all_without(made_up):
+    results = made_up(diverged=lambda optimizer, rate, seed: rate == 0.1 and seed == 0)
+    best = analysis.best_settings(results)["sgd", "constant"]
+    assert best.values["lr"] in (0.01, 1.0)
+    settings = analysis.settings_of(results)
+    assert [s.diverged for s in settings if s.values["lr"] == 0.1] == [1] * 4
+
+
+def test_a_clear_difference_is_called_so(made_up):
+    text = analysis.verdict(made_up())
+    assert text.startswith("Best: momentum 0.9, constant, learning rate 0.1 with 61.0 ± 2.5 test accuracy")
+    assert "10.0 ± 0.0 points better than sgd, constant" in text  # seeds are paired
+    assert "more than chance explains" in text
+
+
+def test_a_difference_within_its_interval_may_be_chance(made_up):
+    results = made_up()
+    noise = np.random.default_rng(0).normal(0, 0.3, results.sizes["run"])
+    results["test_accuracy"] = results.test_accuracy + noise[:, None]
+    assert "may be chance" in analysis.verdict(results)
+
+
+def test_one_seed_claims_no_interval(made_up):
+    text = analysis.verdict(made_up(seeds=1))
+    assert "±" not in text and "more seeds would tell" in text
+
+
+def test_one_optimizer_is_compared_with_nobody(made_up):
+    assert "better than" not in analysis.verdict(made_up(optimizers=("sgd",)))
+
+
+def test_when_every_run_diverged_it_says_so(made_up):
+    assert "Every run diverged" in analysis.verdict(made_up(diverged=lambda *run: True))
+
+
+def test_figures_are_flat_and_finite(made_up):
+    figures = analysis.figures(made_up(diverged=lambda o, rate, s: rate == 1.0))
+    assert figures["momentum.cosine.lr"] == 0.1
+    assert figures["momentum.cosine.test_accuracy"] == pytest.approx(0.61)
+    assert figures["sgd.constant.diverged"] == pytest.approx(1 / 3)
+    assert all(np.isfinite(value) for value in figures.values())

@@ -1,0 +1,65 @@
+"""How a flag's text becomes values."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpresearch import data
+from bpresearch import flags as shared
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("0.1", float, [0.1]),
+        ("0.01,0.1", float, [0.01, 0.1]),
+        ("linspace:0:1:5", float, [0, 0.25, 0.5, 0.75, 1]),
+        ("logspace:1e-3:1:4", float, [0.001, 0.01, 0.1, 1.0]),
+        ("0:5", int, [0, 1, 2, 3, 4]),
+        ("2:10:4", int, [2, 6]),
+        ("3, 1", int, [3, 1]),
+        ("sgd, momentum", str, ["sgd", "momentum"]),
+    ],
+)
+def test_one_value_or_many(text, kind, expected):
+    assert shared.values("lr", text, kind) == expected
+
+
+@given(st.floats(1e-6, 1), st.floats(1.5, 1e6), st.integers(2, 9))
+def test_ranges_hold_both_ends_and_equal_steps(low, factor, count):
+    high = low * factor
+    found = shared.values("lr", f"logspace:{low!r}:{high!r}:{count}")
+    np.testing.assert_allclose(found[0], low, rtol=1e-10)
+    np.testing.assert_allclose(found[-1], high, rtol=1e-10)
+    np.testing.assert_allclose(np.diff(np.log(found)), math.log(factor) / (count - 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["", " ", "a", "1,,2", "logspace:1:2", "linspace:0:1:x", "1:2", "0.1,0.1"])
+def test_what_cannot_be_read_names_the_flag(text):
+    with pytest.raises(ValueError, match="--lr=") as error:
+        shared.values("lr", text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "0.5,1"])
+def test_numbers_outside_their_range_are_named(text):
+    with pytest.raises(ValueError, match=r"--momentum=.*at least 0 and below 1"):
+        shared.numbers("momentum", text, low=0, high=1)
+
+
+def test_a_name_that_is_nearly_right_is_suggested():
+    assert shared.choose("model", "mlp", shared.MODELS) == "mlp"
+    with pytest.raises(ValueError, match=r"--schedule=cosin is not one of .*; did you mean cosine\?"):
+        shared.choose("schedule", "cosin", shared.SCHEDULES)
+
+
+def test_classes_become_rows_for_a_loss_between_numbers():
+    spirals = data.load("spirals")
+    squared = shared.LOSSES["squared_error"]
+    rows = shared.targets(spirals, squared, spirals.y[:4])
+    np.testing.assert_array_equal(rows, np.eye(2)[spirals.y[:4]])
+    labels = shared.LOSSES["softmax_cross_entropy_with_integer_labels"]
+    assert shared.targets(spirals, labels, spirals.y) is spirals.y
