@@ -241,8 +241,10 @@ def _explain(call: Call, name: str, worst: Comparison, wrong: tuple, y_bar: Any)
     said = hint(found, expected, first.shape[0] if first.ndim else None)
     if name == INPUT:
         said = cotangent_hint(found, expected, first) or said
-    index, found_there, expected_there = worst.worst or ((), 0.0, 0.0)
-    return detail, said, (tuple(index)[1:], found_there, expected_there)
+    if worst.worst is None:
+        return detail, said, None
+    (_, *index), found_there, expected_there = worst.worst
+    return detail, said, (tuple(index), found_there, expected_there)
 
 
 def between_sides(call: Call, answer: Answer) -> bool:

@@ -1,0 +1,61 @@
+"""The flags that experiments and tools share, and how a flag's text becomes values.
+
+The only place, with the scripts themselves, where flags are read and names become objects.
+"""
+
+from bpresearch.flags.axes import numbers, positive, sizes, values
+from bpresearch.flags.command import choose, fail, help_text, output_file, run
+from bpresearch.flags.sweep import (
+    ENGINES,
+    OPTIMIZERS,
+    SCHEDULES,
+    axes_from_flags,
+    define_sweep_flags,
+    experiment_from_flags,
+    workdir_from_flags,
+)
+from bpresearch.flags.task import (
+    ACTIVATIONS,
+    INITIALIZATIONS,
+    LOSS_ALIASES,
+    LOSSES,
+    MODELS,
+    dataset_from_flags,
+    define_precision_flag,
+    define_task_flags,
+    loss_from_flags,
+    model_from_flags,
+    takes_labels,
+    targets,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "ENGINES",
+    "INITIALIZATIONS",
+    "LOSSES",
+    "LOSS_ALIASES",
+    "MODELS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "axes_from_flags",
+    "choose",
+    "dataset_from_flags",
+    "define_precision_flag",
+    "define_sweep_flags",
+    "define_task_flags",
+    "experiment_from_flags",
+    "fail",
+    "help_text",
+    "loss_from_flags",
+    "model_from_flags",
+    "numbers",
+    "output_file",
+    "positive",
+    "run",
+    "sizes",
+    "takes_labels",
+    "targets",
+    "values",
+    "workdir_from_flags",
+]
