@@ -237,7 +237,7 @@ def _explain(call: Call, name: str, worst: Comparison, wrong: tuple, y_bar: Any)
     if compare(found, expected).error <= MATHEMATICS < compare(other_found, other_expected).error:
         detail += ", for another cotangent than this model's own"
         found, expected = other_found, other_expected
-    first = next(iter(jax.tree.leaves(y_bar)), np.zeros(()))
+    first: Any = next(iter(jax.tree.leaves(y_bar)), np.zeros(()))
     said = hint(found, expected, first.shape[0] if first.ndim else None)
     if name == INPUT:
         said = cotangent_hint(found, expected, first) or said
