@@ -2,11 +2,14 @@
 
 from bpresearch.chainrule import (  # noqa: F401  (importing a file registers its rules)
     activations,
+    attention,
     composites,
     convolution,
     linear,
     losses,
     pooling,
+    recurrence,
+    recurrent,
 )
 from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad
 from bpresearch.chainrule.registry import NoRuleError, Rule, registered, rule, rule_for
