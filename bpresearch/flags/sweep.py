@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from absl import flags
@@ -118,5 +119,9 @@ def workdir_from_flags(name: str, experiment: sweep.Experiment, axes: sweep.Axes
     """--workdir, or a folder in results/ whose name follows from the settings, so that they resume."""
     if FLAGS.workdir == "":
         raise ValueError("--workdir= is empty: give the name of a folder")
+    folder = Path(FLAGS.workdir or "results").absolute()
+    exists = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (exists.is_dir() and os.access(exists, os.W_OK)):
+        raise ValueError(f"--workdir={folder}: cannot write there; take another folder")
     digest = hashlib.sha256(json.dumps(sweep.describe(experiment, axes)).encode()).hexdigest()
     return Path(FLAGS.workdir or f"results/{name}-{digest[:8]}")
