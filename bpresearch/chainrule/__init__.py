@@ -2,10 +2,14 @@
 
 from bpresearch.chainrule import (  # noqa: F401  (importing a file registers its rules)
     activations,
+    axis_activations,
     composites,
     convolution,
+    dropout,
+    embedding,
     linear,
     losses,
+    normalization,
     pooling,
 )
 from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad
