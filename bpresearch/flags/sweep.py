@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -24,31 +25,45 @@ from bpresearch.platform import DTYPES
 FLAGS = flags.FLAGS
 
 ENGINES = {"autodiff": autodiff.gradient, "chainrule": chainrule.gradient}
-OPTIMIZERS = {f.__name__: f for f in (optim.sgd, optim.momentum, optim.nesterov)}
-SCHEDULES = {
-    f.__name__: f
-    for f in (
-        schedules.constant,
-        schedules.step,
-        schedules.exponential,
-        schedules.cosine,
-        schedules.warmup_cosine,
-    )
+OPTIMIZERS = optim.BY_NAME
+SCHEDULES = {name: getattr(schedules, name) for name in schedules.__all__}
+SCHEDULES_COMPARED = "constant,step,exponential,cosine,warmup_cosine"
+
+TAKEN_BY = {
+    name: [optimizer for optimizer, function in OPTIMIZERS.items() if name in optim.hyperparameters(function)]
+    for optimizer_function in OPTIMIZERS.values()
+    for name in optim.hyperparameters(optimizer_function)
+    if name != "seed"  # every run has one
 }
+"""The optimizers that take each hyper-parameter: a flag of its name says which values it gets."""
+
+BELOW_ONE = {"momentum", "b1", "b2", "b3", "decay", "rho", "adam_b1", "adam_b2", "decrease_factor"}
+ANY_NUMBER = {"f_min", "lower_bound", "alpha"}
 
 
 def define_sweep_flags() -> None:
     """The flags of a sweep: its axes, how long a run is, and where the results go."""
     flags.DEFINE_string("optimizer", "sgd,momentum,nesterov", f"one or many of {', '.join(OPTIMIZERS)}")
     flags.DEFINE_string(
-        "schedule",
-        ",".join(SCHEDULES),
-        f"learning-rate schedule, one or many of {', '.join(SCHEDULES)}",
+        "schedule", SCHEDULES_COMPARED, f"learning-rate schedule, one or many of {', '.join(SCHEDULES)}"
     )
     flags.DEFINE_string(
         "lr", "0.03,0.1,0.3,1,3,10", "learning rate, one or many: 0.01,0.1 or logspace:1e-3:1:7"
     )
-    flags.DEFINE_string("momentum", "0.9", "momentum, nesterov: the momentum, one or many")
+    flags.DEFINE_string(
+        "warmup", None, "fraction of the steps over which the learning rate rises first, one or many"
+    )
+    for name, optimizers in TAKEN_BY.items():
+        if name not in ("momentum", "weight_decay"):
+            flags.DEFINE_string(name, None, f"{', '.join(optimizers)}: {name}, one or many")
+    flags.DEFINE_string("momentum", "0.9", f"{', '.join(TAKEN_BY['momentum'])}: the momentum, one or many")
+    flags.DEFINE_string("momentum_schedule", None, "schedule of the momentum, one or many, as for --schedule")
+    flags.DEFINE_string(
+        "weight_decay",
+        None,
+        f"one or many: wd w added to the gradient, or to the step by {', '.join(TAKEN_BY['weight_decay'])}",
+    )
+    flags.DEFINE_string("clip_norm", None, "largest norm of the gradient, one or many; by default no limit")
     flags.DEFINE_string("batch_size", "100", "examples in a mini-batch, one or many")
     flags.DEFINE_string("seed", "0:3", "seeds of initial weights and of the order of the data: 0,1,2 or 0:3")
     flags.DEFINE_integer("steps", 1000, "updates of each run")
@@ -66,21 +81,45 @@ def define_sweep_flags() -> None:
 
 def axes_from_flags() -> sweep.Axes:
     """The axes that the flags describe."""
-    optimizers = [choose("optimizer", name, OPTIMIZERS) for name in values("optimizer", FLAGS.optimizer, str)]
-    schedule_names = [choose("schedule", name, SCHEDULES) for name in values("schedule", FLAGS.schedule, str)]
     axes = sweep.grid(
-        optimizer=[OPTIMIZERS[name] for name in optimizers],
-        schedule=[SCHEDULES[name] for name in schedule_names],
+        optimizer=_optimizers(),
+        schedule=_schedules("schedule"),
         lr=numbers("lr", FLAGS.lr, low=0),
         batch_size=numbers("batch_size", FLAGS.batch_size, int, low=1),
         seed=numbers("seed", FLAGS.seed, int, low=0, high=2**32),
     )
-    momentum = numbers("momentum", FLAGS.momentum, low=0, high=1)
-    if any("momentum" in optim.hyperparameters(optimizer) for optimizer in axes["optimizer"]):
-        return axes | sweep.grid(momentum=momentum)
-    if FLAGS["momentum"].present:
-        raise ValueError(f"--momentum is not a flag of --optimizer={FLAGS.optimizer}")
+    if FLAGS.warmup is not None:
+        axes |= sweep.grid(warmup=numbers("warmup", FLAGS.warmup, low=0, high=1))
+    taken = {name for optimizer in axes["optimizer"] for name in optim.hyperparameters(optimizer)}
+    needed = {name for o in axes["optimizer"] for name in optim.hyperparameters(o, required=True)}
+    for name in [*TAKEN_BY, "clip_norm"]:
+        if FLAGS[name].present and name not in taken:
+            raise ValueError(f"--{name} is not a flag of --optimizer={FLAGS.optimizer}")
+        if FLAGS[name].present or (name == "momentum" and name in needed):
+            low, high = -math.inf if name in ANY_NUMBER else 0, 1 if name in BELOW_ONE else math.inf
+            axes |= sweep.grid(**{name: numbers(name, getattr(FLAGS, name), low=low, high=high)})
+    if FLAGS.momentum_schedule is not None:
+        if "momentum" not in axes:
+            raise ValueError(
+                f"--momentum_schedule: --optimizer={FLAGS.optimizer} takes no momentum, or none was given"
+            )
+        axes |= sweep.grid(momentum_schedule=_schedules("momentum_schedule"))
     return axes
+
+
+def _optimizers() -> list[optim.Optimizer]:
+    """The optimizers that --optimizer names, with weight decay and clipping where flags ask for them."""
+    names = values("optimizer", FLAGS.optimizer, str)
+    found = [OPTIMIZERS[choose("optimizer", name, OPTIMIZERS)] for name in names]
+    if FLAGS.weight_decay is not None:
+        found = [optim.decayed(optimizer) for optimizer in found]
+    if FLAGS.clip_norm is not None:
+        found = [optim.clipped(optimizer) for optimizer in found]
+    return found
+
+
+def _schedules(flag: str) -> list[schedules.Schedule]:
+    return [SCHEDULES[choose(flag, name, SCHEDULES)] for name in values(flag, getattr(FLAGS, flag), str)]
 
 
 def experiment_from_flags() -> sweep.Experiment:

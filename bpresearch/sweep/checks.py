@@ -26,7 +26,7 @@ def check(experiment: Experiment, axes: Axes) -> None:
     found = axes.get("model", [experiment.model])
     options = {name for model in found for name in model_options(model)}
     taken = {name for optimizer in axes["optimizer"] for name in hyperparameters(optimizer)}
-    known = {*OWN_AXES, "model", *options, *taken, *(f"{name}_schedule" for name in taken)}
+    known = {*OWN_AXES, "model", "warmup", *options, *taken, *(f"{name}_schedule" for name in taken)}
     for name, values in axes.items():
         if name not in known and any(value == value for value in values):  # NaN: of runs like others' runs
             names = ", ".join(label(function) for function in (*axes["optimizer"], *found))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpresearch.optim.schedules import table
+from bpresearch.optim.schedules import table, warmed
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Settings, scheduled
 from bpresearch.train import shuffled_batches
@@ -65,11 +65,17 @@ def batches(experiment: Experiment, seeds: list[int], batch_size: int, chunk: li
 
 def tables(experiment: Experiment, settings: list[Settings]) -> dict[str, np.ndarray]:
     """Every run's value at each step, (runs, steps), of the hyper-parameters that are scheduled."""
-    found = {}
+    steps, multiples, found = experiment.steps, {}, {}
     for name in scheduled(settings[0]):
         peak, key = ("lr", "schedule") if name == "learning_rate" else (name, f"{name}_schedule")
-        shapes = {s[key]: table(s[key](experiment.steps), experiment.steps) for s in settings}
-        found[name] = np.stack([np.float32(s[peak]) * shapes[s[key]] for s in settings])
+        rows = []
+        for run in settings:
+            shape = run[key], run.get("warmup", 0) if name == "learning_rate" else 0
+            if shape not in multiples:
+                schedule, warmup = shape
+                multiples[shape] = table((warmed(schedule, warmup) if warmup else schedule)(steps), steps)
+            rows.append(np.float32(run[peak]) * multiples[shape])
+        found[name] = np.stack(rows)
     return found
 
 
