@@ -20,6 +20,7 @@ from bpresearch.platform import available_cores
 from bpresearch.sweep import checkpoint, store
 from bpresearch.sweep.chunks import NO_PART, Pace, batches, chunks, tables, window
 from bpresearch.sweep.description import describe, label
+from bpresearch.sweep.distribution import Uniform
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import (
     OWN_AXES,
@@ -267,6 +268,9 @@ def _check(experiment: Experiment, axes: Axes) -> None:
     for name in OWN_AXES:
         if name not in axes:
             raise ValueError(f"the axes lack {name}: give it one value or many")
+    for name, values in axes.items():
+        if any(isinstance(value, Uniform) for value in values):
+            raise ValueError(f"axis {name} is a distribution: sweep.search draws from it")
     found = axes.get("model", [experiment.model])
     options = {name for model in found for name in model_options(model)}
     taken = {name for optimizer in axes["optimizer"] for name in hyperparameters(optimizer)}
