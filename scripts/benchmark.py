@@ -28,7 +28,8 @@ from bpresearch import flags as shared
 from bpresearch.optim import schedules
 from bpresearch.sweep import execute, store
 from bpresearch.sweep.chunks import Pace
-from bpresearch.sweep.population import measured_variables, population
+from bpresearch.sweep.layout import planned
+from bpresearch.sweep.population import measured_variables
 from bpresearch.sweep.stream import Stream
 
 flags.DEFINE_bool("quick", False, "fewer steps and rounds: done within 50 s")
@@ -87,10 +88,8 @@ class Ours:
         self.data = self.experiment.examples()
         metrics = measured_variables(self.experiment, runs[0], self.data)
         group, rows = store.open_store(None, self.experiment, runs, metrics)
-        (self.block,) = execute.blocks_of(runs, rows)
-        self.program = population(
-            self.experiment, self.block.settings, self.data, self.block.size, self.block.seeds
-        )
+        self.block = execute.Block(runs, rows)
+        self.program = planned(self.experiment, runs, self.data)
         self.pace = Pace(self.experiment.parts_in_a_chunk)
         self.stream = Stream(self.experiment, group, lambda **_: None)
 

@@ -15,30 +15,19 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from bpresearch.optim import hyperparameters
 from bpresearch.platform import available_cores
 from bpresearch.sweep import checkpoint, store
+from bpresearch.sweep.checks import axes_of, check
 from bpresearch.sweep.chunks import NO_PART, Pace, batches, chunks, tables, window
-from bpresearch.sweep.description import describe, label
-from bpresearch.sweep.distribution import Uniform
+from bpresearch.sweep.description import describe
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import (
-    OWN_AXES,
-    Axes,
-    Settings,
-    constants,
-    expand,
-    group_of,
-    groups,
-    model_options,
-)
-from bpresearch.sweep.population import Common, Inputs, Population, measured_variables, population
+from bpresearch.sweep.grid import Axes, Settings, constants, expand, groups
+from bpresearch.sweep.layout import LAYOUTS, planned
+from bpresearch.sweep.population import Common, Inputs, Population, measured_variables
 from bpresearch.sweep.progress import progress
 from bpresearch.sweep.stream import Call, Stream
 from bpresearch.train import Measured
 
-RUNS_IN_A_BLOCK = 128
-"""Runs that are trained together."""
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 
@@ -53,6 +42,8 @@ def run(
     *,
     source: dict[str, Any] | None = None,
     quiet: bool = False,
+    layout: str = "auto",
+    memory_fraction: float = 0.6,
 ) -> xr.Dataset:
     """Trains every combination of the axes' values, in compiled programs that each train many runs.
 
@@ -66,6 +57,10 @@ def run(
         source: where a list of runs comes from, in JSON, for `config.json`; a workdir with another source
             is refused.
         quiet: show no progress.
+        layout: "map" takes runs one after another on each device, "vmap" several at a time; "auto" takes
+            what is faster.
+        memory_fraction: fraction of the memory of the devices, or of what the host has left, for runs
+            that are trained together.
 
     Returns:
         A dataset with dimensions `run`, `step` and `eval_step`, every axis a coordinate on `run`, and
@@ -79,23 +74,26 @@ def run(
             another sweep, or cannot be read or written.
         Interrupted: a signal stopped the sweep.
     """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout} is not one of {', '.join(LAYOUTS)}")
+    options = {"layout": layout, "memory_fraction": memory_fraction}
     listed = isinstance(axes, list)
-    _check(experiment, axes_of(axes) if isinstance(axes, list) else axes)
+    check(experiment, axes_of(axes) if isinstance(axes, list) else axes)
     runs = axes if isinstance(axes, list) else expand(axes, experiment.model)
     path = None if workdir is None else Path(workdir)
     data = experiment.examples()
     metrics: dict[str, Measured] = {}
     for group in groups(runs):
         metrics |= measured_variables(experiment, group[0], data)
-    with locked(path) if path else nullcontext():
+    with store.locked(path) if path else nullcontext():
         if path:
             store.check_config(path, describe(experiment, (source or {}) if isinstance(axes, list) else axes))
         group, rows = store.open_store(path, experiment, runs, metrics)
         finished = group["finished"][:]
-        blocks = [block for block in blocks_of(runs, rows) if not finished[block.rows].all()]
-        if blocks:
+        todo = [block for block in _groups(runs, rows) if not finished[block.rows].all()]
+        if todo:
             try:
-                _train(experiment, blocks, data, group, path, quiet)
+                _train(experiment, todo, data, group, path, quiet, options)
             except OSError as error:
                 raise ValueError(
                     f"--workdir={path}: cannot write there ({error.strerror or error}); what is saved is "
@@ -105,8 +103,12 @@ def run(
     return results if len(rows) == len(finished) and not listed else results.isel(run=rows)
 
 
-def locked(path: Path) -> Any:
-    return store.locked(path)
+def _groups(runs: list[Settings], rows: np.ndarray) -> list["Block"]:
+    """The runs of each group, each run once."""
+    found: dict[int, Settings] = dict(zip(rows.tolist()[::-1], runs[::-1], strict=True))
+    row = {id(settings): number for number, settings in found.items()}
+    ordered = [found[number] for number in dict.fromkeys(rows.tolist())]
+    return [Block(group, np.array([row[id(s)] for s in group])) for group in groups(ordered)]
 
 
 class Block(NamedTuple):
@@ -114,51 +116,42 @@ class Block(NamedTuple):
 
     settings: list[Settings]
     rows: np.ndarray  # in the store
-    size: int  # of every block of this group: they share their programs
-    seeds: int
 
 
-def blocks_of(runs: list[Settings], rows: np.ndarray) -> list[Block]:
-    """The runs of each group, at most RUNS_IN_A_BLOCK together."""
-    row = dict(zip(map(id, runs), rows.tolist(), strict=True))
-    blocks = []
-    for group in groups(runs):
-        count = -(-len(group) // RUNS_IN_A_BLOCK)
-        size = -(-len(group) // count)
-        seeds = min(size, len({s["seed"] for s in group}))
-        for begin in range(0, len(group), size):
-            part = group[begin : begin + size]
-            blocks.append(Block(part, np.array([row[id(settings)] for settings in part]), size, seeds))
-    return blocks
+def blocks_of(group: Block, size: int) -> Iterator[Block]:
+    """The runs of a group in blocks of nearly one size, at most `size`."""
+    count = -(-len(group.rows) // size)
+    size = -(-len(group.rows) // count)
+    for begin in range(0, len(group.rows), size):
+        part = slice(begin, begin + size)
+        yield Block(group.settings[part], group.rows[part])
 
 
 def _train(
     experiment: Experiment,
-    blocks: list[Block],
+    todo: list[Block],
     data: dict[str, Any],
     group: zarr.Group,
     path: Path | None,
     quiet: bool,
+    options: dict[str, Any],
 ) -> None:
-    different = {group_of(block.settings[0]): block for block in blocks}
-    todo = sum(len(block.rows) for block in blocks)
+    finished = group["finished"][:]
+    runs = int((~finished[np.concatenate([block.rows for block in todo])]).sum())
     with (
         ThreadPoolExecutor(available_cores()) as pool,
-        progress(todo, todo * experiment.steps, quiet) as report,
+        progress(runs, runs * experiment.steps, quiet) as report,
         _stopping() as stop,
     ):
-        plural = "s" if len(different) > 1 else ""
-        report(note=f"compiling {len(different)} program{plural} for {todo} runs")
-        programs = {
-            key: pool.submit(population, experiment, block.settings, data, block.size, block.seeds)
-            for key, block in different.items()
-        }
-        paces = {key: Pace(experiment.parts_in_a_chunk) for key in different}
+        report(note=f"compiling {len(todo)} program{'s' if len(todo) > 1 else ''} for {runs} runs")
+        programs = [pool.submit(planned, experiment, block.settings, data, **options) for block in todo]
         stream = Stream(experiment, group, report)
         try:
-            for block in blocks:
-                key = group_of(block.settings[0])
-                train_block(experiment, programs[key].result(), block, data, paces[key], stream, stop, path)
+            for one, program in zip(todo, programs, strict=True):
+                pace = Pace(experiment.parts_in_a_chunk)
+                for block in blocks_of(one, program.result().size):
+                    if not finished[block.rows].all():
+                        train_block(experiment, program.result(), block, data, pace, stream, stop, path)
             stream.flush()
         except Interrupted as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -184,36 +177,48 @@ def train_block(
 ) -> None:
     """Trains a block's runs and gives their results to the stream."""
     settings = block.settings
-    rows = settings + settings[-1:] * (program.size - len(settings))  # padding repeats the last run
+    places, counts = program.places(len(settings))
     common = functools.partial(jax.device_put, device=program.everywhere)
-    per_run = functools.partial(jax.device_put, device=program.runs)
+
+    def per_run(values: Any) -> Any:
+        """One value for each run, each put into its place."""
+        values = np.asarray(values)
+        placed = np.zeros((program.size, *values.shape[1:]), values.dtype)
+        placed[places] = values
+        return jax.device_put(placed, program.runs)
+
     seeds = sorted({s["seed"] for s in settings})
-    seeds += seeds[-1:] * (block.seeds - len(seeds))
-    fixed = {name: np.array([s[name] for s in rows], np.float32) for name in constants(settings[0])}
-    values = tables(experiment, rows)
-    keys = np.array([s["seed"] for s in rows], np.uint32)
-    slots = np.array([seeds.index(s["seed"]) for s in rows], np.int32)
+    slots = per_run(np.array([seeds.index(s["seed"]) for s in settings], np.int32))
+    seeds += seeds[-1:] * (program.seeds - len(seeds))
+    keys = per_run(np.array([s["seed"] for s in settings], np.uint32))
+    fixed = {
+        name: per_run(np.array([s[name] for s in settings], np.float32)) for name in constants(settings[0])
+    }
+    values = tables(experiment, settings)
     data = common(data)
-    keys, slots, fixed = per_run((keys, slots, fixed))
-    state = program.start(keys, fixed | per_run({name: table[:, 0] for name, table in values.items()}))
+    counts = jax.device_put(np.int32(counts), program.runs)
+    state = program.start(
+        counts, keys, fixed | {name: per_run(found[:, 0]) for name, found in values.items()}
+    )
     step = 0
     if path and (found := checkpoint.restore(path, state, block.rows)):
-        state, step = per_run(found[0]), found[1]
-    before = 0
+        state, step = jax.device_put(found[0], program.runs), found[1]
+    before, pause = 0, SECONDS_BETWEEN_CHECKPOINTS
     saved = begun = time.monotonic()
-    pause = SECONDS_BETWEEN_CHECKPOINTS
     for chunk in chunks(experiment, step, pace):
         filled = chunk + [NO_PART] * (experiment.parts_in_a_chunk - len(chunk))
         first, last, evaluation = (np.array(column) for column in zip(*filled, strict=True))
         orders = batches(experiment, seeds, settings[0]["batch_size"], filled)
-        now = per_run({name: window(experiment, table, filled) for name, table in values.items()})
+        now = {name: per_run(window(experiment, found, filled)) for name, found in values.items()}
         state, losses, measured = program.advance(
+            counts,
             state,
             Inputs(keys, slots, now, fixed),
             common(Common(np.int32(first), np.int32(last), evaluation, orders, data)),
         )
         over = chunk[-1].first > experiment.steps
-        stream.add(Call(block.rows, chunk, losses, measured, state.diverged_at if over else None))
+        diverged_at = state.diverged_at if over else None
+        stream.add(Call(block.rows, places, chunk, losses, measured, diverged_at))
         if before:  # its results have just been collected
             pace.took(before, time.monotonic() - begun)
         before, begun = len(chunk), time.monotonic()
@@ -250,48 +255,3 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
-
-
-def axes_of(runs: list[Settings]) -> Axes:
-    """Every value that some run has on each axis."""
-    if not runs:
-        raise ValueError("there are no runs to train")
-    axes: Axes = {}
-    for name in runs[0]:
-        if any(name not in settings for settings in runs):
-            raise ValueError(f"some runs lack {name}: give every run a value on every axis")
-        axes[name] = list({repr(settings[name]): settings[name] for settings in runs}.values())
-    return axes
-
-
-def _check(experiment: Experiment, axes: Axes) -> None:
-    for name in OWN_AXES:
-        if name not in axes:
-            raise ValueError(f"the axes lack {name}: give it one value or many")
-    for name, values in axes.items():
-        if any(isinstance(value, Uniform) for value in values):
-            raise ValueError(f"axis {name} is a distribution: sweep.search draws from it")
-    found = axes.get("model", [experiment.model])
-    options = {name for model in found for name in model_options(model)}
-    taken = {name for optimizer in axes["optimizer"] for name in hyperparameters(optimizer)}
-    known = {*OWN_AXES, "model", "warmup", *options, *taken, *(f"{name}_schedule" for name in taken)}
-    for name, values in axes.items():
-        if name not in known and any(value == value for value in values):  # NaN: of runs like others' runs
-            names = ", ".join(label(function) for function in (*axes["optimizer"], *found))
-            raise ValueError(f"axis {name} is not a hyper-parameter of {names}")
-    for optimizer in axes["optimizer"]:
-        for name in set(hyperparameters(optimizer, required=True)) - set(axes):
-            raise ValueError(f"the axes lack {name}, which {optimizer.__name__} takes")
-    for name, values in axes.items():
-        labels = [repr(label(value)) for value in values]
-        if len(set(labels)) < len(labels):
-            raise ValueError(f"axis {name} holds two values with one name: {', '.join(labels)}")
-    for batch_size in axes["batch_size"]:
-        if not 1 <= batch_size <= experiment.training_examples:
-            raise ValueError(
-                f"batch_size={batch_size}: takes 1 to {experiment.training_examples}, "
-                f"the number of training examples"
-            )
-    for seed in axes["seed"]:
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed}: takes an integer from 0 to 2^32 - 1")

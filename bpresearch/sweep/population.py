@@ -1,11 +1,12 @@
 """The compiled programs that train a population.
 
-A population's runs are spread over all devices. On the CPU each device, one core, takes its runs one after
-another (`lax.map`), which keeps a run's arrays in the core's cache and gives each run exactly the numbers
-it would get alone; on an accelerator each takes all of its runs at once (`vmap`).
+A population's runs are spread over all devices; each device takes `width` of them at a time, by `vmap`, until
+it has done its share. On the CPU a width of 1 keeps a run's arrays in the core's cache and gives each run
+exactly the numbers it would get alone. With a larger width a run's last bits depend on the width, not on the
+other runs; so the width never depends on how many runs there are, and places left over are filled up.
 
-A run's steps are cut into parts, short enough for several to make a chunk, after which the program returns
-to the host. Every chunk of a sweep is a call of the same program.
+How many places hold a run is an input of the program, so a program serves any number of runs that it has
+room for, and never compiles its loop over runs away when there is one.
 """
 
 from collections.abc import Callable
@@ -19,28 +20,42 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Settings, constants, scheduled
-from bpresearch.train import Measured, Moment, Run, evaluate, start, train
+from bpresearch.train import Measured, Moment, Run, Training, evaluate, start, train
 
 RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
-BLOCK = 16
-"""Runs that an accelerator trains at once are padded to a multiple of this."""
 
 
 class Population(NamedTuple):
     """The programs of one group of runs, and where their arrays live.
 
     Attributes:
-        start: `(seeds, hyperparameters) -> runs` before the first step.
-        advance: `(runs, inputs, common) -> runs, losses, metrics` after one chunk; see `Inputs`, `Common`.
-        size: number of runs, padding included.
+        start: `(counts, seeds, hyperparameters) -> runs` before the first step.
+        advance: `(counts, runs, inputs, common) -> runs, losses, metrics` after one chunk; see `Inputs`,
+            `Common`. `counts` is how many runs each device has.
+        size: room for runs, on all devices together.
+        seeds: room for different seeds.
+        width: runs that a device takes at a time.
         runs, everywhere: shardings of arrays with one row for each run, and of common arrays.
     """
 
     start: Callable[..., Any]
     advance: Callable[..., Any]
     size: int
+    seeds: int
+    width: int
     runs: NamedSharding
     everywhere: NamedSharding
+
+    def places(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of `runs` runs in arrays of `size` rows, and how many each device has.
+
+        Each device has rows that follow each other; runs are dealt to devices `width` at a time.
+        """
+        devices = self.runs.mesh.size
+        run = np.arange(runs)
+        device = run // self.width % devices
+        within = run // (self.width * devices) * self.width + run % self.width
+        return device * (self.size // devices) + within, np.bincount(device, minlength=devices)
 
 
 class Inputs(NamedTuple):
@@ -65,48 +80,73 @@ class Common(NamedTuple):
     data: Any
 
 
-def padded_size(runs: int, devices: int, on_cpu: bool) -> int:
-    """Runs including padding: at least two for each device, and as many on each.
-
-    With one run for a device, the compiler would do away with the loop over runs, and fuse differently:
-    the same run would not give the same bits.
-    """
-    share = max(2, -(-runs // devices))
-    return devices * (share if on_cpu else BLOCK * -(-share // BLOCK))
-
-
 def population(
-    experiment: Experiment, settings: list[Settings], data: dict[str, Any], size: int, seeds: int
+    experiment: Experiment, settings: Settings, data: dict[str, Any], size: int, seeds: int, width: int
 ) -> Population:
-    """Compiles the programs for `size` runs of one group with `seeds` seeds among them."""
-    devices = jax.devices()
-    on_cpu = devices[0].platform == "cpu"
-    mesh = Mesh(np.array(devices), ("runs",))
-    size = padded_size(size, len(devices), on_cpu)
-    each = partial(jax.lax.map, batch_size=None) if on_cpu else _vmap
-    training = experiment.training(settings[0])
+    """Compiles the programs for `size` runs of one group, a multiple of the devices times `width`."""
+    mesh = Mesh(np.array(jax.devices()), ("runs",))
+    training = experiment.training(settings)
 
-    def start_all(seeds, hyperparameters):
-        return each(lambda one: start(training, *one), (seeds, hyperparameters))
+    def start_all(counts, seeds, hyperparameters):
+        one = lambda _, inputs: start(training, *inputs)  # noqa: E731
+        inputs = (seeds, hyperparameters)
+        return each(one, 1, counts[0], blank(jax.eval_shape(jax.vmap(partial(one, None)), inputs)), inputs)
 
-    def advance_all(runs, inputs, common):
-        return each(lambda one: advance(experiment, training, one[0], one[1], common), (runs, inputs))
+    def advance_all(counts, runs, inputs, common):
+        def one(carried, inputs):
+            return advance(experiment, training, carried[0], inputs, common, width == 1)
+
+        found = jax.eval_shape(jax.vmap(one), (runs,), inputs)
+        return each(one, width, counts[0], (runs, *blank(found[1:])), inputs)
 
     runs, everywhere = NamedSharding(mesh, RUNS), NamedSharding(mesh, EVERYWHERE)
     shard = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
-    first_program = jax.jit(shard(start_all, in_specs=(RUNS, RUNS)))
-    program = jax.jit(shard(advance_all, in_specs=(RUNS, RUNS, EVERYWHERE)), donate_argnums=0)
+    first_program = jax.jit(shard(start_all, in_specs=RUNS))
+    program = jax.jit(shard(advance_all, in_specs=(RUNS, RUNS, RUNS, EVERYWHERE)), donate_argnums=1)
 
-    keys, hyper, inputs, common = shapes(experiment, settings[0], data, size, seeds)
+    keys, hyper, inputs, common = shapes(experiment, settings, data, size, seeds)
 
     def placed(tree: Any, sharding: NamedSharding) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
     keys, hyper, inputs = placed((keys, hyper, inputs), runs)
     common = placed(common, everywhere)
-    begin = first_program.lower(keys, hyper)
-    state = placed(jax.eval_shape(first_program, keys, hyper), runs)
-    return Population(begin.compile(), program.lower(state, inputs, common).compile(), size, runs, everywhere)
+    counts = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=runs)
+    begin = first_program.lower(counts, keys, hyper)
+    state = placed(jax.eval_shape(first_program, counts, keys, hyper), runs)
+    compiled = program.lower(counts, state, inputs, common).compile()
+    return Population(begin.compile(), compiled, size, seeds, width, runs, everywhere)
+
+
+def each(function: Callable[..., Any], width: int, count: Any, carried: Any, inputs: Any) -> Any:
+    """`function(carried, inputs)` of the first `count` rows, `width` at a time; the other rows stay."""
+
+    def body(number, carried):
+        def take(array):
+            rows = jax.lax.dynamic_slice_in_dim(array, number * width, width)
+            return rows[0] if width == 1 else rows
+
+        def put(array, rows):
+            rows = rows[None] if width == 1 else rows
+            return jax.lax.dynamic_update_slice_in_dim(array, rows, number * width, 0)
+
+        one = function if width == 1 else jax.vmap(function)
+        found = one(jax.tree.map(take, carried), jax.tree.map(take, inputs))
+        return jax.tree.map(put, carried, found)
+
+    return jax.lax.fori_loop(0, -(-count // width), body, carried)
+
+
+def blank(shapes: Any) -> Any:
+    """Arrays of NaN, of zeros, or of some random key."""
+
+    def fill(shape):
+        if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(jax.random.key(0), shape.shape)
+        value = jnp.nan if jnp.issubdtype(shape.dtype, jnp.floating) else 0
+        return jnp.full(shape.shape, value, shape.dtype)
+
+    return jax.tree.map(fill, shapes)
 
 
 def shapes(
@@ -130,8 +170,17 @@ def shapes(
     return keys, fixed | {name: shape(size) for name in tables}, inputs, common
 
 
-def advance(experiment: Experiment, training: Any, run: Run, inputs: Inputs, common: Common):
-    """One run over the parts of a chunk: the run after them, its losses, and what was measured."""
+def advance(
+    experiment: Experiment, training: Training, run: Run, inputs: Inputs, common: Common, alone: bool
+) -> tuple[Run, Any, dict[str, jax.Array]]:
+    """One run over the parts of a chunk: the run after them, its losses, and what was measured.
+
+    A run that has diverged is skipped if the program takes one run at a time (`alone`).
+    """
+
+    def choose(condition, run, one, other):
+        inner = (lambda: jax.lax.cond(run.diverged_at < 0, one, other)) if alone else one
+        return jax.lax.cond(condition, inner, other)
 
     def part(run: Run, one: tuple[Any, ...]):
         first, last, evaluation, order, values = one
@@ -141,15 +190,13 @@ def advance(experiment: Experiment, training: Any, run: Run, inputs: Inputs, com
         def measured() -> dict[str, jax.Array]:
             return {name: result.values for name, result in measure(experiment, moment, common.data).items()}
 
-        nothing = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), jax.eval_shape(measured))
-        metrics = jax.lax.cond(evaluation, measured, lambda: nothing)
-        run, losses = jax.lax.cond(
-            first <= last,
-            lambda run: train(
-                training, run, common.data["train"], order, values, inputs.hyperparameters, first, last
-            ),
-            lambda run: (run, jnp.full(order.shape[0], jnp.nan)),
-            run,
+        def trained() -> tuple[Run, jax.Array]:
+            data, fixed = common.data["train"], inputs.hyperparameters
+            return train(training, run, data, order, values, fixed, first, last)
+
+        metrics = choose(evaluation, run, measured, lambda: blank(jax.eval_shape(measured)))
+        run, losses = choose(
+            first <= last, run, trained, lambda: (run, jnp.full(order.shape[0], jnp.nan, jnp.float32))
         )
         return run, (losses, metrics)
 
@@ -195,7 +242,3 @@ def measured_variables(
     index = jax.ShapeDtypeStruct(common.orders.shape[3:], common.orders.dtype)
     found = jax.eval_shape(values, *one, index, common.data)
     return {name: Measured(found[name], coordinates[name]) for name in found}
-
-
-def _vmap(function: Callable[..., Any], inputs: Any) -> Any:
-    return jax.vmap(function)(inputs)

@@ -14,9 +14,12 @@ SECONDS_BETWEEN_WRITES = 2.0
 
 
 class Call(NamedTuple):
-    """What a program gave for the parts of a chunk, first axis the run, padding included."""
+    """What a program gave for the parts of a chunk, first axis the place of the run."""
 
     rows: np.ndarray
+    """In the store."""
+    places: np.ndarray
+    """Of the runs in the arrays."""
     parts: list[Part]
     losses: Any
     metrics: dict[str, Any]
@@ -50,16 +53,17 @@ class Stream:
 
     def _collect(self) -> None:
         call = self.calls.pop(0)
-        count = len(call.rows)
-        losses = np.asarray(call.losses)[:count]
+        losses = np.asarray(call.losses)[call.places]
         pieces = [losses[:, i, : max(part.last - part.first + 1, 0)] for i, part in enumerate(call.parts)]
         evaluated = np.array([part.evaluation for part in call.parts])
         metrics = {
-            name: np.asarray(values)[:count, : len(evaluated)][:, evaluated]
+            name: np.asarray(values)[call.places, : len(evaluated)][:, evaluated]
             for name, values in call.metrics.items()
         }
-        diverged_at = None if call.diverged_at is None else np.asarray(call.diverged_at)[:count]
-        self.collected.append(Call(call.rows, call.parts, np.concatenate(pieces, 1), metrics, diverged_at))
+        diverged_at = None if call.diverged_at is None else np.asarray(call.diverged_at)[call.places]
+        self.collected.append(
+            call._replace(losses=np.concatenate(pieces, 1), metrics=metrics, diverged_at=diverged_at)
+        )
         self.report(steps=self.collected[-1].losses.size)
         if diverged_at is not None or time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
             self._write()

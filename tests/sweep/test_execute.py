@@ -19,7 +19,7 @@ import xarray as xr
 from bpresearch import chainrule, models, optim, sweep, train
 from bpresearch.data import Dataset
 from bpresearch.optim import schedules
-from bpresearch.sweep import execute
+from bpresearch.sweep import execute, layout
 from bpresearch.sweep.store import locked
 
 
@@ -255,7 +255,7 @@ def test_models_and_their_options_are_axes():
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, results, monkeypatch):
-    monkeypatch.setattr(execute, "RUNS_IN_A_BLOCK", 4)
+    monkeypatch.setattr(layout, "RUNS_IN_A_BLOCK", 4)
     train_block, calls = execute.train_block, []
 
     def stop_at_the_third(*arguments):
