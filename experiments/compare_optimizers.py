@@ -30,7 +30,7 @@ def main() -> int:
     console = Console()
 
     console.print(check_gradients(experiment).summary())
-    results = sweep.run(experiment, axes, workdir, quiet=flags.FLAGS.quiet)
+    results = shared.sweep_from_flags(experiment, axes, workdir)
     console.print(report.table(results))
     console.print(analysis.verdict(results))
     pictures = report.write(results, workdir / "report")

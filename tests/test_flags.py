@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bpresearch import data
 from bpresearch import flags as shared
-from bpresearch.sweep.sample import Uniform
+from bpresearch.sweep.distribution import Uniform
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from bpresearch.flags.sweep import (
     axes_from_flags,
     define_sweep_flags,
     experiment_from_flags,
+    sweep_from_flags,
     workdir_from_flags,
 )
 from bpresearch.flags.task import (
@@ -54,6 +55,7 @@ __all__ = [
     "positive",
     "run",
     "sizes",
+    "sweep_from_flags",
     "takes_labels",
     "targets",
     "values",

@@ -6,7 +6,9 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
+import xarray as xr
 from absl import flags
 
 from bpresearch import autodiff, chainrule, optim, sweep
@@ -21,6 +23,7 @@ from bpresearch.flags.task import (
 )
 from bpresearch.optim import schedules
 from bpresearch.platform import DTYPES
+from bpresearch.sweep import sample
 
 FLAGS = flags.FLAGS
 
@@ -76,6 +79,16 @@ def define_sweep_flags() -> None:
         "folder of the results; by default one in results/ named after the settings",
     )
     flags.DEFINE_bool("quiet", False, "show no progress")
+    flags.DEFINE_string(
+        "sampler", "grid", f"how settings are chosen from the axes: grid (all), {', '.join(sample.SAMPLERS)}"
+    )
+    flags.DEFINE_integer("trials", None, "settings that the sampler draws, each for every seed")
+    flags.DEFINE_integer(
+        "trials_at_once",
+        None,
+        "trials that are drawn and trained together; by default all, and for tpe 16 or more",
+    )
+    flags.DEFINE_integer("sampler_seed", 0, "another one draws other settings")
     define_precision_flag()
 
 
@@ -104,7 +117,31 @@ def axes_from_flags() -> sweep.Axes:
                 f"--momentum_schedule: --optimizer={FLAGS.optimizer} takes no momentum, or none was given"
             )
         axes |= sweep.grid(momentum_schedule=_schedules("momentum_schedule"))
+    _check_sampler(axes)
     return axes
+
+
+def _check_sampler(axes: sweep.Axes) -> None:
+    """Refuses distributions without a sampler, and flags of samplers without one."""
+    name = choose("sampler", FLAGS.sampler, ["grid", *sample.SAMPLERS])
+    for axis, found in axes.items():
+        if isinstance(found[0], sweep.Uniform) and (name == "grid" or axis == "seed"):
+            way = (
+                "takes integers, all of which are trained"
+                if axis == "seed"
+                else "needs --sampler=random, qmc or tpe"
+            )
+            raise ValueError(f"--{axis}={found[0]}: a distribution {way}")
+    for flag in ("trials", "trials_at_once", "sampler_seed"):
+        if name == "grid" and FLAGS[flag].present:
+            raise ValueError(f"--{flag} needs --sampler=random, qmc or tpe")
+    if name != "grid":
+        sample.optuna()
+        if FLAGS.trials is None:
+            raise ValueError(f"--sampler={name} needs --trials, the number of settings that it draws")
+        positive("trials")
+        if FLAGS.trials_at_once is not None:
+            positive("trials_at_once")
 
 
 def _optimizers() -> list[optim.Optimizer]:
@@ -154,6 +191,44 @@ def experiment_from_flags() -> sweep.Experiment:
     return experiment
 
 
+def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path) -> xr.Dataset:
+    """Trains what the flags describe, and leaves them in the workdir, so that --flagfile repeats it."""
+    source = _source(axes)
+    sweep.claim(workdir, experiment, source)
+    sweep.write_text(workdir / "flagfile", flags_given())
+    if FLAGS.sampler == "grid":
+        return sweep.run(experiment, axes, workdir, quiet=FLAGS.quiet)
+    return sweep.search(
+        experiment,
+        axes,
+        trials=FLAGS.trials,
+        sampler=FLAGS.sampler,
+        batch=FLAGS.trials_at_once,
+        sampler_seed=FLAGS.sampler_seed,
+        workdir=workdir,
+        quiet=FLAGS.quiet,
+    )
+
+
+def flags_given() -> str:
+    """The flags that decide the results, as they were given, one a line, as --flagfile reads them."""
+    shared = [
+        flag
+        for module, found in FLAGS.flags_by_module_dict().items()
+        if module.startswith("bpresearch.flags.")
+        for flag in found
+    ]
+    given = [flag for flag in shared if flag.present and flag.name not in ("workdir", "quiet", "platform")]
+    return "".join(f"{flag.serialize()}\n" for flag in sorted(given, key=lambda flag: flag.name))
+
+
+def _source(axes: sweep.Axes) -> dict[str, Any]:
+    """Where the runs come from: the axes of a grid, or what a sampler draws from."""
+    if FLAGS.sampler == "grid":
+        return axes
+    return sweep.source_of(axes, FLAGS.sampler, FLAGS.sampler_seed)
+
+
 def workdir_from_flags(name: str, experiment: sweep.Experiment, axes: sweep.Axes) -> Path:
     """--workdir, or a folder in results/ whose name follows from the settings, so that they resume."""
     if FLAGS.workdir == "":
@@ -162,5 +237,5 @@ def workdir_from_flags(name: str, experiment: sweep.Experiment, axes: sweep.Axes
     exists = next(path for path in (folder, *folder.parents) if path.exists())
     if not (exists.is_dir() and os.access(exists, os.W_OK)):
         raise ValueError(f"--workdir={folder}: cannot write there; take another folder")
-    digest = hashlib.sha256(json.dumps(sweep.describe(experiment, axes)).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(sweep.describe(experiment, _source(axes))).encode()).hexdigest()
     return Path(FLAGS.workdir or f"results/{name}-{digest[:8]}")

@@ -67,14 +67,17 @@ def expand(axes: Axes, model: Callable[..., Any]) -> list[Settings]:
     runs: dict[tuple[str, ...], Settings] = {}
     for combination in itertools.product(*axes.values()):
         settings = dict(zip(names, combination, strict=True))
-        taken = {*OWN_AXES, "model", "warmup", *hyperparameters(settings["optimizer"])}
-        taken |= {*model_options(settings.get("model", model))}
-        settings = {
-            name: value if name.removesuffix("_schedule") in taken or name in taken else math.nan
-            for name, value in settings.items()
-        }
+        concerned = taken(settings, model, names)
+        settings = {name: value if name in concerned else math.nan for name, value in settings.items()}
         runs.setdefault(tuple(repr(value) for value in settings.values()), settings)
     return [settings for group in groups(list(runs.values())) for settings in group]
+
+
+def taken(settings: Settings, model: Callable[..., Any], axes: Iterable[str]) -> set[str]:
+    """Those of the axes that concern a run with these settings: its own, its optimizer's and its model's."""
+    known = {*OWN_AXES, "model", "warmup", *hyperparameters(settings["optimizer"])}
+    known |= {*model_options(settings.get("model", model))}
+    return {name for name in axes if name in known or name.removesuffix("_schedule") in known}
 
 
 def groups(runs: list[Settings]) -> list[list[Settings]]:
