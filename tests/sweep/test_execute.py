@@ -10,15 +10,16 @@ import textwrap
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import xarray as xr
 
-from bpresearch import chainrule, models, optim, sweep
+from bpresearch import chainrule, models, optim, sweep, train
 from bpresearch.data import Dataset
 from bpresearch.optim import schedules
-from bpresearch.sweep import execute
+from bpresearch.sweep import execute, layout
 from bpresearch.sweep.store import locked
 
 
@@ -103,16 +104,14 @@ def test_seeds_are_paired(results):
 
 
 def test_a_population_trains_as_the_plain_training_function_does(results):
-    from bpresearch import train
-
     task = experiment()
-    training, parts = task.training(optim.momentum), task.examples()
+    training, parts = task.training({"optimizer": optim.momentum}), task.examples()
     hyperparameters = {"momentum": np.float32(0.9)}
     run = train.start(training, 1, hyperparameters)
     order = train.shuffled_batches(1, task.training_examples, 10, 1, 25)
     rates = np.float32(0.1) * schedules.table(schedules.cosine(25), 25)
-    data = train.Examples(*map(jax.numpy.asarray, parts["train"]))
-    _, losses = train.train(training, run, data, order, rates, hyperparameters, 1, 25)
+    data = train.Examples(*map(jnp.asarray, parts["train"]))
+    _, losses = train.train(training, run, data, order, {"learning_rate": rates}, hyperparameters, 1, 25)
     chosen = (results.optimizer == "momentum") & (results.schedule == "cosine")
     company = results.train_loss.isel(run=chosen & (results.lr == 0.1) & (results.seed == 1))
     np.testing.assert_allclose(company.values[0], losses, rtol=1e-4)
@@ -150,8 +149,113 @@ def test_finished_runs_are_not_done_again(tmp_path, results, monkeypatch):
     assert {"versions", "device", "git_revision", "command"} <= set(config["provenance"])
 
 
+def test_a_list_of_runs_is_appended_to_a_workdir(tmp_path, results):
+    runs = sweep.expand(axes(), models.mlp)
+    source = {"sampler": "random"}
+    first = sweep.run(experiment(), runs[5:2:-1], tmp_path, source=source, quiet=True)
+    assert first.run.values.tolist() == [0, 1, 2]
+    again = sweep.run(experiment(), [runs[4], *runs[7:9], runs[4]], tmp_path, source=source, quiet=True)
+    assert again.run.values.tolist() == [1, 3, 4, 1]
+    np.testing.assert_array_equal(first.train_loss, results.train_loss[5:2:-1])
+    np.testing.assert_array_equal(again.train_loss, results.train_loss[[4, 7, 8, 4]])
+    stored = xr.open_zarr(tmp_path / "results.zarr", consolidated=False)
+    assert stored.sizes["run"] == 5 and bool(stored.finished.all())
+    assert stored.optimizer.values.tolist() == ["sgd", "sgd", "sgd", "sgd", "momentum"]
+    with pytest.raises(ValueError, match=r'axes.sampler: "random" there, "tpe" here'):
+        sweep.run(experiment(), runs[:1], tmp_path, source={"sampler": "tpe"}, quiet=True)
+    with pytest.raises(ValueError, match="no runs"):
+        sweep.run(experiment(), [], quiet=True)
+
+
+def test_diagnostics_are_variables_with_their_own_dimensions(results):
+    def sizes(moment):
+        leaves = dict(jax.tree_util.tree_leaves_with_path(moment.run.params))
+        norms = jnp.stack([jnp.linalg.norm(leaf) for leaf in leaves.values()])
+        first = train.start(moment.training, moment.seed, moment.hyperparameters)
+        moved = optax.tree.norm(jax.tree.map(jnp.subtract, moment.run.params, first.params))
+        return {
+            "norm": train.Measured(norms, {"leaf": [jax.tree_util.keystr(path) for path in leaves]}),
+            "moved": train.Measured(moved),
+            "rate": train.Measured(moment.hyperparameters["learning_rate"]),
+            "step_loss": train.Measured(
+                train.batch_loss(
+                    moment.training, moment.run.params, moment.run.state,
+                    (moment.data.x[moment.batch], moment.data.y[moment.batch]),
+                )
+            ),
+        }  # fmt: skip
+
+    measured = sweep.run(experiment(diagnostics=(sizes,)), axes(lr=[0.1, 1e30]), quiet=True)
+    assert measured.norm.dims == ("run", "eval_step", "leaf")
+    assert measured.leaf.size == 4 and all(
+        "kernel" in name or "bias" in name for name in measured.leaf.values
+    )
+    assert (measured.moved[:, 0] < 1e-6).all()
+    chosen = {"run": (measured.lr == 0.1).values}
+    assert (measured.moved[chosen][:, 1:] > 1e-3).all()
+    assert np.isnan(measured.moved[{"run": (measured.lr == 1e30).values}][:, -1]).all()
+    # The next step's batch and learning rate: the loss there is the loss that the step records.
+    np.testing.assert_allclose(
+        measured.step_loss[chosen][:, :3], measured.train_loss[chosen][:, [0, 10, 20]], rtol=1e-5
+    )
+    constant = (measured.schedule == "constant").values & chosen["run"]
+    np.testing.assert_array_equal(measured.rate[constant], np.float32(0.1))
+    untouched = results.train_loss[(results.lr == 0.1).values]
+    np.testing.assert_array_equal(measured.train_loss[chosen], untouched)
+
+
+def test_optimizers_that_need_the_loss_get_it():
+    def polyak(learning_rate):
+        return optax.polyak_sgd(scaling=learning_rate / 50, max_learning_rate=1.0)
+
+    def line_search(learning_rate):
+        return optax.chain(optax.sgd(learning_rate), optax.scale_by_backtracking_linesearch(60))
+
+    optimizers = [polyak, line_search, optim.sgd]
+    settings = sweep.grid(optimizer=optimizers, schedule=schedules.constant, lr=50.0, batch_size=54, seed=0)
+    found = sweep.run(experiment(), settings, quiet=True)
+    by_polyak, by_search, plain = found.train_loss.values
+    assert by_polyak[-1] < 0.7 * by_polyak[0]
+    assert by_search[-1] < 0.7 * by_search[0] and (np.diff(by_search) < 1e-6).all()  # of all examples
+    assert (np.diff(plain) > 0.1).any()  # steps of this size are too long by themselves
+
+
+def test_a_scheduled_momentum_follows_its_table():
+    constant = sweep.run(experiment(), axes(optimizer=optim.momentum, lr=0.1, seed=0), quiet=True)
+    ramp = sweep.run(
+        experiment(),
+        axes(
+            optimizer=optim.momentum, lr=0.1, seed=0, momentum_schedule=[schedules.constant, schedules.cosine]
+        ),
+        quiet=True,
+    )
+    same = ramp.sel(run=ramp.momentum_schedule == "constant")
+    np.testing.assert_allclose(same.train_loss, constant.train_loss, rtol=1e-4)
+    other = ramp.sel(run=ramp.momentum_schedule == "cosine")
+    assert (abs(other.train_loss[:, -1] - same.train_loss[:, -1]) > 1e-3).all()
+
+
+def test_models_and_their_options_are_axes():
+    found = sweep.run(
+        experiment(),
+        axes(
+            model=[models.linear, models.mlp], widths=[(8,), (4, 4)], optimizer=optim.momentum, seed=0, lr=0.1
+        ),
+        quiet=True,
+    )
+    assert found.sizes["run"] == 2 * 3
+    assert set(zip(found.model.values, found.widths.values, strict=True)) == {
+        ("linear", ""),
+        ("mlp", "8"),
+        ("mlp", "4,4"),
+    }
+    plain = sweep.run(experiment(), axes(optimizer=optim.momentum, seed=0, lr=0.1), quiet=True)
+    chosen = found.sel(run=found.widths == "8")
+    np.testing.assert_array_equal(chosen.train_loss, plain.train_loss)
+
+
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, results, monkeypatch):
-    monkeypatch.setattr(execute, "RUNS_IN_A_BLOCK", 4)
+    monkeypatch.setattr(layout, "RUNS_IN_A_BLOCK", 4)
     train_block, calls = execute.train_block, []
 
     def stop_at_the_third(*arguments):
@@ -241,7 +345,7 @@ def test_the_held_out_examples_are_not_trained_on():
 
 def test_bfloat16_trains():
     found = sweep.run(
-        dataclasses.replace(experiment(), dtype=jax.numpy.bfloat16),
+        dataclasses.replace(experiment(), dtype=jnp.bfloat16),
         axes(seed=0, lr=0.1),
         quiet=True,
     )
