@@ -5,6 +5,12 @@ from bpresearch.optim.adaptive import *  # noqa: F403
 from bpresearch.optim.optimizers import *  # noqa: F403
 from bpresearch.optim.optimizers import Optimizer, clipped, decayed, hyperparameters
 from bpresearch.optim.parameter_free import *  # noqa: F403
+from bpresearch.optim.quotient import (
+    quotient_element,
+    quotient_global,
+    quotient_layer,
+    quotient_update,
+)
 
 BY_NAME: dict[str, Optimizer] = {
     name: getattr(module, name)
@@ -13,4 +19,16 @@ BY_NAME: dict[str, Optimizer] = {
 }
 """Every optimizer by its name; adding a function to its file's `__all__` adds it everywhere."""
 
-__all__ = [*BY_NAME, "BY_NAME", "Optimizer", "clipped", "decayed", "hyperparameters", "schedules"]
+__all__ = [
+    *BY_NAME,
+    "BY_NAME",
+    "Optimizer",
+    "clipped",
+    "decayed",
+    "hyperparameters",
+    "quotient_element",
+    "quotient_global",
+    "quotient_layer",
+    "quotient_update",
+    "schedules",
+]
