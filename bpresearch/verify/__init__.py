@@ -1,11 +1,14 @@
 """Verification of hand-written derivatives: are they right, in which sense, and where are they wrong?"""
 
 from bpresearch.verify.assertion import assert_gradients
+from bpresearch.verify.calls import Plant
 from bpresearch.verify.check_function import FUNCTION_ORACLES, function
-from bpresearch.verify.check_model import DTYPES, ORACLES, model
+from bpresearch.verify.check_model import DTYPES, model, prepare
 from bpresearch.verify.faults import FAULTS, Fault, FaultError
 from bpresearch.verify.mutations import MUTATIONS
+from bpresearch.verify.precision import cast, cast_model
 from bpresearch.verify.report import Report, Row
+from bpresearch.verify.verification import ORACLES, Verification
 
 __all__ = [
     "DTYPES",
@@ -15,9 +18,14 @@ __all__ = [
     "ORACLES",
     "Fault",
     "FaultError",
+    "Plant",
     "Report",
     "Row",
+    "Verification",
     "assert_gradients",
+    "cast",
+    "cast_model",
     "function",
     "model",
+    "prepare",
 ]

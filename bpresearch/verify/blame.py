@@ -25,7 +25,6 @@ from flax import nnx
 from bpresearch.chainrule import replacing
 from bpresearch.chainrule.gather import gather
 from bpresearch.functional import format_path, merge
-from bpresearch.verify import finite_differences
 from bpresearch.verify.calls import (
     Call,
     Path,
@@ -40,6 +39,7 @@ from bpresearch.verify.calls import (
 )
 from bpresearch.verify.comparison import MATHEMATICS, Comparison, compare
 from bpresearch.verify.hints import cotangent_hint, hint
+from bpresearch.verify.kinks import only_kinks
 from bpresearch.verify.precision import is_floating, jittered, random_like, random_signs
 from bpresearch.verify.report import Row
 
@@ -49,16 +49,23 @@ NOT_DIFFERENTIABLE = "the layer is not differentiable at some inputs"
 
 
 def blame_program(
-    graphdef: nnx.GraphDef, loss_fn: Callable[..., jax.Array], plant: Plant
-) -> tuple[Callable[..., Any], list[Call]]:
-    """The pure function `(params, state, x, y, key) -> answers`, and the calls that the answers belong to.
+    graphdef: nnx.GraphDef,
+    loss_fn: Callable[..., jax.Array],
+    plant_of: Callable[[jax.Array], Plant],
+    calls: list[Call],
+) -> Callable[..., Any]:
+    """The pure function `(fault, params, state, x, y, key) -> answers`, one answer for each call.
 
-    The list of calls is filled when the function is traced. Each answer is a pair of what the rule says
-    and what is expected, `(output, parameters' cotangents, inputs' cotangents)` both, and the noise.
+    Args:
+        graphdef: the model.
+        loss_fn: the loss.
+        plant_of: what is planted, by the number of the fault.
+        calls: filled, when the function is traced, with the calls that the answers belong to.
     """
-    calls: list[Call] = []
 
-    def program(params, state, x, y, key):
+    def program(fault, params, state, x, y, key):
+        plant = plant_of(fault)
+
         def perturbed(perturbations):
             watch = Watch(plant, perturbations)
             return walk(merge(graphdef, params, state), loss_fn, x, y, watch.replace), watch
@@ -88,7 +95,7 @@ def blame_program(
                 answers.append(check_at_random(call, layer, shapes, jax.random.fold_in(key, index)))
         return answers
 
-    return program, calls
+    return program
 
 
 def only_floating(tree: Any) -> Any:
@@ -101,10 +108,12 @@ class Answer:
     """What the rule of one call says and what is expected, at the model's own cotangent and another one.
 
     `found` and `expected` are `(output, parameters' cotangents, inputs' cotangents...)`, where cotangents
-    have a first axis of length two; `noise` is how far rounding moves what is expected.
+    have a first axis of length two; `mixed` is what the rule makes of twice the first cotangent less three
+    times the other one; `noise` is how far rounding moves what is expected.
     """
 
     found: Any
+    mixed: Any
     expected: Any
     noise: Any
     params: Any
@@ -136,9 +145,10 @@ def check(call: Call, params: Any, state: Any, inputs: tuple, y_bar: Any) -> Ans
         layer = put_together(call.layer, params, state)
         outputs, residuals = call.rule.forward(layer, *inputs, **call.options)
         one_expected = jax.tree.map(lambda v: v[0], answers[1])
-        found = jax.vmap(backward)(jax.tree.map(lambda a, b: jnp.stack([a, b]), y_bar, other))
-    output = jax.tree.map(lambda v: v[0], output)
-    return Answer((outputs, *found), (output, *expected), (noise[0], *noise[1]), params, state, inputs, y_bar)
+        three = jax.vmap(backward)(jax.tree.map(lambda a, b: jnp.stack([a, b, 2 * a - 3 * b]), y_bar, other))
+    found, mixed = jax.tree.map(lambda v: v[:2], three), jax.tree.map(lambda v: v[2], three)
+    output, noise = jax.tree.map(lambda v: v[0], output), (noise[0], *noise[1])
+    return Answer((outputs, *found), mixed, (output, *expected), noise, params, state, inputs, y_bar)
 
 
 def _another_like(y_bar: jax.Array) -> jax.Array:
@@ -193,7 +203,7 @@ def where_it_is(model: nnx.Module, path: Path) -> str:
     return format_path(path) or "model"
 
 
-def judge(model: nnx.Module, calls: Sequence[Call], answers: Sequence[Answer]) -> list[Row]:
+def judge_rules(model: nnx.Module, calls: Sequence[Call], answers: Sequence[Answer]) -> list[Row]:
     """A row for each call with its largest error; the rows that fail are the culprits."""
     pairs = zip(calls, answers, strict=True)
     return [_judge(where_it_is(model, call.path), call, answer) for call, answer in pairs]
@@ -225,7 +235,15 @@ def _judge(path: str, call: Call, answer: Answer) -> Row:
         if between_sides(call, answer):
             passed, said = True, ""
             detail = f"{NOT_DIFFERENTIABLE}; its rule takes a derivative between both sides"
+        elif not is_linear(answer):
+            detail += ", and is not linear in the cotangent"
     return Row(path, shape, "rule", worst.error, MATHEMATICS, passed, detail, element, said)
+
+
+def is_linear(answer: Answer) -> bool:
+    """Whether J^T (2 u - 3 v) = 2 J^T u - 3 J^T v, as it is for the transpose of any Jacobian J."""
+    expected = jax.tree.map(lambda v: 2 * v[0] - 3 * v[1], answer.found[1:])
+    return compare_trees(answer.mixed, expected) <= MATHEMATICS
 
 
 def _explain(call: Call, name: str, worst: Comparison, wrong: tuple, y_bar: Any) -> tuple[str, str, Any]:
@@ -249,24 +267,13 @@ def _explain(call: Call, name: str, worst: Comparison, wrong: tuple, y_bar: Any)
 
 def between_sides(call: Call, answer: Answer) -> bool:
     """Whether a rule differs from `jax.vjp` only in inputs at a kink, and there lies between both sides."""
-    leaves, structure = jax.tree.flatten(answer.inputs)
-    at = [index for index, leaf in enumerate(leaves) if is_floating(leaf)]
-    point = [jnp.asarray(leaves[index]) for index in at]
-    own = own_computation(call.layer, answer.state, call.options)
-
-    def scalar(point):
-        filled = list(leaves)
-        for index, leaf in zip(at, point, strict=True):
-            filled[index] = leaf
-        outputs = jax.tree.leaves(only_floating(own(answer.params, *structure.unflatten(filled))))
-        return sum(
-            jnp.sum(y * y_bar) for y, y_bar in zip(outputs, jax.tree.leaves(answer.y_bar), strict=True)
-        )
-
     if compare_trees(answer.found[:2], answer.expected[:2]) > MATHEMATICS:
         return False
+    point = [jnp.asarray(leaf) for leaf in jax.tree.leaves(answer.inputs) if is_floating(leaf)]
+    rest = jax.tree.map(lambda leaf: None if is_floating(leaf) else leaf, answer.inputs)
     found, expected = ([leaf[0] for leaf in jax.tree.leaves(t[2:])] for t in (answer.found, answer.expected))
-    return finite_differences.only_kinks(scalar, point, found, expected, MATHEMATICS)
+    others = (rest, answer.params, answer.state, answer.y_bar)
+    return only_kinks(call.scalar, point, found, expected, MATHEMATICS, others)
 
 
 def first_not_finite(model: nnx.Module, calls: Sequence[Call], answers: Sequence[Answer]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,24 @@ class Call:
     layer: Any
     rule: Rule
     options: dict[str, Any]
+
+    @cached_property
+    def scalar(self) -> Callable[..., jax.Array]:
+        """<y_bar, y> of `(floating inputs, other inputs, params, state, y_bar)`, for finite differences.
+
+        `other inputs` is the tuple of the layer's inputs with None for every floating leaf.
+        """
+
+        def scalar(point, rest, params, state, y_bar):
+            remaining = iter(point)
+            leaves, structure = jax.tree.flatten(rest, is_leaf=lambda leaf: leaf is None)
+            inputs = structure.unflatten([next(remaining) if leaf is None else leaf for leaf in leaves])
+            outputs = jax.tree.leaves(own_computation(self.layer, state, self.options)(params, *inputs))
+            y_bars = jax.tree.leaves(y_bar)
+            floating = [y for y in outputs if is_floating(y)]
+            return sum(jnp.sum(y * bar) for y, bar in zip(floating, y_bars, strict=True))
+
+        return scalar
 
     @property
     def name(self) -> str:

@@ -8,21 +8,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpresearch.verify import finite_differences
 from bpresearch.verify.adjoint import adjoint_identity
 from bpresearch.verify.comparison import compare, tolerance_in
 from bpresearch.verify.complex_step import complex_step
 from bpresearch.verify.contract import contract_rows, first_line
-from bpresearch.verify.directions import leaf_scales
+from bpresearch.verify.differences import Verdict, judge, measure
+from bpresearch.verify.directions import MISSED, Directions, choose_directions, leaf_scales
+from bpresearch.verify.finite_differences import STEPS
+from bpresearch.verify.forward_mode import forward_mode
 from bpresearch.verify.hints import hint
+from bpresearch.verify.kinks import only_kinks
 from bpresearch.verify.plain import has_custom_rule, without_custom_rules
 from bpresearch.verify.precision import compiled, jittered, random_like
 from bpresearch.verify.problem import Problem
 from bpresearch.verify.report import Report, Row
 from bpresearch.verify.taylor import ENOUGH, observed_order
 
-FUNCTION_ORACLES = ("contract", "autodiff", "adjoint", "complex step", "finite differences", "taylor")
-DIRECTIONS = 2
+FUNCTION_ORACLES = (
+    "contract",
+    "autodiff",
+    "forward mode",
+    "adjoint",
+    "complex step",
+    "finite differences",
+    "taylor",
+)
+
+
+class NotAskedError(Exception):
+    """An oracle cannot be asked about this function; the message says why."""
 
 
 def function(
@@ -31,7 +45,8 @@ def function(
     reference: Callable[..., Any] | None = None,
     order: int = 1,
     oracles: Sequence[str] = FUNCTION_ORACLES,
-    every_coordinate_up_to: int = 256,
+    every_coordinate_up_to: int = 64,
+    missed: float = MISSED,
     seed: int = 0,
 ) -> Report:
     """Verifies the derivative of `f` at `args`: of a `custom_vjp`, a `custom_jvp`, a kernel, or any other.
@@ -39,14 +54,20 @@ def function(
     What `jax.vjp(f, *args)` gives for random cotangents is compared with
 
     * `autodiff` of `reference`, or without one of `f` itself with its custom rules left out;
-    * `adjoint`: the forward-mode derivative of the same, through <y_bar, J v> = <J^T y_bar, v>;
+    * `forward mode`: `jax.jvp` of the same;
+    * `adjoint`: <y_bar, J v> = <J^T y_bar, v> for other cotangents;
     * `complex step` of `f`, where it is analytic;
-    * `finite differences` of `f`, in every coordinate of small leaves, else in 8 random directions;
+    * `finite differences` of `f`;
     * `taylor`: the order at which the error of the linear approximation vanishes.
 
+    All but the first take one direction at a time: every coordinate of small leaves, and of others so many
+    random ones that a wrong element is missed with probability `missed` at most (see
+    `bpresearch.verify.directions`); the rows say which. An oracle that cannot resolve the answer decides
+    nothing, and one that does not apply is not asked, which a note says.
+
     Before that, and apart from values, the `contract` of a backward pass is checked: see
-    `bpresearch.verify.contract`. Everything is computed in float64 if `f` takes it, otherwise in the
-    precision of `args`, with correspondingly less resolution.
+    `bpresearch.verify.contract`. Everything is computed in float64 if `f` and its backward pass take it,
+    otherwise in the precision of `args`, with correspondingly less resolution.
 
     Args:
         f: any function of pytrees. Floating-point and complex arrays and Python floats are differentiated;
@@ -55,7 +76,8 @@ def function(
         reference: a plain function that computes the same as `f`.
         order: 2 verifies the derivative of the backward pass as well.
         oracles: which of the above to ask.
-        every_coordinate_up_to: leaves of at most so many elements get finite differences in each of them.
+        every_coordinate_up_to: leaves of at most so many elements are looked at in each of them.
+        missed: the probability of missing a wrong element of a larger leaf that is borne.
         seed: of cotangents and directions.
 
     Raises:
@@ -81,7 +103,9 @@ def function(
         apply, other = problem.apply, problem.bind(reference) if reference else None
         if other is None and has_custom_rule(apply, problem.point):
             other = without_custom_rules(apply)
-        check = _Check(apply, other, problem, oracles, every_coordinate_up_to, seed)
+        sizes = [leaf.size for leaf in problem.point]
+        directions = choose_directions(sizes, missed, every_coordinate_up_to)
+        check = _Check(apply, other, problem, oracles, directions, seed)
         rows, notes = check.rows()
         if order == 2 and all(row.passed is not False for row in rows):
             more, _ = check.of_its_gradient().rows()
@@ -93,14 +117,14 @@ def function(
 class _Check:
     """One function of a list of arrays, its independent twin where there is one, and the oracles asked."""
 
-    def __init__(self, apply: Any, other: Any, problem: Problem, oracles: Any, every: int, seed: int):
+    def __init__(
+        self, apply: Any, other: Any, problem: Problem, oracles: Any, directions: Directions, seed: int
+    ):
         self.apply, self.other, self.problem = apply, other, problem
-        self.oracles, self.every, self.seed = oracles, every, seed
+        self.oracles, self.directions, self.seed = oracles, directions, seed
         self.point, self.names, self.eps = problem.point, problem.names, problem.eps
-        keys = jax.random.split(jax.random.key(seed), 3)
         outputs = jax.eval_shape(apply, self.point)
-        self.y_bars = [random_like(outputs, key) for key in keys[:2]]
-        self.key = keys[2]
+        self.y_bars = [random_like(outputs, key) for key in jax.random.split(jax.random.key(seed))]
         self.kinks: set[int] = set()
 
     def of_its_gradient(self) -> "_Check":
@@ -110,7 +134,9 @@ class _Check:
             return lambda point: jax.vjp(apply, point)[1](self.y_bars[0])[0]
 
         other = gradient_of(self.other) if self.other else None
-        return _Check(gradient_of(self.apply), other, self.problem, self.oracles, self.every, self.seed + 1)
+        return _Check(
+            gradient_of(self.apply), other, self.problem, self.oracles, self.directions, self.seed + 1
+        )
 
     def rows(self) -> tuple[list[Row], list[str]]:
         """Every row, and a note for each oracle that could not be asked."""
@@ -122,22 +148,22 @@ class _Check:
         gradients = compiled(lambda point: [jax.vjp(self.apply, point)[1](u)[0] for u in self.y_bars])
         self.found = jax.device_get(gradients(self.point))
         self.value = float(compiled(self.scalar(self.apply))(self.point))
-        self.scales = leaf_scales(jax.device_get(self.point), self.found[0], self.value)
+        point = jax.device_get(self.point)
+        self.scales = leaf_scales(point, self.found[0], self.value, self.directions)
         notes = []
         for oracle, ask in (
             ("autodiff", self._autodiff),
+            ("forward mode", self._forward_mode),
             ("adjoint", self._adjoint),
             ("complex step", self._complex_step),
             ("finite differences", self._finite_differences),
         ):
-            if oracle not in self.oracles and not (
-                oracle == "finite differences" and "taylor" in self.oracles
-            ):
-                continue
-            try:
-                rows += ask()
-            except Exception as error:
-                notes.append(f"Not asked: {oracle} ({first_line(error)}).")
+            also_taylor = oracle == "finite differences" and "taylor" in self.oracles
+            if oracle in self.oracles or also_taylor:
+                try:
+                    rows += ask()
+                except NotAskedError as error:
+                    notes.append(f"Not asked: {oracle} ({error}).")
         return rows, notes
 
     def scalar(self, apply: Any) -> Any:
@@ -151,8 +177,16 @@ class _Check:
 
     def _twin(self) -> Any:
         if self.other is None:
-            raise LookupError("no custom rule inside, so autodiff is what is being checked")
+            raise NotAskedError("no custom rule inside, so autodiff is what is being checked")
         return self.other
+
+    def _ask(self, program: Any, *args: Any) -> Any:
+        """Runs an oracle; where JAX cannot transform the function as it wants, it is not asked."""
+        try:
+            ready = compiled(program).lower(*args).compile()
+        except Exception as error:
+            raise NotAskedError(first_line(error)) from error
+        return jax.device_get(ready(*args))
 
     def _autodiff(self) -> list[Row]:
         other = self._twin()
@@ -161,7 +195,7 @@ class _Check:
             return [jax.vjp(other, point)[1](u)[0] for u in self.y_bars]
 
         stacked = jittered(self.point, (self.eps,) * 2)
-        lanes = jax.device_get(compiled(lambda stacked: jax.lax.map(expected, stacked))(stacked))
+        lanes = self._ask(lambda stacked: jax.lax.map(expected, stacked), stacked)
         tolerance, rows = tolerance_in(self.eps), []
         largest = max((np.max(np.abs(lane[0]), initial=0.0) for lane in lanes[0]), default=0.0)
         for leaf, name in enumerate(self.names):
@@ -193,72 +227,83 @@ class _Check:
             return scalar([*self.point[:leaf], changed[0], *self.point[leaf + 1 :]])
 
         found, point = [self.found[0][leaf]], [self.point[leaf]]
-        answer = finite_differences.only_kinks(of_leaf, point, found, [right], tolerance, self.every)
+        answer = only_kinks(of_leaf, point, found, [right], tolerance)
         if answer:
             self.kinks.add(leaf)
         return answer
 
     def _directional(self, oracle: str, answer: dict[str, np.ndarray]) -> list[Row]:
-        """Rows from derivatives in a few directions of each leaf."""
+        """Rows from an oracle that is exact to rounding, or says that it is of no use."""
         rows = []
         for leaf, (name, scale) in enumerate(zip(self.names, self.scales, strict=True)):
-            mine = slice(leaf * DIRECTIONS, (leaf + 1) * DIRECTIONS)
-            error = float(np.max(np.abs(answer["estimate"][mine] - answer["predicted"][mine]))) / scale
-            uncertainty = float(np.max(answer["uncertainty"][mine])) / scale
+            mine = self.directions.of(leaf)
+            apart = np.abs(answer["estimate"][mine] - answer["predicted"][mine])
+            error = float(np.max(np.nan_to_num(apart, nan=np.inf), initial=0.0)) / scale
+            uncertainty = float(np.max(answer["uncertainty"][mine], initial=0.0)) / scale
             tolerance = tolerance_in(self.eps) + 10 * uncertainty
             passed: bool | None = bool(error <= tolerance)
-            detail = f"{DIRECTIONS} random directions"
-            if not np.isfinite(uncertainty):
+            detail = self.directions.describe(leaf)
+            if np.isinf(uncertainty):
                 passed, detail = None, "not analytic here"
             elif leaf in self.kinks and not passed:
                 passed, detail = None, "at a kink"
             rows.append(Row(name, self.point[leaf].shape, oracle, error, tolerance, passed, detail))
         return rows
 
-    def _adjoint(self) -> list[Row]:
+    def _forward_mode(self) -> list[Row]:
         scalar = self.scalar(self._twin())
-        ask = compiled(lambda point, found: adjoint_identity(scalar, point, found, DIRECTIONS))
-        return self._directional("adjoint", jax.device_get(ask(self.point, self.found[0])))
+
+        def ask(point, found):
+            return forward_mode(scalar, point, found, self.directions, self.seed)
+
+        return self._directional("forward mode", self._ask(ask, self.point, self.found[0]))
+
+    def _adjoint(self) -> list[Row]:
+        twin = self._twin()
+
+        def backward(point, y_bar):
+            return jax.vjp(self.apply, point)[1](y_bar)[0]
+
+        def ask(point):
+            return adjoint_identity(twin, backward, point, self.directions, self.seed)
+
+        return self._directional("adjoint", self._ask(ask, self.point))
 
     def _complex_step(self) -> list[Row]:
         if not self.problem.analytic_arguments or self.eps > np.finfo(np.float64).eps:
-            raise TypeError("it takes real arguments in float64")
+            raise NotAskedError("it takes real arguments in float64")
         scalar = self.scalar(without_custom_rules(self.apply))
-        ask = compiled(lambda point, found: complex_step(scalar, point, found, DIRECTIONS))
-        rows = self._directional("complex step", jax.device_get(ask(self.point, self.found[0])))
+
+        def ask(point, found):
+            return complex_step(scalar, point, found, self.directions, self.seed)
+
+        rows = self._directional("complex step", self._ask(ask, self.point, self.found[0]))
         if all(row.passed is None for row in rows):
-            raise TypeError("the function is not analytic")
+            raise NotAskedError("the function is not analytic")
         return rows
 
     def _finite_differences(self) -> list[Row]:
         sizes = [leaf.size for leaf in self.point]
-        directions = finite_differences.choose_directions(sizes, every_coordinate_up_to=self.every)
         scalar = self.scalar(self.apply)
-
-        def differences(point, found):
-            return finite_differences.directional_derivatives(
-                scalar, point, directions, found, self.key, together=False
-            )
-
-        answer = jax.device_get(compiled(differences)(self.point, self.found[0]))
+        answer = measure(scalar, self.point, self.found[0], self.directions, self.seed, together=False)
         norms = [float(np.linalg.norm(g)) for g in self.found[0]]
-        verdicts = finite_differences.judge(sizes, norms, directions, answer, self.value, self.eps)
+        verdicts = judge(sizes, norms, self.directions, answer, self.value, self.eps)
         rows = []
         if "finite differences" in self.oracles:
             for name, leaf, v in zip(self.names, self.point, verdicts, strict=True):
                 rows.append(
                     Row(name, leaf.shape, "finite differences", v.error, v.tolerance, v.passed, v.detail)
                 )
-        if "taylor" in self.oracles:
-            rows += self._taylor(directions, answer, verdicts)
+        if "taylor" in self.oracles and self.eps <= np.finfo(np.float64).eps:  # too coarse in others
+            rows += self._taylor(answer, verdicts)
         return rows
 
-    def _taylor(self, directions: Any, answer: dict[str, np.ndarray], verdicts: list[Any]) -> list[Row]:
+    def _taylor(self, answer: dict[str, np.ndarray], verdicts: list[Verdict]) -> list[Row]:
         rows = []
         for leaf, (name, verdict) in enumerate(zip(self.names, verdicts, strict=True)):
             orders = []
-            for k in np.flatnonzero(directions.of(leaf)):
-                steps = answer["scale"][k] * np.asarray(finite_differences.STEPS)
+            for k in np.flatnonzero(self.directions.of(leaf)):
+                steps = answer["scale"][k] * np.asarray(STEPS)
                 seen = (answer["above"][k], answer["here"][k], steps, answer["predicted"][k])
                 orders.append(observed_order(*seen, self.scales[leaf], self.eps))
             decided = [(o, p) for o, p in orders if p is not None]

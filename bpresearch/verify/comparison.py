@@ -14,6 +14,22 @@ def tolerance_in(eps: float) -> float:
     return MATHEMATICS if eps <= np.finfo(np.float64).eps else min(1e4 * eps, 0.05)
 
 
+SAFETY = 10.0
+"""A difference from the estimate is an error when it is this many times the estimate's uncertainty."""
+
+SHARPEST = 1e-7
+"""The smallest relative error that this oracle is asked to see, in float64."""
+
+BLUNTEST = 1e-4
+"""The largest relative uncertainty with which it still gives a verdict, in float64."""
+
+
+def resolution(eps: float) -> tuple[float, float]:
+    """The smallest error asked for and the largest uncertainty borne, in a precision, as eps^(2/3)."""
+    coarser = (eps / np.finfo(np.float64).eps) ** (2 / 3)
+    return min(SHARPEST * coarser, 1e-2), min(BLUNTEST * coarser, 3e-2)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A relative error, and the element where it is largest with its two values."""

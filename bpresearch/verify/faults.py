@@ -27,7 +27,8 @@ Backward = Callable[..., tuple[Any, Any]]
 class Fault:
     """One mistake: what it is, which layers it fits, and the wrong backward pass.
 
-    `backward(rule, layer, residuals, y_bar, **options)` takes the place of the rule's own.
+    `backward(rule, layer, residuals, y_bar, **options)` takes the place of the rule's own, and where it is
+    given `forward(rule, layer, *inputs, **options)` too, for what is kept is wrong already.
     """
 
     name: str
@@ -35,10 +36,12 @@ class Fault:
     layers: str
     fits: Callable[[Any], bool]
     backward: Backward
+    forward: Callable[..., tuple[Any, Any]] | None = None
 
     def plant(self, rule: Rule) -> Rule:
         """The rule with this mistake in it."""
-        return SimpleNamespace(forward=rule.forward, backward=partial(self.backward, rule))
+        forward = partial(self.forward, rule) if self.forward else rule.forward
+        return SimpleNamespace(forward=forward, backward=partial(self.backward, rule))
 
 
 FAULTS: dict[str, Fault] = {}

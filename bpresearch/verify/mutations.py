@@ -50,6 +50,12 @@ def _along_last(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda leaf: change(leaf) if leaf.ndim else leaf
 
 
+def _largest_scaled(leaf: Any) -> Any:
+    if not leaf.size:
+        return leaf
+    return leaf.at[jnp.unravel_index(jnp.argmax(jnp.abs(leaf)), leaf.shape)].multiply(1.01)
+
+
 @mutation
 def sign_wrong(rule, layer, residuals, y_bar, **options):
     """Every derivative has the wrong sign."""
@@ -131,13 +137,48 @@ def example_dropped(rule, layer, residuals, y_bar, **options):
 def element_scaled(rule, layer, residuals, y_bar, **options):
     """The largest element of x_bar is 1 % too large."""
     grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
+    return grads, _first(_largest_scaled, x_bar)
+
+
+@mutation
+def last_example_dropped(rule, layer, residuals, y_bar, **options):
+    """The last element along the first axis of y_bar has no part in any derivative."""
+    return rule.backward(layer, residuals, _first(lambda leaf: leaf.at[-1:].set(0), y_bar), **options)
+
+
+@mutation
+def step_dropped(rule, layer, residuals, y_bar, **options):
+    """The last step in time, along the second axis of y_bar, has no part in any derivative."""
 
     def change(leaf):
-        if not leaf.size:
-            return leaf
-        return leaf.at[jnp.unravel_index(jnp.argmax(jnp.abs(leaf)), leaf.shape)].multiply(1.01)
+        return leaf.at[:, -1:].set(0) if leaf.ndim > 2 else leaf
 
-    return grads, _first(change, x_bar)
+    return rule.backward(layer, residuals, _floats(change, y_bar), **options)
+
+
+@mutation
+def parameter_element_scaled(rule, layer, residuals, y_bar, **options):
+    """The largest element of the first parameter's derivative is 1 % too large."""
+    grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
+    return _first(_largest_scaled, grads), x_bar
+
+
+def _without_epsilon(rule, layer, *inputs, **options):
+    """What the layer itself computes, and what a layer whose epsilon is 0 would keep."""
+    bare = nnx.merge(*nnx.split(layer)) if isinstance(layer, nnx.Module) else layer
+    if hasattr(bare, "epsilon"):
+        bare.epsilon = 0.0
+    return rule.forward(layer, *inputs, **options)[0], rule.forward(bare, *inputs, **options)[1]
+
+
+MUTATIONS["epsilon_dropped"] = FAULTS["epsilon_dropped"] = Fault(
+    "epsilon_dropped",
+    "What `forward` kept was computed without the layer's epsilon.",
+    "layers with an epsilon",
+    lambda layer: hasattr(layer, "epsilon"),
+    lambda rule, layer, *args, **options: rule.backward(layer, *args, **options),
+    _without_epsilon,
+)
 
 
 @mutation

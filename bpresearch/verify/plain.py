@@ -22,7 +22,7 @@ def without_custom_rules(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def plain(*args):
         jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        outputs = _evaluate(jaxpr, jax.tree.leaves(args))
+        outputs = evaluate(jaxpr, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return plain
@@ -51,8 +51,17 @@ def _inner(equation: Any) -> Iterator[Any]:
         yield from (v for v in (value if isinstance(value, tuple) else (value,)) if _is_jaxpr(v))
 
 
-def _evaluate(closed: Any, args: list[Any]) -> list[Any]:
-    """Evaluates a jaxpr, calls written in place and custom rules left out."""
+def as_it_is(equation: Any, inputs: list[Any], outputs: list[Any]) -> list[Any]:
+    """The outputs of an operation, unchanged."""
+    return outputs
+
+
+def evaluate(closed: Any, args: list[Any], change: Callable[[Any, Any, Any], Any] = as_it_is) -> list[Any]:
+    """Evaluates a jaxpr, calls written in place and custom rules left out.
+
+    `change(equation, inputs, outputs)` gives the outputs that are used instead of an operation's own, in
+    the bodies of loops too.
+    """
     jaxpr, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *args], strict=True))
 
@@ -63,21 +72,22 @@ def _evaluate(closed: Any, args: list[Any]) -> list[Any]:
         inputs = [read(atom) for atom in equation.invars]
         name = equation.primitive.name
         if name in INLINED:
-            outputs = _evaluate(next(_inner(equation)), inputs)
+            outputs = evaluate(next(_inner(equation)), inputs, change)
         else:
             params = equation.params
             if name in LOOPS:
-                params = {key: _plain_inside(value) for key, value in params.items()}
+                params = {key: _plain_inside(value, change) for key, value in params.items()}
             outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
             outputs = outputs if equation.primitive.multiple_results else [outputs]
+            outputs = change(equation, inputs, outputs)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _plain_inside(value: Any) -> Any:
+def _plain_inside(value: Any, change: Callable[[Any, Any, Any], Any]) -> Any:
     """The bodies of a loop or branch, without custom rules."""
     if isinstance(value, tuple):
-        return tuple(_plain_inside(v) for v in value)
+        return tuple(_plain_inside(v, change) for v in value)
     if not _is_jaxpr(value):
         return value
-    return jax.make_jaxpr(lambda *args: _evaluate(value, list(args)))(*value.in_avals)
+    return jax.make_jaxpr(lambda *args: evaluate(value, list(args), change))(*value.in_avals)

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt32
+
+Seed: TypeAlias = int | UInt32[Array, ""]
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Any:
     """`jax.jit` for a program that runs once: on the CPU, compilation is three times faster for it.
 
     XLA's optimisations there cost more than they save, and matrix products come from a library anyway.
@@ -59,12 +61,13 @@ def parameter_dtype(model: nnx.Module) -> Any:
     return max(set(dtypes), key=dtypes.count) if dtypes else jnp.dtype("float32")
 
 
-def random_signs(shape: Sequence[int], seed: int) -> Int[Array, "*shape"]:
+def random_signs(shape: Sequence[int], seed: Seed) -> Int[Array, "*shape"]:
     """Pseudo-random 1 and -1: the lowest bit of a mixed counter (the finaliser of MurmurHash3).
 
     Compiles in no time inside a large program, where `jax.random`'s generator takes seconds.
     """
-    bits = jax.lax.iota(jnp.uint32, math.prod(shape)) + jnp.uint32(0x9E3779B9 * (seed + 1) & 0xFFFFFFFF)
+    bits = jax.lax.iota(jnp.uint32, math.prod(shape))
+    bits = bits + jnp.uint32(0x9E3779B9) * (jnp.asarray(seed, jnp.uint32) + jnp.uint32(1))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
     return (1 - 2 * (bits & 1).astype(jnp.int32)).reshape(shape)

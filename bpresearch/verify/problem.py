@@ -47,7 +47,11 @@ class Problem:
             outputs = jax.eval_shape(self.apply, point)
         except Exception:
             return None
-        return (point, outputs) if all(o.dtype == np.float64 for o in outputs) else None
+        if not all(o.dtype == np.float64 for o in outputs):
+            return None
+        if _has_backward(self.apply, point) or not _has_backward(self.apply, self._as_it_came()[0]):
+            return point, outputs
+        return None  # a backward pass that is made for one precision only
 
     def _as_it_came(self) -> Any:
         point = [_real(self._leaves[i], None) for i in self._at]
@@ -78,6 +82,20 @@ class Problem:
     def analytic_arguments(self) -> bool:
         """Whether every argument is real, so that a complex step can be taken."""
         return not any(self._complex)
+
+
+def _has_backward(apply: Callable[[list[Array]], list[Array]], point: list[Array]) -> bool:
+    """Whether JAX takes what the backward pass returns: trees, shapes and dtypes."""
+
+    def gradient(point):
+        outputs, vjp = jax.vjp(apply, point)
+        return vjp(outputs)
+
+    try:
+        jax.eval_shape(gradient, point)
+    except Exception:
+        return False
+    return True
 
 
 def _is_differentiable(leaf: Any) -> bool:

@@ -119,7 +119,7 @@ def _plain(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-_SHORT = {"finite differences": "fin.diff", "complex step": "complex"}
+_SHORT = {"finite differences": "fin.diff", "complex step": "complex", "forward mode": "forward"}
 _WIDTH = 80
 
 
@@ -187,7 +187,7 @@ def _table(rows: Iterable[Row], heading: str) -> list[str]:
     columns = [max(7, len(title)) for title in titles]
     path_width = max(len(heading), *(len(p) for p in by_path))
     room = _WIDTH - shape_width - 2 - sum(c + 2 for c in columns) - 2 - len("undecided")
-    path_width = max(12, min(path_width, room))
+    path_width = max(8, min(path_width, room))
     head = [f"{heading:<{path_width}}", f"{'shape':<{shape_width}}"]
     head += [f"{title:>{c}}" for title, c in zip(titles, columns, strict=True)]
     lines = ["  ".join([*head, "verdict"])]

@@ -50,7 +50,7 @@ def clauses(report, passed=False):
     return {row.path for row in report.rows if row.oracle == "contract" and row.passed is passed}
 
 
-ALL = {"autodiff", "adjoint", "complex step", "finite differences", "taylor"}
+ALL = {"autodiff", "forward mode", "adjoint", "complex step", "finite differences", "taylor"}
 
 
 def test_right_derivative():

@@ -1,0 +1,260 @@
+"""A small model around each rule: where to plant faults in it, and what to check it on.
+
+Every rule that is registered has a case. A function needs no entry here if it acts on each element (an
+activation) or is a loss of outputs and targets of the same shape; anything else takes one line of `LAYERS`
+or `TARGETS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from bpresearch import chainrule, models
+from bpresearch.functional import split
+from bpresearch.verify.blame import where_it_is
+from bpresearch.verify.calls import Path, Plant, list_calls
+from bpresearch.verify.engines import by_rules
+from bpresearch.verify.faults import FAULTS
+from bpresearch.verify.mutations import MUTATIONS
+from bpresearch.verify.operations import change_operation, count_operations
+from bpresearch.verify.precision import is_floating
+
+EXAMPLES = 3
+
+Make = Callable[[tuple[int, ...], nnx.Rngs], Any]
+
+
+def window(pool: Any) -> Make:
+    """A pooling of three at a time, or of all there are."""
+    return lambda shape, rngs: partial(pool, window_shape=(min(3, shape[-2]),), strides=(2,))
+
+
+def convolution(**options: Any) -> Make:
+    """A one-dimensional convolution."""
+    return lambda shape, rngs: nnx.Conv(shape[-1], 2, (3,), rngs=rngs, **options)
+
+
+def recurrent(cell: Any) -> Make:
+    """A cell run along a sequence."""
+    return lambda shape, rngs: nnx.RNN(cell(shape[-1], 3, rngs=rngs))
+
+
+def attention(shape: tuple[int, ...], rngs: nnx.Rngs) -> Any:
+    """Self-attention, with two heads where the features can be shared out."""
+    return nnx.MultiHeadAttention(1 + (shape[-1] % 2 == 0), shape[-1], decode=False, rngs=rngs)
+
+
+LAYERS: dict[str, tuple[tuple[int, ...], Make]] = {
+    "Linear": ((4,), lambda s, rngs: nnx.Linear(s[-1], 4, rngs=rngs)),
+    "LinearGeneral": ((2, 3), lambda s, rngs: nnx.LinearGeneral(s[-2:], (3, 2), axis=(-2, -1), rngs=rngs)),
+    "Einsum": ((4,), lambda s, rngs: nnx.Einsum("ab,bc->ac", (s[-1], 4), (4,), rngs=rngs)),
+    "Conv": ((5, 2), convolution()),
+    "ConvTranspose": ((3, 2), lambda s, rngs: nnx.ConvTranspose(s[-1], 2, (3,), strides=(2,), rngs=rngs)),
+    "conv_general_dilated": ((5, 2), convolution(strides=2)),
+    "patch_convolution": ((5, 2), convolution(conv_general_dilated=models.patch_convolution)),
+    "avg_pool": ((6, 2), window(nnx.avg_pool)),
+    "max_pool": ((6, 2), window(nnx.max_pool)),
+    "min_pool": ((6, 2), window(nnx.min_pool)),
+    "Residual": ((4,), lambda s, rngs: models.Residual(nnx.Linear(s[-1], s[-1], rngs=rngs))),
+    "Sequential": ((4,), lambda s, rngs: nnx.Sequential(nnx.Linear(s[-1], 4, rngs=rngs), nnx.tanh)),
+    "flatten": ((2, 3), lambda s, rngs: models.flatten),
+    "add_channel": ((4,), lambda s, rngs: models.add_channel),
+    "PReLU": ((4,), lambda s, rngs: nnx.PReLU()),
+    "LayerNorm": ((4,), lambda s, rngs: nnx.LayerNorm(s[-1], epsilon=1e-3, rngs=rngs)),
+    "RMSNorm": ((4,), lambda s, rngs: nnx.RMSNorm(s[-1], epsilon=1e-3, rngs=rngs)),
+    "InstanceNorm": ((5, 2), lambda s, rngs: nnx.InstanceNorm(s[-1], epsilon=1e-3, rngs=rngs)),
+    "GroupNorm": ((3, 4), lambda s, rngs: nnx.GroupNorm(s[-1], num_groups=2, epsilon=1e-3, rngs=rngs)),
+    "BatchNorm": ((4,), lambda s, rngs: nnx.BatchNorm(s[-1], epsilon=1e-3, rngs=rngs)),
+    "WeightNorm": ((4,), lambda s, rngs: nnx.WeightNorm(nnx.Linear(s[-1], 4, rngs=rngs), rngs=rngs)),
+    "SpectralNorm": ((4,), lambda s, rngs: nnx.SpectralNorm(nnx.Linear(s[-1], 4, rngs=rngs), rngs=rngs)),
+    "LoRA": ((4,), lambda s, rngs: nnx.LoRA(s[-1], 2, 4, rngs=rngs)),
+    "LoRALinear": ((4,), lambda s, rngs: nnx.LoRALinear(s[-1], 4, lora_rank=2, rngs=rngs)),
+    "Dropout": ((4,), lambda s, rngs: nnx.Dropout(0.4, rngs=rngs)),
+    "MultiHeadAttention": ((3, 4), attention),
+    "dot_product_attention": ((3, 4), attention),
+    "RNN": ((3, 4), recurrent(nnx.SimpleCell)),
+    "SimpleCell": ((3, 4), recurrent(nnx.SimpleCell)),
+    "GRUCell": ((3, 4), recurrent(nnx.GRUCell)),
+    "LSTMCell": ((3, 4), recurrent(nnx.LSTMCell)),
+    "OptimizedLSTMCell": ((3, 4), recurrent(nnx.OptimizedLSTMCell)),
+    "Bidirectional": (
+        (3, 4),
+        lambda s, rngs: nnx.Bidirectional(*(nnx.RNN(nnx.SimpleCell(s[-1], 2, rngs=rngs)) for _ in range(2))),
+    ),
+}
+"""Shape of an input without the batch, and the layer for such a shape, by the name of what has a rule."""
+
+INTEGER_INPUTS: dict[str, tuple[int, Callable[[nnx.Rngs], Any]]] = {
+    "Embed": (5, lambda rngs: nnx.Embed(5, 4, rngs=rngs)),
+}
+"""Number of values, and the layer that takes them."""
+
+
+def labels(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """A class for each example."""
+    return rng.integers(0, shape[-1], shape[:-1])
+
+
+def signs(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """1 or -1 for each element."""
+    return rng.choice([-1.0, 1.0], shape)
+
+
+def zeros_and_ones(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """0 or 1 for each element."""
+    return rng.choice([0.0, 1.0], shape)
+
+
+def probabilities(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """A distribution for each example."""
+    return rng.dirichlet(np.ones(shape[-1]), shape[:-1])
+
+
+TARGETS: dict[str, Callable[..., Any]] = {
+    "softmax_cross_entropy_with_integer_labels": labels,
+    "poly_loss_cross_entropy": probabilities,
+    "hinge_loss": signs,
+    "perceptron_loss": signs,
+    "sparsemax_loss": zeros_and_ones,
+    "multiclass_hinge_loss": labels,
+    "multiclass_perceptron_loss": labels,
+    "multiclass_sparsemax_loss": labels,
+    "ntxent": labels,
+    "binary_dice_loss": zeros_and_ones,
+    "sigmoid_binary_cross_entropy": zeros_and_ones,
+    "sigmoid_focal_loss": zeros_and_ones,
+}
+"""Targets of a loss, given the shape of the outputs; distributions if there is no entry."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its data, and where in it the rule is that the case is about.
+
+    Attributes:
+        name: of the module type or function that has the rule.
+        path: of the call, `where` as reports name it.
+        leaf: whether the rule calls no other.
+    """
+
+    name: str
+    model: nnx.Module
+    loss_fn: Any
+    x: Any
+    y: Any
+    path: Path
+    where: str
+    leaf: bool
+
+
+class NoCaseError(LookupError):
+    """There is a rule for which no model is known."""
+
+
+def case_of(target: Any, seed: int = 0) -> Case:
+    """The case of a module type or function that has a rule.
+
+    Raises:
+        NoCaseError: with the name of what needs an entry.
+    """
+    name = getattr(target, "__name__", str(target))
+    rng, rngs = np.random.default_rng(seed), nnx.Rngs(seed)
+    x: Any
+    loss_fn: Any = optax.losses.squared_error
+    try:
+        if getattr(target, "__module__", "").startswith("optax"):
+            model, x, loss_fn = nnx.Linear(4, 4, rngs=rngs), rng.normal(size=(EXAMPLES, 4)), target
+        elif name in INTEGER_INPUTS:
+            count, embed = INTEGER_INPUTS[name]
+            model, x = nnx.Sequential(embed(rngs), nnx.tanh), rng.integers(0, count, (EXAMPLES, 2))
+        else:
+            shape, make = LAYERS.get(name, ((4,), lambda s, rngs: target))
+            before = nnx.Linear(shape[-1], shape[-1], rngs=rngs)
+            model = nnx.Sequential(before, make(shape, rngs), nnx.tanh)
+            x = rng.normal(size=(EXAMPLES, *shape))
+        shape = jax.eval_shape(lambda x: model(x), x).shape
+        y = TARGETS.get(getattr(loss_fn, "__name__", ""), probabilities)(rng, shape)
+        perturb(model, rng)
+        calls = [(path, layer) for path, layer in list_calls(model, loss_fn, x, y)]
+    except (TypeError, ValueError, LookupError) as error:
+        raise NoCaseError(f"{name}: {str(error).splitlines()[0]}") from error
+    rule = chainrule.registered()[target]
+    paths = [path for path, layer in calls if chainrule.rule_for(layer)[0] is rule]
+    paths = [path for path in paths if path] or paths  # rather inside than the model itself
+    if not paths:
+        raise NoCaseError(f"{name}: its case does not use it")
+    path = paths[-1]
+    leaf = not any(other[: len(path)] == path and other != path for other, _ in calls)
+    return Case(name, model, loss_fn, x, y, path, where_it_is(model, path), leaf)
+
+
+def perturb(model: nnx.Module, rng: np.random.Generator, scale: float = 0.3) -> None:
+    """Moves every parameter a little, so that none is at a special value such as zero or one."""
+    for _, variable in nnx.iter_graph(model):
+        if isinstance(variable, nnx.Param) and is_floating(variable[...]):
+            value = np.asarray(variable[...])
+            variable[...] = (value + scale * rng.normal(size=value.shape)).astype(value.dtype)
+
+
+def cases() -> tuple[list[Case], list[str]]:
+    """The case of every rule, and what is said of those that have none."""
+    found, missing = [], []
+    seen: set[Any] = set()
+    for target, rule in chainrule.registered().items():
+        name = getattr(target, "__name__", str(target))
+        if (id(rule), name) in seen:
+            continue
+        seen.add((id(rule), name))
+        try:
+            found.append(case_of(target))
+        except NoCaseError as error:
+            missing.append(str(error))
+    return found, missing
+
+
+def faults_of(case: Case, each: int = 3) -> dict[str, Plant]:
+    """Every fault that can be planted in the case's rule, by name: of the whole rule and of its operations.
+
+    Args:
+        case: where.
+        each: in how many operations, at most, a kind of mistake is made.
+    """
+    layer = dict(list_calls(case.model, case.loss_fn, case.x, case.y))[case.path]
+    fitting = {n: fault for n, fault in FAULTS.items() if n in MUTATIONS or fault.fits(layer)}
+    fitting = {n: f for n, f in fitting.items() if n != "epsilon_dropped" or f.fits(layer)}
+    faults = {name: planted(case.path, fault.plant) for name, fault in fitting.items()}
+    if case.leaf:
+        for name, count in operations_of(case).items():
+            for number in sorted({round(i) for i in np.linspace(0, count - 1, min(each, count))}):
+                change = partial(change_operation, name=name, number=number)
+                faults[f"{name} {number + 1}"] = planted(case.path, change)
+    return faults
+
+
+def planted(path: Path, mutate: Callable[[chainrule.Rule], chainrule.Rule]) -> Plant:
+    """What `chainrule.replacing` takes: the rule at a path mutated, the others as they are."""
+    return lambda at, layer, rule: mutate(rule) if at == path else rule
+
+
+def operations_of(case: Case) -> dict[str, int]:
+    """In how many operations of the rule's backward pass each mistake of `operations.CHANGES` can be made."""
+    counts: dict[str, int] = {}
+
+    def count(rule):
+        def backward(layer, residuals, y_bar, **options):
+            counts.update(count_operations(rule, layer, residuals, y_bar, options))
+            return rule.backward(layer, residuals, y_bar, **options)
+
+        return SimpleNamespace(forward=rule.forward, backward=backward)
+
+    graphdef, params, state = split(case.model)
+    gradient = by_rules(graphdef, case.loss_fn, planted(case.path, count))
+    jax.eval_shape(gradient, params, state, case.x, case.y)
+    return {name: number for name, number in counts.items() if number}

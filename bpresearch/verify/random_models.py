@@ -1,0 +1,157 @@
+"""Random models of all layers that have rules, to see that right gradients are not rejected."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from bpresearch import chainrule
+from bpresearch.verify.cases import INTEGER_INPUTS, LAYERS, TARGETS, perturb, probabilities
+from bpresearch.verify.check_model import DTYPES, prepare
+from bpresearch.verify.precision import is_floating
+from bpresearch.verify.report import Report
+
+LARGEST = 48
+"""No layer's output has more numbers for one example."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model without its numbers: `draw` gives it some."""
+
+    layers: tuple[str, ...]
+    model: nnx.Module
+    loss_fn: Any
+    shape: tuple[int, ...]
+    outputs: tuple[int, ...]
+    integers: int
+
+    def draw(self, rng: np.random.Generator) -> tuple[nnx.Module, Any, Any]:
+        """The model with random parameters, inputs and targets, of scales between 1e-3 and 1e3."""
+        model = nnx.merge(*nnx.split(self.model))
+        perturb(model, rng, 10 ** rng.uniform(-3, 0))
+        if self.integers:
+            x: Any = rng.integers(0, self.integers, self.shape)
+        else:
+            x = (10 ** rng.uniform(-3, 3) * rng.normal(size=self.shape)).astype(np.float32)
+        y = TARGETS.get(self.loss_fn.__name__, probabilities)(rng, self.outputs)
+        return model, x, y.astype(np.float32) if is_floating(y) else y
+
+
+def random_architecture(rng: np.random.Generator) -> Architecture:
+    """One to five layers and a loss, of any that have rules; every dimension is 1 to 5, the batch 1 to 4."""
+    while True:
+        registered = {getattr(target, "__name__", ""): target for target in chainrule.registered()}
+        losses = [t for t in registered.values() if getattr(t, "__module__", "").startswith("optax")]
+        functions = [n for n, t in registered.items() if not isinstance(t, type) and t not in losses]
+        names = sorted({n for n in registered if n in LAYERS} | set(functions))
+        rngs = nnx.Rngs(int(rng.integers(2**31)))
+        batch = int(rng.integers(1, 5))
+        shape: tuple[int, ...] = tuple(int(n) for n in rng.integers(1, 6, rng.integers(1, 4)))
+        layers: list[Any] = []
+        chosen: list[str] = []
+        integers = 0
+        embeddings = [name for name in INTEGER_INPUTS if name in registered]
+        if embeddings and rng.random() < 0.1:
+            chosen.append(str(rng.choice(embeddings)))
+            integers, make = INTEGER_INPUTS[chosen[0]]
+            layers.append(make(rngs))
+            x = jax.ShapeDtypeStruct((batch, *shape[:2]), np.int32)
+        else:
+            x = jax.ShapeDtypeStruct((batch, *shape), np.float32)
+        inputs, outputs = x, jax.eval_shape(layers[0], x) if layers else x
+        for _ in range(rng.integers(1, 6)):
+            name = str(rng.choice(names))
+            layer, after = _fitting(name, registered[name], outputs, rngs)
+            if layer is not None:
+                layers, chosen, outputs = [*layers, layer], [*chosen, name], after
+        loss_fn = losses[rng.integers(len(losses))]
+        if layers and outputs.ndim > 1 and _takes(loss_fn, outputs.shape, rng):
+            names_of_all = (*chosen, loss_fn.__name__)
+            model = nnx.Sequential(*layers)
+            return Architecture(names_of_all, model, loss_fn, inputs.shape, outputs.shape, integers)
+
+
+def _fitting(name: str, target: Any, x: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
+    """A layer for inputs like `x` and what it makes of them; None where it does not take them."""
+    dimensions, make = LAYERS.get(name, ((), lambda shape, rngs: target))
+    if len(dimensions) > 1 and x.ndim != len(dimensions) + 1:
+        return None, None
+    try:
+        layer = make(x.shape[1:], rngs)
+        after = jax.eval_shape(lambda x: layer(x), x)
+    except Exception:  # any reason why a layer does not take such a shape
+        return None, None
+    fits = hasattr(after, "shape") and after.shape[:1] == x.shape[:1]
+    small = fits and after.dtype == np.float32 and 0 < int(np.prod(after.shape[1:])) <= LARGEST
+    return (layer, after) if small else (None, None)
+
+
+def _takes(loss_fn: Any, shape: tuple[int, ...], rng: np.random.Generator) -> bool:
+    y = TARGETS.get(loss_fn.__name__, probabilities)(rng, shape)
+    try:
+        jax.eval_shape(loss_fn, jax.ShapeDtypeStruct(shape, np.float32), y)
+    except Exception:
+        return False
+    return True
+
+
+@dataclass
+class Verified:
+    """What was said about models whose gradients are right."""
+
+    verified: int = 0
+    architectures: int = 0
+    rejected: int = 0
+    leaves: int = 0
+    undecided: int = 0
+    complaints: list[str] = field(default_factory=list)
+
+
+def verify_many(
+    count: int,
+    draws: int,
+    seed: int = 0,
+    track: Callable[[Iterable[int]], Iterable[int]] = lambda numbers: numbers,
+) -> Verified:
+    """Verifies `count` random models, so many `draws` of each architecture, with every oracle.
+
+    The working precision goes from float64 to float32 to bfloat16 with the architectures.
+    """
+    rng, result = np.random.default_rng(seed), Verified()
+    check: Any = None
+    for number in track(range(count)):
+        if number % draws == 0:
+            architecture = random_architecture(rng)
+            dtype = DTYPES[result.architectures % len(DTYPES)]
+            result.architectures += 1
+            check = prepare(*_question(architecture, rng), dtype)
+        model, x, y = architecture.draw(rng)
+        report = check(model, x, y, seed=number)
+        decided = verdicts(report)
+        result.verified += 1
+        result.leaves += len(decided)
+        result.undecided += sum(verdict is None for verdict in decided.values())
+        if not report.passed:
+            result.rejected += 1
+            what = f"{', '.join(architecture.layers)} at {architecture.shape} in {dtype}"
+            result.complaints.append(f"rejected: model {number}, {what}: {report.summary()}")
+    return result
+
+
+def _question(architecture: Architecture, rng: np.random.Generator) -> tuple[Any, Any, Any, Any]:
+    model, x, y = architecture.draw(rng)
+    return model, architecture.loss_fn, x, y
+
+
+def verdicts(report: Report) -> dict[str, bool | None]:
+    """The verdict on each leaf: wrong if any oracle says so, undecided if none can tell."""
+    found: dict[str, bool | None] = {}
+    for row in report.rows:
+        if row.oracle in ("autodiff", "finite differences", "rounding"):
+            before = found.get(row.path)
+            found[row.path] = False if False in (before, row.passed) else before or row.passed
+    return found

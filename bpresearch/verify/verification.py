@@ -1,0 +1,238 @@
+"""The programs that verify a model, and what is made of their answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from bpresearch.chainrule import Rule
+from bpresearch.functional import split
+from bpresearch.verify.behaviour import behaviour_program, behaviour_rows, finite_row
+from bpresearch.verify.blame import NOT_DIFFERENTIABLE, blame_program, first_not_finite, judge_rules
+from bpresearch.verify.calls import Plant
+from bpresearch.verify.comparison import MATHEMATICS, compare
+from bpresearch.verify.differences import judge, measure
+from bpresearch.verify.directions import MISSED, choose_directions
+from bpresearch.verify.engines import by_autodiff, by_rules, leaf_names, mean_loss
+from bpresearch.verify.precision import cast, cast_model, compiled, is_floating, jittered
+from bpresearch.verify.report import Report, Row
+from bpresearch.verify.rounding import LARGEST_RATIO, rounding_ratio
+
+ORACLES = ("autodiff", "finite differences", "rounding", "rule", "behaviour")
+
+
+def one_of(plants: Sequence[Plant], fault: jax.Array) -> Plant:
+    """The plant with number `fault`, as a value of the program; a number below zero plants nothing."""
+
+    def plant(path: tuple[Any, ...], layer: Any, rule: Rule) -> Rule:
+        planted = {number: plant(path, layer, rule) for number, plant in enumerate(plants)}
+        planted = {number: wrong for number, wrong in planted.items() if wrong is not rule}
+        if not planted:
+            return rule
+        rules = [rule, *planted.values()]
+        # Which of the few that touch this layer: 0 is its own rule.
+        index = jnp.sum(jnp.stack([jnp.where(fault == n, i, 0) for i, n in enumerate(planted, 1)]))
+        return SimpleNamespace(forward=_switched_forward(rules, index), backward=_switched(rules, index))
+
+    return plant
+
+
+def _switched(rules: list[Rule], index: jax.Array) -> Callable[..., Any]:
+    def backward(layer, residuals, y_bar, **options):
+        right = jax.eval_shape(lambda: rules[0].backward(layer, residuals, y_bar, **options))
+
+        def answer(rule):
+            found = rule.backward(layer, residuals, y_bar, **options)
+            return jax.tree.map(
+                lambda shape, leaf: jnp.broadcast_to(leaf, shape.shape).astype(shape.dtype), right, found
+            )
+
+        return lax.switch(index, [lambda rule=rule: answer(rule) for rule in rules])
+
+    return backward
+
+
+def _switched_forward(rules: list[Rule], index: jax.Array) -> Callable[..., Any]:
+    """Most faults leave `forward` alone; then there is nothing to switch."""
+    different = {rule.forward: None for rule in rules}
+    if len(different) == 1:
+        return rules[0].forward
+    which = jnp.asarray([list(different).index(rule.forward) for rule in rules])
+
+    def forward(layer, *inputs, **options):
+        # All are computed, in front of the switch, for a layer may change its state as it computes.
+        answers = [f(layer, *inputs, **options) for f in different]
+        return lax.switch(which[index], [lambda answer=answer: answer for answer in answers])
+
+    return forward
+
+
+class Verification:
+    """Everything that `verify.model` asks, as compiled programs of parameters, data and the fault planted.
+
+    Made by `bpresearch.verify.prepare`. Called with a model, inputs and targets, it gives the report.
+    """
+
+    def __init__(
+        self,
+        loss_fn: Callable[..., jax.Array],
+        low: nnx.GraphDef,
+        high: nnx.GraphDef,
+        dtype: str,
+        oracles: tuple[str, ...],
+        plants: tuple[Plant, ...],
+    ):
+        self.loss_fn, self.low, self.high = loss_fn, low, high
+        self.dtype, self.oracles, self.plants = dtype, oracles, plants
+
+    def _plant(self, fault: jax.Array) -> Plant:
+        if len(self.plants) == 1:
+            return self.plants[0]
+        return one_of(self.plants, fault) if self.plants else lambda path, layer, rule: rule
+
+    @cached_property
+    def gradients(self) -> Any:
+        """`(fault, params, state, x, y) -> found, expected, noise, noise_norms, loss`, lists of leaves."""
+        eps64, eps = float(np.finfo("float64").eps), float(jnp.finfo(self.dtype).eps) / 2
+
+        def program(fault, params, state, x, y):
+            found, value = by_rules(self.high, self.loss_fn, self._plant(fault))(params, state, x, y)
+            stacked = jittered((params, x), (eps64, eps64, eps, eps))
+            gradient = by_autodiff(self.high, self.loss_fn)
+            lanes = jax.vmap(lambda params, x: gradient(params, state, x, y)[0])(*stacked)
+            change = [jnp.abs(lane[1:] - lane[:1]) for lane in lanes]
+            noise = [jnp.max(c[:2], initial=0.0) for c in change]
+            noise_norms = [jnp.max(jnp.sqrt(jnp.sum(c[2:] ** 2, range(1, c.ndim)))) for c in change]
+            return found, [lane[0] for lane in lanes], noise, noise_norms, value
+
+        return compiled(program)
+
+    @cached_property
+    def _in_working_precision(self) -> Any:
+        def program(fault, params, state, x, y):
+            found, _ = by_rules(self.low, self.loss_fn, self._plant(fault))(params, state, x, y)
+            return found, by_autodiff(self.low, self.loss_fn)(params, state, x, y)[0]
+
+        return jax.jit(program)
+
+    @cached_property
+    def _blame(self) -> tuple[Any, list[Any]]:
+        calls: list[Any] = []
+        program = blame_program(self.high, self.loss_fn, self._plant, calls)
+        return compiled(program), calls
+
+    @cached_property
+    def _behaviour(self) -> Any:
+        return compiled(behaviour_program(self.high, self.loss_fn, self._plant))
+
+    @cached_property
+    def _loss(self) -> Callable[..., jax.Array]:
+        """The loss as a function of the floating leaves; stays the same, so that programs of it do."""
+
+        def loss(point, rest, state, y):
+            remaining = iter(point)
+            leaves = [next(remaining) if leaf is None else leaf for leaf in rest]
+            params, x = self._structure.unflatten(leaves)
+            return mean_loss(self.high, self.loss_fn, params, state, x, y)
+
+        return loss
+
+    def __call__(
+        self,
+        model: nnx.Module,
+        x: Any,
+        y: Any,
+        *,
+        fault: int = -1,
+        every_coordinate_up_to: int = 64,
+        missed: float = MISSED,
+        seed: int = 0,
+    ) -> Report:
+        """The report on a model of the structure that this was prepared for, with one of several plants.
+
+        Args:
+            model: of the same structure, as `x` and `y` are.
+            fault: number of the plant; below zero none is planted, unless there is but one.
+            every_coordinate_up_to, missed, seed: as `bpresearch.verify.model` takes them.
+        """
+        with jax.enable_x64(True):
+            # Rounded first, so that both questions are about the same numbers.
+            low_model, low_data = cast_model(model, self.dtype), cast((x, y), self.dtype)
+            high_model, data = cast_model(low_model, "float64"), cast(low_data, "float64")
+            low = (*split(low_model)[1:], *low_data)
+            high = (*split(high_model)[1:], *data)
+            number = jnp.int32(fault)
+            answer = jax.device_get(self.gradients(number, *high))
+            names = leaf_names((high[0], high[2]))
+            rows = _against_autodiff(names, *answer[:3]) if "autodiff" in self.oracles else []
+            if "finite differences" in self.oracles:
+                rows += self._differences(names, high, answer, every_coordinate_up_to, missed, seed)
+            if "rounding" in self.oracles and self.dtype != "float64":
+                rows += self._rounding(names, number, low, answer)
+            local, trap = self._rules(high_model, number, high, seed) if "rule" in self.oracles else ([], "")
+            notes: list[str] = []
+            if "behaviour" in self.oracles:
+                more, notes = behaviour_rows(self._behaviour, number, *high)
+                rows += [*more, finite_row(float(answer[4]), answer[0], trap)]
+        culprits = dict.fromkeys(row.path for row in local if row.passed is False)
+        hints = dict.fromkeys(f"{row.path}: {row.hint}" for row in local if row.hint)
+        return Report(tuple(_forgiving(rows, local) + local), tuple(culprits), tuple(notes), tuple(hints))
+
+    def _differences(
+        self, names: list[str], high: Any, answer: Any, every: int, missed: float, seed: int
+    ) -> list[Row]:
+        params, state, x, y = high
+        leaves, self._structure = jax.tree.flatten((params, x))
+        point = [leaf for leaf in leaves if is_floating(leaf)]
+        rest = [None if is_floating(leaf) else leaf for leaf in leaves]
+        sizes = [leaf.size for leaf in point]
+        directions = choose_directions(sizes, missed, every)
+        measured = measure(self._loss, point, answer[0], directions, seed, others=(rest, state, y))
+        norms = [float(np.linalg.norm(leaf)) for leaf in answer[0]]
+        verdicts = judge(sizes, norms, directions, measured, float(answer[4]))
+        return [
+            Row(name, leaf.shape, "finite differences", v.error, v.tolerance, v.passed, v.detail)
+            for name, leaf, v in zip(names, point, verdicts, strict=True)
+        ]
+
+    def _rounding(self, names: list[str], number: jax.Array, low: Any, answer: Any) -> list[Row]:
+        with jax.enable_x64(False):  # as users run it: a stray 64-bit constant would raise the precision
+            found, own = jax.device_get(self._in_working_precision(number, *low))
+        rows = []
+        for name, f, a, exact, noise in zip(names, found, own, answer[1], answer[3], strict=True):
+            ratio, passed = rounding_ratio(f, a, exact, float(noise), self.dtype)
+            detail = f"times autodiff's own error in {self.dtype}"
+            rows.append(Row(name, f.shape, "rounding", ratio, LARGEST_RATIO, passed, detail))
+        return rows
+
+    def _rules(self, model: nnx.Module, number: jax.Array, high: Any, seed: int) -> tuple[list[Row], str]:
+        """A row for each layer's rule, and the layer, if any, in which the gradient first is not finite."""
+        program, calls = self._blame
+        answers = jax.device_get(program(number, *high, jax.random.key(seed)))
+        return judge_rules(model, calls, answers), first_not_finite(model, calls, answers)
+
+
+def _against_autodiff(names: list[str], found: Any, expected: Any, noise: Any) -> list[Row]:
+    largest = max((np.max(np.abs(leaf), initial=0.0) for leaf in expected), default=0.0)
+    rows = []
+    for name, f, e, n in zip(names, found, expected, noise, strict=True):
+        result = compare(f, e, float(n), float(largest))
+        passed = result.error <= MATHEMATICS
+        rows.append(Row(name, f.shape, "autodiff", result.error, MATHEMATICS, passed, "", result.worst))
+    return rows
+
+
+def _forgiving(rows: list[Row], local: list[Row]) -> list[Row]:
+    """Where all rules are right, and some chose another derivative at a kink, autodiff decides nothing."""
+    at_kink = any(row.detail.startswith(NOT_DIFFERENTIABLE) for row in local)
+    if not at_kink or any(row.passed is False for row in local):
+        return rows
+    detail = "a rule takes another derivative at a kink than autodiff"
+    return [replace(row, passed=None, detail=detail) if row.passed is False else row for row in rows]

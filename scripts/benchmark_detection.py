@@ -1,0 +1,161 @@
+"""Which wrong gradients does a checker find, does it name the culprit, and does it leave right ones alone?
+
+Around every rule a small model is built, and faults are planted in the rule one at a time: of the rule as a
+whole (bpresearch.verify.mutations), in single operations of its backward pass (bpresearch.verify.operations)
+and made by hand (bpresearch.verify.faults). A fault counts if it changes some gradient by 1e-6 of its size or
+more. Asked, side by side: bpresearch (verify.model), jax.test_util.check_grads in float32 and float64, and
+torch.autograd.gradcheck, slow and fast, where PyTorch is installed. Then random models with right gradients
+are verified, in three precisions and at scales from 1e-3 to 1e3. Exit code 1 if bpresearch missed a fault,
+named another layer, or rejected a right gradient.
+"""
+
+import json
+import random
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bpresearch import flags as shared
+from bpresearch import platform, sweep, verify
+from bpresearch.functional import split
+from bpresearch.verify import cases, random_models
+from bpresearch.verify.mutations import changes
+from bpresearch.verify.peers import PEERS, Peers
+
+flags.DEFINE_bool("quick", False, "a sample of rules, faults and models: done within 50 s")
+flags.DEFINE_bool("peers", True, "ask the other checkers too")
+flags.DEFINE_integer("models", 1000, "number of random models with right gradients")
+flags.DEFINE_integer(
+    "draws", 10, "how many of them share an architecture, with other weights, data and scales"
+)
+flags.DEFINE_integer("seed", 0, "of the random models, and of the sample that --quick takes")
+flags.DEFINE_string("json", None, "file for the figures, as one flat object")
+
+EFFECT = 1e-6
+"""A fault that changes no gradient by this share of its size is none."""
+
+
+@dataclass
+class Tally:
+    """What was planted and what each checker said."""
+
+    planted: int = 0
+    rules: set[str] = field(default_factory=set)
+    found: Counter = field(default_factory=Counter)
+    rejected: Counter = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    culprit_right: int = 0
+    right: int = 0
+    complaints: list[str] = field(default_factory=list)
+
+
+def plant_all(case: cases.Case, faults: dict[str, verify.Plant], tally: Tally, peers: list[str]) -> None:
+    """Plants each of the faults in turn and asks every checker."""
+    begun = time.perf_counter()
+    question = case.model, case.loss_fn, case.x, case.y
+    check = verify.prepare(*question, "float64", ["autodiff", "rule"], list(faults.values()))
+    others = Peers(case, list(faults.values()))
+    reports = {}
+    gradients = {}
+    for number, name in enumerate(["", *faults], -1):
+        reports[name] = check(case.model, case.x, case.y, fault=number)
+        with jax.enable_x64(True):
+            _, params, state = split(verify.cast_model(case.model, "float64"))
+            data = verify.cast((case.x, case.y), "float64")
+            found = jax.device_get(check.gradients(jnp.int32(number), params, state, *data))[0]
+        gradients[name] = found
+    tally.seconds["bpresearch"] += time.perf_counter() - begun
+    effective = [name for name in faults if changes(gradients[name], gradients[""]) >= EFFECT]
+    if effective:
+        tally.rules.add(case.name)
+    tally.planted += len(effective)
+    tally.right += 1
+    tally.rejected["bpresearch"] += not reports[""].passed
+    if not reports[""].passed:
+        tally.complaints.append(f"rejected: the rule of {case.name} as it is: {reports[''].summary()}")
+    for name in effective:
+        report = reports[name]
+        tally.found["bpresearch"] += not report.passed
+        tally.culprit_right += report.culprits == (case.where,)
+        if report.passed or report.culprits != (case.where,):
+            named = ", ".join(report.culprits) or "nobody"
+            tally.complaints.append(f"missed: {name} in {case.name} at {case.where}; blamed: {named}")
+    numbers = {name: number for number, name in enumerate(faults)}
+    for peer in peers:
+        begun = time.perf_counter()
+        tally.rejected[peer] += not others.passes(peer, -1)
+        tally.found[peer] += sum(not others.passes(peer, numbers[name]) for name in effective)
+        tally.seconds[peer] += time.perf_counter() - begun
+
+
+def table(tally: Tally, peers: list[str]) -> Table:
+    """One line for each checker."""
+    shown = Table("checker", "faults found", "culprit named", "right rejected", "ms a check")
+    for name in ["bpresearch", *peers]:
+        each = tally.seconds[name] / max(tally.planted + tally.right, 1)
+        shown.add_row(
+            name,
+            f"{tally.found[name]} of {tally.planted}",
+            f"{tally.culprit_right} of {tally.planted}" if name == "bpresearch" else "-",
+            f"{tally.rejected[name]} of {tally.right}",
+            f"{1000 * each:.0f}",
+        )
+    return shown
+
+
+def main() -> int:
+    json_file = shared.output_file("json")
+    quick, count, draws = flags.FLAGS.quick, flags.FLAGS.models, flags.FLAGS.draws
+    if count < 0:
+        raise ValueError(f"--models={count}: takes an integer of at least 0")
+    if draws < 1:
+        raise ValueError(f"--draws={draws}: takes an integer of at least 1")
+    platform.start("cpu")
+    console = Console()
+    choose = random.Random(flags.FLAGS.seed)
+    known, missing = cases.cases()
+    if quick:
+        known, count = choose.sample(known, min(3, len(known))), min(count, 10)
+    peers = [name for name, available in PEERS.items() if available()] if flags.FLAGS.peers else []
+    tally = Tally()
+    for case in track(known, "planting", console=console, transient=True):
+        faults = cases.faults_of(case, each=1 if quick else 3)
+        plant_all(case, faults, tally, peers)
+    begun = time.perf_counter()
+    models = random_models.verify_many(
+        count, draws, flags.FLAGS.seed, lambda numbers: track(numbers, "right gradients", console=console)
+    )
+    console.print(table(tally, peers))
+    console.print(
+        f"{models.verified} random models, {models.architectures} architectures: {models.rejected} rejected, "
+        f"{models.undecided} of {models.leaves} leaves undecided, in {time.perf_counter() - begun:.0f} s"
+    )
+    for line in [*tally.complaints, *models.complaints, *(f"no case for the rule of {m}" for m in missing)]:
+        print(line)
+    figures = {
+        "planted": tally.planted,
+        "rules": len(tally.rules),
+        "rules_without_case": len(missing),
+        "found": tally.found["bpresearch"],
+        "culprit_right": tally.culprit_right,
+        "correct_models": models.verified + tally.right,
+        "correct_rejected": models.rejected + tally.rejected["bpresearch"],
+        "undecided_share": models.undecided / max(models.leaves, 1),
+        **{f"{peer}.found": tally.found[peer] for peer in peers},
+        **{f"{peer}.correct_rejected": tally.rejected[peer] for peer in peers},
+    }
+    if json_file:
+        sweep.write_text(json_file, json.dumps(figures, indent=2))
+    all_found = tally.found["bpresearch"] == tally.culprit_right == tally.planted
+    return 0 if all_found and not figures["correct_rejected"] else 1
+
+
+if __name__ == "__main__":
+    shared.run(main)
