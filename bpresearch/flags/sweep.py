@@ -23,6 +23,7 @@ from bpresearch.flags.task import (
 from bpresearch.optim import schedules
 from bpresearch.platform import DTYPES
 from bpresearch.sweep import sample
+from bpresearch.sweep.prune import PRUNERS
 
 FLAGS = flags.FLAGS
 
@@ -87,6 +88,7 @@ def define_sweep_flags() -> None:
         None,
         "trials that are drawn and trained together; by default all, and for tpe 16 or more",
     )
+    flags.DEFINE_string("prune", None, f"end poor runs early, and which are: {', '.join(PRUNERS)}")
     flags.DEFINE_integer("sampler_seed", 0, "another one draws other settings")
     define_precision_flag()
 
@@ -123,6 +125,9 @@ def axes_from_flags() -> sweep.Axes:
 def _check_sampler(axes: sweep.Axes) -> None:
     """Refuses distributions without a sampler, and flags of samplers without one."""
     name = choose("sampler", FLAGS.sampler, ["grid", *sample.SAMPLERS])
+    if FLAGS.prune is not None:
+        choose("prune", FLAGS.prune, PRUNERS)
+        sample.optuna()
     for axis, found in axes.items():
         if isinstance(found[0], sweep.Uniform) and (name == "grid" or axis == "seed"):
             way = (
@@ -196,7 +201,7 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
     sweep.claim(workdir, experiment, source)
     sweep.write_text(workdir / "flagfile", flags_given())
     if FLAGS.sampler == "grid":
-        return sweep.run(experiment, axes, workdir, quiet=FLAGS.quiet)
+        return sweep.run(experiment, axes, workdir, prune=FLAGS.prune, quiet=FLAGS.quiet)
     return sweep.search(
         experiment,
         axes,
@@ -204,6 +209,7 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
         sampler=FLAGS.sampler,
         batch=FLAGS.trials_at_once,
         sampler_seed=FLAGS.sampler_seed,
+        prune=FLAGS.prune,
         workdir=workdir,
         quiet=FLAGS.quiet,
     )
@@ -224,8 +230,8 @@ def flags_given() -> str:
 def _source(axes: sweep.Axes) -> dict[str, Any]:
     """Where the runs come from: the axes of a grid, or what a sampler draws from."""
     if FLAGS.sampler == "grid":
-        return axes
-    return sweep.source_of(axes, FLAGS.sampler, FLAGS.sampler_seed)
+        return axes | ({"prune": FLAGS.prune} if FLAGS.prune else {})
+    return sweep.source_of(axes, FLAGS.sampler, FLAGS.sampler_seed, FLAGS.prune)
 
 
 def workdir_from_flags(name: str, experiment: sweep.Experiment, axes: sweep.Axes) -> Path:

@@ -17,6 +17,7 @@ import zarr
 
 from bpresearch.platform import available_cores
 from bpresearch.sweep import checkpoint, store
+from bpresearch.sweep import prune as pruning
 from bpresearch.sweep.checks import axes_of, check
 from bpresearch.sweep.chunks import NO_PART, Pace, batches, chunks, tables, window
 from bpresearch.sweep.description import describe
@@ -44,6 +45,7 @@ def run(
     quiet: bool = False,
     layout: str = "auto",
     memory_fraction: float = 0.6,
+    prune: str | None = None,
 ) -> xr.Dataset:
     """Trains every combination of the axes' values, in compiled programs that each train many runs.
 
@@ -61,13 +63,15 @@ def run(
             what is faster.
         memory_fraction: fraction of the memory of the devices, or of what the host has left, for runs
             that are trained together.
+        prune: `halving`, `hyperband` or `median`: end poor runs early; see `prune.pruner`.
 
     Returns:
         A dataset with dimensions `run`, `step` and `eval_step`, every axis a coordinate on `run`, and
         variables `train_loss` (mini-batch loss before each update), `valid_loss`, `valid_accuracy`,
-        `test_loss`, `test_accuracy`, those of the diagnostics, and `diverged_at` (-1, or the first step
-        with a NaN or infinite loss). Of a list of runs, those runs in the order of the list. With a
-        workdir, variables are read from there when they are used.
+        `test_loss`, `test_accuracy`, those of the diagnostics, `diverged_at` (-1, or the first step with a
+        NaN or infinite loss) and `pruned_at` (-1, or the step after which a poor run was ended). Of a list
+        of runs, those runs in the order of the list. With a workdir, variables are read from there when
+        they are used.
 
     Raises:
         ValueError: an axis is missing or holds a value that does not fit, or the workdir is in use, holds
@@ -76,6 +80,8 @@ def run(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout} is not one of {', '.join(LAYOUTS)}")
+    if prune is not None and prune not in pruning.PRUNERS:
+        raise ValueError(f"prune={prune} is not one of {', '.join(pruning.PRUNERS)}")
     options = {"layout": layout, "memory_fraction": memory_fraction}
     listed = isinstance(axes, list)
     check(experiment, axes_of(axes) if isinstance(axes, list) else axes)
@@ -87,13 +93,14 @@ def run(
         metrics |= measured_variables(experiment, group[0], data)
     with store.locked(path) if path else nullcontext():
         if path:
-            store.check_config(path, describe(experiment, (source or {}) if isinstance(axes, list) else axes))
+            asked = (source or {}) if isinstance(axes, list) else axes
+            store.check_config(path, describe(experiment, asked | ({"prune": prune} if prune else {})))
         group, rows = store.open_store(path, experiment, runs, metrics)
         finished = group["finished"][:]
-        todo = [block for block in _groups(runs, rows) if not finished[block.rows].all()]
-        if todo:
+        todo = [block for block in _groups(runs, rows) if prune or not finished[block.rows].all()]
+        if not finished[rows].all():
             try:
-                _train(experiment, todo, data, group, path, quiet, options)
+                _train(experiment, todo, data, group, path, quiet, options, prune)
             except OSError as error:
                 raise ValueError(
                     f"--workdir={path}: cannot write there ({error.strerror or error}); what is saved is "
@@ -135,6 +142,7 @@ def _train(
     path: Path | None,
     quiet: bool,
     options: dict[str, Any],
+    prune: str | None = None,
 ) -> None:
     finished = group["finished"][:]
     runs = int((~finished[np.concatenate([block.rows for block in todo])]).sum())
@@ -146,12 +154,20 @@ def _train(
         report(note=f"compiling {len(todo)} program{'s' if len(todo) > 1 else ''} for {runs} runs")
         programs = [pool.submit(planned, experiment, block.settings, data, **options) for block in todo]
         stream = Stream(experiment, group, report)
+        paces = [Pace(experiment.parts_in_a_chunk) for _ in todo]
+
+        def train(number: int, runs: Block, **stage: Any) -> None:
+            program = programs[number].result()
+            for block in blocks_of(runs, program.size):
+                if not finished[block.rows].all():
+                    train_block(experiment, program, block, data, paces[number], stream, stop, **stage)
+
         try:
-            for one, program in zip(todo, programs, strict=True):
-                pace = Pace(experiment.parts_in_a_chunk)
-                for block in blocks_of(one, program.result().size):
-                    if not finished[block.rows].all():
-                        train_block(experiment, program.result(), block, data, pace, stream, stop, path)
+            if prune:
+                pruning.train_in_rungs(prune, experiment, todo, train, stream)
+            else:
+                for number, one in enumerate(todo):
+                    train(number, one, path=path)
             stream.flush()
         except Interrupted as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -173,9 +189,15 @@ def train_block(
     pace: Pace,
     stream: Stream,
     stop: threading.Event,
+    *,
     path: Path | None = None,
+    kept: pruning.Kept | None = None,
+    until: int | None = None,
 ) -> None:
-    """Trains a block's runs and gives their results to the stream."""
+    """Trains a block's runs and gives their results to the stream.
+
+    With `kept` the runs go on from where it has them, until `until` steps, and it keeps them there.
+    """
     settings = block.settings
     places, counts = program.places(len(settings))
     common = functools.partial(jax.device_put, device=program.everywhere)
@@ -201,11 +223,13 @@ def train_block(
         counts, keys, fixed | {name: per_run(found[:, 0]) for name, found in values.items()}
     )
     step = 0
+    if kept:
+        state, step = kept.put(block.rows, places, state), kept.step
     if path and (found := checkpoint.restore(path, state, block.rows)):
         state, step = jax.device_put(found[0], program.runs), found[1]
     before, pause = 0, SECONDS_BETWEEN_CHECKPOINTS
     saved = begun = time.monotonic()
-    for chunk in chunks(experiment, step, pace):
+    for chunk in chunks(experiment, step, pace, until):
         filled = chunk + [NO_PART] * (experiment.parts_in_a_chunk - len(chunk))
         first, last, evaluation = (np.array(column) for column in zip(*filled, strict=True))
         orders = batches(experiment, seeds, settings[0]["batch_size"], filled)
@@ -231,6 +255,8 @@ def train_block(
             before, saved = 0, time.monotonic()
         if stop.is_set():
             raise Interrupted
+    if kept:
+        kept.keep(block.rows, places, state)
 
 
 @contextmanager
