@@ -154,20 +154,21 @@ def _train(
         report(note=f"compiling {len(todo)} program{'s' if len(todo) > 1 else ''} for {runs} runs")
         programs = [pool.submit(planned, experiment, block.settings, data, **options) for block in todo]
         stream = Stream(experiment, group, report)
+        saves = None if prune else path  # a pruned sweep starts its unfinished runs again
         paces = [Pace(experiment.parts_in_a_chunk) for _ in todo]
 
         def train(number: int, runs: Block, **stage: Any) -> None:
             program = programs[number].result()
             for block in blocks_of(runs, program.size):
                 if not finished[block.rows].all():
-                    train_block(experiment, program, block, data, paces[number], stream, stop, **stage)
+                    train_block(experiment, program, block, data, paces[number], stream, stop, saves, **stage)
 
         try:
             if prune:
                 pruning.train_in_rungs(prune, experiment, todo, train, stream)
             else:
                 for number, one in enumerate(todo):
-                    train(number, one, path=path)
+                    train(number, one)
             stream.flush()
         except Interrupted as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -189,8 +190,8 @@ def train_block(
     pace: Pace,
     stream: Stream,
     stop: threading.Event,
-    *,
     path: Path | None = None,
+    *,
     kept: pruning.Kept | None = None,
     until: int | None = None,
 ) -> None:
