@@ -68,7 +68,8 @@ def tables(experiment: Experiment, settings: list[Settings]) -> dict[str, np.nda
     found = {}
     for name in scheduled(settings[0]):
         peak, key = ("lr", "schedule") if name == "learning_rate" else (name, f"{name}_schedule")
-        shapes = {s[key]: table(s[key](experiment.steps), experiment.steps) for s in settings}
+        schedules = {s[key] for s in settings}
+        shapes = {one: table(one(experiment.steps), experiment.steps) for one in schedules}
         found[name] = np.stack([np.float32(s[peak]) * shapes[s[key]] for s in settings])
     return found
 

@@ -28,8 +28,6 @@ from bpresearch.sweep.progress import progress
 from bpresearch.sweep.stream import Call, Stream
 from bpresearch.train import Measured
 
-SECONDS_BETWEEN_CHECKPOINTS = 20.0
-
 
 class Interrupted(KeyboardInterrupt):
     """The sweep was stopped by a signal; the message says what is saved and how to go on."""
@@ -44,6 +42,7 @@ def run(
     quiet: bool = False,
     layout: str = "auto",
     memory_fraction: float = 0.6,
+    checkpoint_every: float | int = 20,
 ) -> xr.Dataset:
     """Trains every combination of the axes' values, in compiled programs that each train many runs.
 
@@ -61,6 +60,8 @@ def run(
             what is faster.
         memory_fraction: fraction of the memory of the devices, or of what the host has left, for runs
             that are trained together.
+        checkpoint_every: seconds between two checkpoints of the state of unfinished runs; more where
+            saving it would take more than 2 % of the time.
 
     Returns:
         A dataset with dimensions `run`, `step` and `eval_step`, every axis a coordinate on `run`, and
@@ -93,7 +94,7 @@ def run(
         todo = [block for block in _groups(runs, rows) if not finished[block.rows].all()]
         if todo:
             try:
-                _train(experiment, todo, data, group, path, quiet, options)
+                _train(experiment, todo, data, group, path, checkpoint_every, quiet, options)
             except OSError as error:
                 raise ValueError(
                     f"--workdir={path}: cannot write there ({error.strerror or error}); what is saved is "
@@ -133,6 +134,7 @@ def _train(
     data: dict[str, Any],
     group: zarr.Group,
     path: Path | None,
+    checkpoint_every: float | int,
     quiet: bool,
     options: dict[str, Any],
 ) -> None:
@@ -151,7 +153,8 @@ def _train(
                 pace = Pace(experiment.parts_in_a_chunk)
                 for block in blocks_of(one, program.result().size):
                     if not finished[block.rows].all():
-                        train_block(experiment, program.result(), block, data, pace, stream, stop, path)
+                        arguments = (experiment, program.result(), block, data, pace, stream, stop)
+                        train_block(*arguments, path, checkpoint_every)
             stream.flush()
         except Interrupted as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -174,6 +177,7 @@ def train_block(
     stream: Stream,
     stop: threading.Event,
     path: Path | None = None,
+    checkpoint_every: float | int = 20,
 ) -> None:
     """Trains a block's runs and gives their results to the stream."""
     settings = block.settings
@@ -203,7 +207,7 @@ def train_block(
     step = 0
     if path and (found := checkpoint.restore(path, state, block.rows)):
         state, step = jax.device_put(found[0], program.runs), found[1]
-    before, pause = 0, SECONDS_BETWEEN_CHECKPOINTS
+    before, pause = 0, checkpoint_every
     saved = begun = time.monotonic()
     for chunk in chunks(experiment, step, pace):
         filled = chunk + [NO_PART] * (experiment.parts_in_a_chunk - len(chunk))
@@ -227,7 +231,7 @@ def train_block(
             if path and not over:
                 saved = time.monotonic()
                 checkpoint.save(path, state, block.rows, chunk[-1].last)
-                pause = max(SECONDS_BETWEEN_CHECKPOINTS, 50 * (time.monotonic() - saved))
+                pause = max(checkpoint_every, 50 * (time.monotonic() - saved))
             before, saved = 0, time.monotonic()
         if stop.is_set():
             raise Interrupted
