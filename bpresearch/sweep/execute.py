@@ -29,8 +29,6 @@ from bpresearch.sweep.progress import progress
 from bpresearch.sweep.stream import Call, Stream
 from bpresearch.train import Measured
 
-SECONDS_BETWEEN_CHECKPOINTS = 20.0
-
 
 class Interrupted(KeyboardInterrupt):
     """The sweep was stopped by a signal; the message says what is saved and how to go on."""
@@ -45,6 +43,7 @@ def run(
     quiet: bool = False,
     layout: str = "auto",
     memory_fraction: float = 0.6,
+    checkpoint_every: float | int = 20,
     prune: str | None = None,
 ) -> xr.Dataset:
     """Trains every combination of the axes' values, in compiled programs that each train many runs.
@@ -63,6 +62,8 @@ def run(
             what is faster.
         memory_fraction: fraction of the memory of the devices, or of what the host has left, for runs
             that are trained together.
+        checkpoint_every: seconds between two checkpoints of the state of unfinished runs; more where
+            saving it would take more than 2 % of the time.
         prune: `halving`, `hyperband` or `median`: end poor runs early; see `prune.pruner`.
 
     Returns:
@@ -100,7 +101,7 @@ def run(
         todo = [block for block in _groups(runs, rows) if prune or not finished[block.rows].all()]
         if not finished[rows].all():
             try:
-                _train(experiment, todo, data, group, path, quiet, options, prune)
+                _train(experiment, todo, data, group, path, checkpoint_every, quiet, options, prune)
             except OSError as error:
                 raise ValueError(
                     f"--workdir={path}: cannot write there ({error.strerror or error}); what is saved is "
@@ -140,6 +141,7 @@ def _train(
     data: dict[str, Any],
     group: zarr.Group,
     path: Path | None,
+    checkpoint_every: float | int,
     quiet: bool,
     options: dict[str, Any],
     prune: str | None = None,
@@ -161,7 +163,8 @@ def _train(
             program = programs[number].result()
             for block in blocks_of(runs, program.size):
                 if not finished[block.rows].all():
-                    train_block(experiment, program, block, data, paces[number], stream, stop, saves, **stage)
+                    arguments = (experiment, program, block, data, paces[number], stream, stop)
+                    train_block(*arguments, saves, checkpoint_every, **stage)
 
         try:
             if prune:
@@ -191,6 +194,7 @@ def train_block(
     stream: Stream,
     stop: threading.Event,
     path: Path | None = None,
+    checkpoint_every: float | int = 20,
     *,
     kept: pruning.Kept | None = None,
     until: int | None = None,
@@ -228,7 +232,7 @@ def train_block(
         state, step = kept.put(block.rows, places, state), kept.step
     if path and (found := checkpoint.restore(path, state, block.rows)):
         state, step = jax.device_put(found[0], program.runs), found[1]
-    before, pause = 0, SECONDS_BETWEEN_CHECKPOINTS
+    before, pause = 0, checkpoint_every
     saved = begun = time.monotonic()
     for chunk in chunks(experiment, step, pace, until):
         filled = chunk + [NO_PART] * (experiment.parts_in_a_chunk - len(chunk))
@@ -252,7 +256,7 @@ def train_block(
             if path and not over:
                 saved = time.monotonic()
                 checkpoint.save(path, state, block.rows, chunk[-1].last)
-                pause = max(SECONDS_BETWEEN_CHECKPOINTS, 50 * (time.monotonic() - saved))
+                pause = max(checkpoint_every, 50 * (time.monotonic() - saved))
             before, saved = 0, time.monotonic()
         if stop.is_set():
             raise Interrupted
