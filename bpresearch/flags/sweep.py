@@ -12,6 +12,7 @@ import xarray as xr
 from absl import flags
 
 from bpresearch import autodiff, chainrule, optim, sweep
+from bpresearch.analysis import diagnostics
 from bpresearch.flags.axes import numbers, positive, values
 from bpresearch.flags.command import choose
 from bpresearch.flags.task import (
@@ -24,6 +25,8 @@ from bpresearch.flags.task import (
 from bpresearch.optim import schedules
 from bpresearch.platform import DTYPES
 from bpresearch.sweep import sample
+from bpresearch.sweep.prune import PRUNERS
+from bpresearch.train import Diagnostic
 
 FLAGS = flags.FLAGS
 
@@ -39,6 +42,8 @@ TAKEN_BY = {
     if name != "seed"  # every run has one
 }
 """The optimizers that take each hyper-parameter: a flag of its name says which values it gets."""
+
+DIAGNOSTICS = {function.__name__: function for function in diagnostics.DIAGNOSTICS}
 
 BELOW_ONE = {"momentum", "b1", "b2", "b3", "decay", "rho", "adam_b1", "adam_b2", "decrease_factor"}
 ANY_NUMBER = {"f_min", "lower_bound", "alpha"}
@@ -74,6 +79,9 @@ def define_sweep_flags() -> None:
     flags.DEFINE_float("validation", 0.1, "fraction of the training examples held out to choose settings by")
     flags.DEFINE_string("gradient", "autodiff", f"where gradients come from: {', '.join(ENGINES)}")
     flags.DEFINE_string(
+        "diagnostics", "", f"what to measure at each evaluation: all, or some of {', '.join(DIAGNOSTICS)}"
+    )
+    flags.DEFINE_string(
         "workdir",
         None,
         "folder of the results; by default one in results/ named after the settings",
@@ -88,6 +96,7 @@ def define_sweep_flags() -> None:
         None,
         "trials that are drawn and trained together; by default all, and for tpe 16 or more",
     )
+    flags.DEFINE_string("prune", None, f"end poor runs early, and which are: {', '.join(PRUNERS)}")
     flags.DEFINE_integer("sampler_seed", 0, "another one draws other settings")
     define_precision_flag()
 
@@ -124,6 +133,9 @@ def axes_from_flags() -> sweep.Axes:
 def _check_sampler(axes: sweep.Axes) -> None:
     """Refuses distributions without a sampler, and flags of samplers without one."""
     name = choose("sampler", FLAGS.sampler, ["grid", *sample.SAMPLERS])
+    if FLAGS.prune is not None:
+        choose("prune", FLAGS.prune, PRUNERS)
+        sample.optuna()
     for axis, found in axes.items():
         if isinstance(found[0], sweep.Uniform) and (name == "grid" or axis == "seed"):
             way = (
@@ -181,6 +193,7 @@ def experiment_from_flags() -> sweep.Experiment:
         eval_every=min(every, FLAGS.steps),
         validation=FLAGS.validation,
         dtype=precision,
+        diagnostics=_diagnostics(),
     )
     for batch_size in values("batch_size", FLAGS.batch_size, int):
         if batch_size > experiment.training_examples:
@@ -191,13 +204,20 @@ def experiment_from_flags() -> sweep.Experiment:
     return experiment
 
 
+def _diagnostics() -> tuple[Diagnostic, ...]:
+    if FLAGS.diagnostics in ("", "all"):
+        return diagnostics.DIAGNOSTICS if FLAGS.diagnostics else ()
+    names = values("diagnostics", FLAGS.diagnostics, str)
+    return tuple(DIAGNOSTICS[choose("diagnostics", name, ["all", *DIAGNOSTICS])] for name in names)
+
+
 def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path) -> xr.Dataset:
     """Trains what the flags describe, and leaves them in the workdir, so that --flagfile repeats it."""
     source = _source(axes)
     sweep.claim(workdir, experiment, source)
     sweep.write_text(workdir / "flagfile", flags_given())
     if FLAGS.sampler == "grid":
-        return sweep.run(experiment, axes, workdir, quiet=FLAGS.quiet)
+        return sweep.run(experiment, axes, workdir, prune=FLAGS.prune, quiet=FLAGS.quiet)
     return sweep.search(
         experiment,
         axes,
@@ -205,6 +225,7 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
         sampler=FLAGS.sampler,
         batch=FLAGS.trials_at_once,
         sampler_seed=FLAGS.sampler_seed,
+        prune=FLAGS.prune,
         workdir=workdir,
         quiet=FLAGS.quiet,
     )
@@ -225,8 +246,8 @@ def flags_given() -> str:
 def _source(axes: sweep.Axes) -> dict[str, Any]:
     """Where the runs come from: the axes of a grid, or what a sampler draws from."""
     if FLAGS.sampler == "grid":
-        return axes
-    return sweep.source_of(axes, FLAGS.sampler, FLAGS.sampler_seed)
+        return axes | ({"prune": FLAGS.prune} if FLAGS.prune else {})
+    return sweep.source_of(axes, FLAGS.sampler, FLAGS.sampler_seed, FLAGS.prune)
 
 
 def workdir_from_flags(name: str, experiment: sweep.Experiment, axes: sweep.Axes) -> Path:

@@ -13,6 +13,7 @@ from bpresearch.sweep.distribution import Uniform
 from bpresearch.sweep.execute import run
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings
+from bpresearch.sweep.prune import rungs_of
 
 BATCH = 16
 """Trials that are drawn together by a sampler that learns from trials."""
@@ -26,6 +27,7 @@ def search(
     sampler: str = "tpe",
     batch: int | None = None,
     sampler_seed: int = 0,
+    prune: str | None = None,
     workdir: str | Path | None = None,
     quiet: bool = False,
 ) -> xr.Dataset:
@@ -44,6 +46,7 @@ def search(
         batch: trials that are drawn, and trained, together. By default 16 or an eighth of them for `tpe`,
             which learns from a batch before it draws the next, and all of them for the others.
         sampler_seed: another one draws other trials.
+        prune: as in `run`, among the trials of a batch.
         workdir: as in `run`; `study.journal` in there is Optuna's: `optuna-dashboard study.journal` shows
             it, and the same call resumes a search that was stopped.
         quiet: show no progress.
@@ -60,7 +63,7 @@ def search(
         if value < 1:
             raise ValueError(f"{name}={value}: takes at least 1")
     path = None if workdir is None else Path(workdir)
-    source = source_of(axes, sampler, sampler_seed)
+    source = source_of(axes, sampler, sampler_seed, prune)
     if path:
         claim(path, experiment, source)
     journal = sample.Journal(path / "study.journal" if path else None)
@@ -73,10 +76,13 @@ def search(
         runs = [sample.runs_of(trial, axes, experiment.model, all_axes=fill) for trial in asked]
         journal.save()
         different = {repr(settings): settings for trial in runs for settings in trial}
-        found = run(experiment, list(different.values()), workdir, source=source, quiet=quiet)
-        scores = dict(zip(different, final(found), strict=True))
+        found = run(experiment, list(different.values()), workdir, source=source, prune=prune, quiet=quiet)
+        curves = dict(zip(different, judged(found), strict=True))
+        steps = found.eval_step.values.tolist()
         for trial, its_runs in zip(asked, runs, strict=True):
-            sample.tell(study, trial, float(np.mean([scores[repr(settings)] for settings in its_runs])))
+            curve = np.mean([curves[repr(settings)] for settings in its_runs], axis=0)
+            at_rungs = {step: curve[steps.index(step)] for step in (rungs_of(experiment) if prune else ())}
+            sample.tell(study, trial, curve[-1], at_rungs)
         journal.save()
         results.append(found.isel(run=[key not in everything for key in different]))
         everything |= different
@@ -88,13 +94,14 @@ def search(
     for trial in sample.handles(study):
         runs_of_trial = sample.runs_of(trial, axes, experiment.model, all_axes=fill)
         everything |= {repr(settings): settings for settings in runs_of_trial}
-    return run(experiment, list(everything.values()), workdir, source=source, quiet=True)
+    return run(experiment, list(everything.values()), workdir, source=source, prune=prune, quiet=True)
 
 
-def final(results: xr.Dataset) -> np.ndarray:
-    """What runs are judged by at their end, a number each; NaN for those that diverged."""
-    values = results[chosen_by(results).variable].values[:, -1]
-    return np.where(results.diverged_at.values < 0, values, np.nan)
+def judged(results: xr.Dataset) -> np.ndarray:
+    """What runs are judged by at each evaluation; NaN at the end of those that diverged or were pruned."""
+    values = results[chosen_by(results).variable].values.astype(np.float64)
+    values[results.diverged_at.values >= 0, -1] = np.nan
+    return values
 
 
 def claim(workdir: Path, experiment: Experiment, source: Axes | dict[str, Any]) -> None:
@@ -107,7 +114,8 @@ def claim(workdir: Path, experiment: Experiment, source: Axes | dict[str, Any]) 
         store.check_config(workdir, describe(experiment, source))
 
 
-def source_of(axes: Axes, sampler: str, sampler_seed: int) -> dict[str, Any]:
+def source_of(axes: Axes, sampler: str, sampler_seed: int, prune: str | None) -> dict[str, Any]:
     """In JSON, what the trials of a search depend on beside the experiment and their number."""
     drawn = {name: str(v[0]) if isinstance(v[0], Uniform) else label(v) for name, v in axes.items()}
-    return {**drawn, "sampler": sampler, "sampler_seed": sampler_seed}
+    source = {**drawn, "sampler": sampler, "sampler_seed": sampler_seed}
+    return source | ({"prune": prune} if prune else {})

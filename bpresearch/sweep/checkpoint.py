@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 def save(workdir: Path, state: Any, rows: np.ndarray, step: int) -> None:
     """Saves the state of a block's runs after `step` steps, in place of any checkpoint before it."""
-    leaves = {str(number): _plain(leaf) for number, leaf in enumerate(jax.tree.leaves(state))}
+    leaves = {str(number): plain(leaf) for number, leaf in enumerate(jax.tree.leaves(state))}
     what = {"rows": rows.tolist(), "step": step, "sha256": _digest(leaves)}
     folder = workdir / "checkpoints"
     before = list(folder.iterdir()) if folder.exists() else []
@@ -67,7 +67,7 @@ def restore(workdir: Path, state: Any, rows: np.ndarray) -> tuple[Any, int] | No
     ordered = [leaves[str(number)] for number in range(len(expected))]
     if any(new.shape[: old.ndim] != old.shape for new, old in zip(ordered, expected, strict=True)):
         return None
-    return jax.tree.unflatten(tree, list(map(_as_before, ordered, expected))), what["step"]
+    return jax.tree.unflatten(tree, list(map(as_before, ordered, expected))), what["step"]
 
 
 def discard(workdir: Path) -> None:
@@ -81,14 +81,15 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=state, what=what))
 
 
-def _plain(leaf: Any) -> np.ndarray:
+def plain(leaf: Any) -> np.ndarray:
     """A copy on the host; of a random key, its data."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.array(leaf)
 
 
-def _as_before(array: np.ndarray, leaf: Any) -> Any:
+def as_before(array: np.ndarray, leaf: Any) -> Any:
+    """What `plain` made of a leaf, as an array of the leaf's kind."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(array))
     return array

@@ -46,9 +46,14 @@ class Pace:
         self.parts = max(1, min(self.most, int(SECONDS_IN_A_CHUNK * parts / max(seconds, 1e-6))))
 
 
-def chunks(experiment: Experiment, step: int, pace: Pace) -> Iterator[list[Part]]:
-    """The parts after `step` steps in chunks, each as long as the pace allows when it is asked for."""
+def chunks(experiment: Experiment, step: int, pace: Pace, until: int | None = None) -> Iterator[list[Part]]:
+    """The parts after `step` steps in chunks, each as long as the pace allows when it is asked for.
+
+    With `until`, the parts up to the evaluation after `until` steps.
+    """
     parts = [part for part in parts_of(experiment) if part.first > step]
+    if until is not None and until < experiment.steps:
+        parts = [*(part for part in parts if part.first <= until), Part(until + 1, until, True)]
     while parts:
         chunk, parts = parts[: pace.parts], parts[pace.parts :]
         yield chunk

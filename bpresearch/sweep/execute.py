@@ -17,6 +17,7 @@ import zarr
 
 from bpresearch.platform import available_cores
 from bpresearch.sweep import checkpoint, store
+from bpresearch.sweep import prune as pruning
 from bpresearch.sweep.checks import axes_of, check
 from bpresearch.sweep.chunks import NO_PART, Pace, batches, chunks, tables, window
 from bpresearch.sweep.description import describe
@@ -27,8 +28,6 @@ from bpresearch.sweep.population import Common, Inputs, Population, measured_var
 from bpresearch.sweep.progress import progress
 from bpresearch.sweep.stream import Call, Stream
 from bpresearch.train import Measured
-
-SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -44,6 +43,8 @@ def run(
     quiet: bool = False,
     layout: str = "auto",
     memory_fraction: float = 0.6,
+    checkpoint_every: float | int = 20,
+    prune: str | None = None,
 ) -> xr.Dataset:
     """Trains every combination of the axes' values, in compiled programs that each train many runs.
 
@@ -61,13 +62,17 @@ def run(
             what is faster.
         memory_fraction: fraction of the memory of the devices, or of what the host has left, for runs
             that are trained together.
+        checkpoint_every: seconds between two checkpoints of the state of unfinished runs; more where
+            saving it would take more than 2 % of the time.
+        prune: `halving`, `hyperband` or `median`: end poor runs early; see `prune.pruner`.
 
     Returns:
         A dataset with dimensions `run`, `step` and `eval_step`, every axis a coordinate on `run`, and
         variables `train_loss` (mini-batch loss before each update), `valid_loss`, `valid_accuracy`,
-        `test_loss`, `test_accuracy`, those of the diagnostics, and `diverged_at` (-1, or the first step
-        with a NaN or infinite loss). Of a list of runs, those runs in the order of the list. With a
-        workdir, variables are read from there when they are used.
+        `test_loss`, `test_accuracy`, those of the diagnostics, `diverged_at` (-1, or the first step with a
+        NaN or infinite loss) and `pruned_at` (-1, or the step after which a poor run was ended). Of a list
+        of runs, those runs in the order of the list. With a workdir, variables are read from there when
+        they are used.
 
     Raises:
         ValueError: an axis is missing or holds a value that does not fit, or the workdir is in use, holds
@@ -76,6 +81,8 @@ def run(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout} is not one of {', '.join(LAYOUTS)}")
+    if prune is not None and prune not in pruning.PRUNERS:
+        raise ValueError(f"prune={prune} is not one of {', '.join(pruning.PRUNERS)}")
     options = {"layout": layout, "memory_fraction": memory_fraction}
     listed = isinstance(axes, list)
     check(experiment, axes_of(axes) if isinstance(axes, list) else axes)
@@ -87,13 +94,14 @@ def run(
         metrics |= measured_variables(experiment, group[0], data)
     with store.locked(path) if path else nullcontext():
         if path:
-            store.check_config(path, describe(experiment, (source or {}) if isinstance(axes, list) else axes))
+            asked = (source or {}) if isinstance(axes, list) else axes
+            store.check_config(path, describe(experiment, asked | ({"prune": prune} if prune else {})))
         group, rows = store.open_store(path, experiment, runs, metrics)
         finished = group["finished"][:]
-        todo = [block for block in _groups(runs, rows) if not finished[block.rows].all()]
-        if todo:
+        todo = [block for block in _groups(runs, rows) if prune or not finished[block.rows].all()]
+        if not finished[rows].all():
             try:
-                _train(experiment, todo, data, group, path, quiet, options)
+                _train(experiment, todo, data, group, path, checkpoint_every, quiet, options, prune)
             except OSError as error:
                 raise ValueError(
                     f"--workdir={path}: cannot write there ({error.strerror or error}); what is saved is "
@@ -133,8 +141,10 @@ def _train(
     data: dict[str, Any],
     group: zarr.Group,
     path: Path | None,
+    checkpoint_every: float | int,
     quiet: bool,
     options: dict[str, Any],
+    prune: str | None = None,
 ) -> None:
     finished = group["finished"][:]
     runs = int((~finished[np.concatenate([block.rows for block in todo])]).sum())
@@ -146,12 +156,22 @@ def _train(
         report(note=f"compiling {len(todo)} program{'s' if len(todo) > 1 else ''} for {runs} runs")
         programs = [pool.submit(planned, experiment, block.settings, data, **options) for block in todo]
         stream = Stream(experiment, group, report)
+        saves = None if prune else path  # a pruned sweep starts its unfinished runs again
+        paces = [Pace(experiment.parts_in_a_chunk) for _ in todo]
+
+        def train(number: int, runs: Block, **stage: Any) -> None:
+            program = programs[number].result()
+            for block in blocks_of(runs, program.size):
+                if not finished[block.rows].all():
+                    arguments = (experiment, program, block, data, paces[number], stream, stop)
+                    train_block(*arguments, saves, checkpoint_every, **stage)
+
         try:
-            for one, program in zip(todo, programs, strict=True):
-                pace = Pace(experiment.parts_in_a_chunk)
-                for block in blocks_of(one, program.result().size):
-                    if not finished[block.rows].all():
-                        train_block(experiment, program.result(), block, data, pace, stream, stop, path)
+            if prune:
+                pruning.train_in_rungs(prune, experiment, todo, train, stream)
+            else:
+                for number, one in enumerate(todo):
+                    train(number, one)
             stream.flush()
         except Interrupted as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -174,8 +194,15 @@ def train_block(
     stream: Stream,
     stop: threading.Event,
     path: Path | None = None,
+    checkpoint_every: float | int = 20,
+    *,
+    kept: pruning.Kept | None = None,
+    until: int | None = None,
 ) -> None:
-    """Trains a block's runs and gives their results to the stream."""
+    """Trains a block's runs and gives their results to the stream.
+
+    With `kept` the runs go on from where it has them, until `until` steps, and it keeps them there.
+    """
     settings = block.settings
     places, counts = program.places(len(settings))
     common = functools.partial(jax.device_put, device=program.everywhere)
@@ -201,11 +228,13 @@ def train_block(
         counts, keys, fixed | {name: per_run(found[:, 0]) for name, found in values.items()}
     )
     step = 0
+    if kept:
+        state, step = kept.put(block.rows, places, state), kept.step
     if path and (found := checkpoint.restore(path, state, block.rows)):
         state, step = jax.device_put(found[0], program.runs), found[1]
-    before, pause = 0, SECONDS_BETWEEN_CHECKPOINTS
+    before, pause = 0, checkpoint_every
     saved = begun = time.monotonic()
-    for chunk in chunks(experiment, step, pace):
+    for chunk in chunks(experiment, step, pace, until):
         filled = chunk + [NO_PART] * (experiment.parts_in_a_chunk - len(chunk))
         first, last, evaluation = (np.array(column) for column in zip(*filled, strict=True))
         orders = batches(experiment, seeds, settings[0]["batch_size"], filled)
@@ -227,10 +256,12 @@ def train_block(
             if path and not over:
                 saved = time.monotonic()
                 checkpoint.save(path, state, block.rows, chunk[-1].last)
-                pause = max(SECONDS_BETWEEN_CHECKPOINTS, 50 * (time.monotonic() - saved))
+                pause = max(checkpoint_every, 50 * (time.monotonic() - saved))
             before, saved = 0, time.monotonic()
         if stop.is_set():
             raise Interrupted
+    if kept:
+        kept.keep(block.rows, places, state)
 
 
 @contextmanager

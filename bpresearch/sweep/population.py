@@ -22,7 +22,8 @@ from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Settings, constants, scheduled
 from bpresearch.train import Measured, Moment, Run, Training, evaluate, start, train
 
-RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
+RUNS, EVERYWHERE = PartitionSpec("devices"), PartitionSpec()
+BATCHES = PartitionSpec(None, None, None, "devices")
 
 
 class Population(NamedTuple):
@@ -35,7 +36,8 @@ class Population(NamedTuple):
         size: room for runs, on all devices together.
         seeds: room for different seeds.
         width: runs that a device takes at a time.
-        runs, everywhere: shardings of arrays with one row for each run, and of common arrays.
+        runs, everywhere, orders: shardings of arrays with one row for each run, of common arrays, and of the
+            batches among those.
     """
 
     start: Callable[..., Any]
@@ -45,13 +47,15 @@ class Population(NamedTuple):
     width: int
     runs: NamedSharding
     everywhere: NamedSharding
+    orders: NamedSharding
 
     def places(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `runs` runs in arrays of `size` rows, and how many each device has.
 
-        Each device has rows that follow each other; runs are dealt to devices `width` at a time.
+        Each device has rows that follow each other; runs are dealt to devices `width` at a time. With each
+        run spread over all devices, they count as one.
         """
-        devices = self.runs.mesh.size
+        devices = self.runs.mesh.size if self.runs.spec == RUNS else 1
         run = np.arange(runs)
         device = run // self.width % devices
         within = run // (self.width * devices) * self.width + run % self.width
@@ -81,10 +85,23 @@ class Common(NamedTuple):
 
 
 def population(
-    experiment: Experiment, settings: Settings, data: dict[str, Any], size: int, seeds: int, width: int
+    experiment: Experiment,
+    settings: Settings,
+    data: dict[str, Any],
+    size: int,
+    seeds: int,
+    width: int,
+    spread: str = "runs",
 ) -> Population:
-    """Compiles the programs for `size` runs of one group, a multiple of the devices times `width`."""
-    mesh = Mesh(np.array(jax.devices()), ("runs",))
+    """Compiles the programs for `size` runs of one group, a multiple of the devices times `width`.
+
+    With `spread="data"` all devices train the same run, each on its part of every batch; the compiler adds
+    the sums over devices that make its gradients, losses and batch statistics those of the whole batch.
+    """
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    everywhere = NamedSharding(mesh, EVERYWHERE)
+    runs = NamedSharding(mesh, RUNS) if spread == "runs" else everywhere
+    split_batches = everywhere if spread == "runs" else NamedSharding(mesh, BATCHES)
     training = experiment.training(settings)
 
     def start_all(counts, seeds, hyperparameters):
@@ -99,10 +116,12 @@ def population(
         found = jax.eval_shape(jax.vmap(one), (runs,), inputs)
         return each(one, width, counts[0], (runs, *blank(found[1:])), inputs)
 
-    runs, everywhere = NamedSharding(mesh, RUNS), NamedSharding(mesh, EVERYWHERE)
-    shard = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
-    first_program = jax.jit(shard(start_all, in_specs=RUNS))
-    program = jax.jit(shard(advance_all, in_specs=(RUNS, RUNS, RUNS, EVERYWHERE)), donate_argnums=1)
+    if spread == "runs":
+        shard = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
+        start_all = shard(start_all, in_specs=RUNS)
+        advance_all = shard(advance_all, in_specs=(RUNS, RUNS, RUNS, EVERYWHERE))
+    first_program = jax.jit(start_all, out_shardings=runs)
+    program = jax.jit(advance_all, donate_argnums=1, out_shardings=runs)
 
     keys, hyper, inputs, common = shapes(experiment, settings, data, size, seeds)
 
@@ -110,12 +129,13 @@ def population(
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
     keys, hyper, inputs = placed((keys, hyper, inputs), runs)
-    common = placed(common, everywhere)
-    counts = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=runs)
+    common = placed(common, everywhere)._replace(orders=placed(common.orders, split_batches))
+    shares = mesh.size if spread == "runs" else 1
+    counts = jax.ShapeDtypeStruct((shares,), jnp.int32, sharding=runs)
     begin = first_program.lower(counts, keys, hyper)
     state = placed(jax.eval_shape(first_program, counts, keys, hyper), runs)
     compiled = program.lower(counts, state, inputs, common).compile()
-    return Population(begin.compile(), compiled, size, seeds, width, runs, everywhere)
+    return Population(begin.compile(), compiled, size, seeds, width, runs, everywhere, split_batches)
 
 
 def each(function: Callable[..., Any], width: int, count: Any, carried: Any, inputs: Any) -> Any:
@@ -185,7 +205,7 @@ def advance(
     def part(run: Run, one: tuple[Any, ...]):
         first, last, evaluation, order, values = one
         now = {name: value[0] for name, value in values.items()} | inputs.hyperparameters
-        moment = Moment(training, run, inputs.seeds, first - 1, common.data["train"], order[0], now)
+        moment = Moment(training, run, inputs.seeds, initial, first - 1, common.data["train"], order[0], now)
 
         def measured() -> dict[str, jax.Array]:
             return {name: result.values for name, result in measure(experiment, moment, common.data).items()}
@@ -200,6 +220,8 @@ def advance(
         )
         return run, (losses, metrics)
 
+    begin = {name: values[0, 0] for name, values in inputs.scheduled.items()} | inputs.hyperparameters
+    initial = start(training, inputs.seeds, begin).params  # computed only if a diagnostic uses it
     orders = common.orders[inputs.slots]
     scanned = (common.first, common.last, common.evaluation, orders, inputs.scheduled)
     run, (losses, metrics) = jax.lax.scan(part, run, scanned)
@@ -234,7 +256,7 @@ def measured_variables(
     def values(key, hyperparameters, index, data):
         run = start(training, key, hyperparameters)
         rates = {"learning_rate": jnp.float32(0)} | hyperparameters
-        moment = Moment(training, run, key, jnp.int32(0), data["train"], index, rates)
+        moment = Moment(training, run, key, run.params, jnp.int32(0), data["train"], index, rates)
         found = measure(experiment, moment, data)
         coordinates.update({name: result.coordinates for name, result in found.items()})
         return {name: result.values for name, result in found.items()}

@@ -109,10 +109,13 @@ def next_batch(study: Any, name: str, seed: int, size: int, trials: int) -> list
     return handles(study, open_only=True) or [study.ask() for _ in range(min(size, trials - known))]
 
 
-def tell(study: Any, trial: Any, value: float) -> None:
+def tell(study: Any, trial: Any, value: float, at_rungs: dict[int, float]) -> None:
     """Ends a trial: with its value, or as pruned where there is none (NaN)."""
+    for step, reached in at_rungs.items():
+        if reached == reached:
+            trial.report(float(reached), step)
     if value == value:
-        study.tell(trial, value)
+        study.tell(trial, float(value))
     else:
         study.tell(trial, state=optuna().trial.TrialState.PRUNED)
 

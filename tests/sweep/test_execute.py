@@ -1,13 +1,6 @@
-"""Sweeps: what they compute, and that they lose nothing."""
+"""Sweeps: what they compute."""
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 
 import jax
 import jax.numpy as jnp
@@ -17,47 +10,8 @@ import pytest
 import xarray as xr
 
 from bpresearch import chainrule, models, optim, sweep, train
-from bpresearch.data import Dataset
 from bpresearch.optim import schedules
-from bpresearch.sweep import execute, layout
-from bpresearch.sweep.store import locked
-
-
-def dataset(classes=3):
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(90, 4)).astype(np.float32)
-    rule = x @ generator.normal(size=(4, 3))
-    y = rule.argmax(1).astype(np.int32) if classes else rule[:, :1].astype(np.float32)
-    return Dataset(
-        name="toy",
-        x=x[:60],
-        y=y[:60],
-        x_test=x[60:],
-        y_test=y[60:],
-        classes=classes,
-        description="",
-    )
-
-
-def experiment(**changes):
-    settings = {
-        "dataset": dataset(),
-        "model": models.mlp,
-        "model_options": {"widths": (8,)},
-        "loss_fn": optax.losses.softmax_cross_entropy_with_integer_labels,
-        "steps": 25,
-        "eval_every": 10,
-    }
-    return sweep.Experiment(**(settings | changes))
-
-
-def axes(**changes):
-    base = {
-        "optimizer": [optim.sgd, optim.momentum],
-        "schedule": [schedules.constant, schedules.cosine],
-    }
-    base |= {"lr": [0.1, 0.01], "momentum": 0.9, "batch_size": 10, "seed": range(2)}
-    return sweep.grid(**(base | changes))
+from tests.sweep.toy import axes, dataset, experiment
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +41,34 @@ def test_results_have_a_coordinate_for_every_axis_and_a_value_for_every_step(res
     assert cosine.sizes == {"step": 25}
 
 
-def test_a_run_is_the_same_alone_and_in_company_bit_for_bit(results):
-    for settings in ({"optimizer": optim.momentum, "schedule": schedules.cosine, "lr": 0.1, "seed": 1},):
-        alone = sweep.run(experiment(), axes(**settings), quiet=True)
-        chosen = (results.optimizer == "momentum") & (results.schedule == "cosine")
-        company = results.isel(run=chosen & (results.lr == 0.1) & (results.seed == 1))
+@pytest.mark.parametrize("layout", ["map", "vmap"])
+def test_a_run_is_the_same_alone_and_among_256_bit_for_bit(layout):
+    settings = {"optimizer": optim.momentum, "schedule": schedules.cosine}
+    lr, seeds = np.geomspace(1e-3, 1.0, 64).tolist(), [3, 0, 1, 2]
+    company = sweep.run(experiment(), axes(**settings, lr=lr, seed=seeds), quiet=True, layout=layout)
+    assert company.sizes["run"] == 256
+    for rate, seed in ((lr[0], 3), (lr[41], 2)):
+        alone = sweep.run(experiment(), axes(**settings, lr=rate, seed=seed), quiet=True, layout=layout)
+        among = company.isel(run=((company.lr == rate) & (company.seed == seed)).values)
         for name in ("train_loss", "test_loss", "valid_accuracy"):
-            np.testing.assert_array_equal(alone[name].values, company[name].values)
+            np.testing.assert_array_equal(alone[name].values, among[name].values)
+
+
+def test_sixty_four_learning_rates_and_eight_momenta_are_one_training_program():
+    programs = []
+
+    def count(event, seconds, **attributes):
+        if event == "/jax/core/compile/backend_compile_duration" and seconds > 0:
+            programs.append(attributes.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        lr, momentum = np.geomspace(1e-3, 1.0, 64).tolist(), np.linspace(0.1, 0.9, 8).tolist()
+        settings = {"optimizer": optim.momentum, "lr": lr, "momentum": momentum, "seed": 0}
+        sweep.run(experiment(steps=26), axes(**settings), quiet=True)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert [sum(name in str(found) for found in programs) for name in ("advance_all", "start_all")] == [1, 1]
 
 
 def test_seeds_are_paired(results):
@@ -129,24 +104,60 @@ def test_regression_has_losses_and_no_accuracy():
     assert "valid_loss" not in found
 
 
-def test_a_diverged_run_disturbs_nobody(results):
-    mixed = sweep.run(experiment(), axes(lr=[0.1, 1e30, 0.01]), quiet=True)
+@pytest.mark.parametrize("layout", ["map", "vmap"])
+def test_a_diverged_run_disturbs_nobody(layout):
+    results = sweep.run(experiment(), axes(), quiet=True, layout=layout)
+    mixed = sweep.run(experiment(), axes(lr=[0.1, 1e30, 0.01]), quiet=True, layout=layout)
     assert (mixed.diverged_at[mixed.lr == 1e30] > 0).all()
     healthy = mixed.isel(run=mixed.lr != 1e30)
     assert (healthy.diverged_at == -1).all()
     np.testing.assert_array_equal(healthy.train_loss.values, results.train_loss.values)
 
 
-def test_finished_runs_are_not_done_again(tmp_path, results, monkeypatch):
-    first = sweep.run(experiment(), axes(), tmp_path / "w", quiet=True)
-    stored = xr.open_zarr(tmp_path / "w" / "results.zarr", consolidated=False)
-    np.testing.assert_array_equal(stored.train_loss, results.train_loss)
-    monkeypatch.setattr(execute, "_train", None)  # nothing is left to train
-    again = sweep.run(experiment(), axes(), tmp_path / "w", quiet=True)
-    xr.testing.assert_identical(again.drop_attrs(), first.drop_attrs())
-    config = json.loads((tmp_path / "w" / "config.json").read_text())
-    assert config["experiment"]["steps"] == 25
-    assert {"versions", "device", "git_revision", "command"} <= set(config["provenance"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 55}, "batch_size=55: takes 1 to 54"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"width": 3}, "axis width is not a hyper-parameter"),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.run(experiment(), axes(**changes), quiet=True)
+
+
+@pytest.mark.parametrize("missing", ["optimizer", "lr", "seed", "momentum"])
+def test_missing_axes_are_named(missing):
+    found = {name: values for name, values in axes().items() if name != missing}
+    with pytest.raises(ValueError, match=f"lack {missing}"):
+        sweep.run(experiment(), found, quiet=True)
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"eval_every": 0}, {"validation": 1.0}])
+def test_experiments_that_cannot_be_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        experiment(**changes)
+
+
+def test_the_held_out_examples_are_not_trained_on():
+    task = experiment(validation=0.25)
+    parts = task.examples()
+    assert [len(parts[name].x) for name in ("train", "valid", "test")] == [45, 15, 30]
+    together = np.concatenate([parts["train"].x, parts["valid"].x])
+    assert {tuple(row) for row in together} == {tuple(row) for row in task.dataset.x}
+    assert not {tuple(row) for row in parts["train"].x} & {tuple(row) for row in parts["valid"].x}
+
+
+def test_bfloat16_trains():
+    found = sweep.run(
+        dataclasses.replace(experiment(), dtype=jnp.bfloat16),
+        axes(seed=0, lr=0.1),
+        quiet=True,
+    )
+    assert np.isfinite(found.test_loss).all()
+    assert (found.test_loss[:, -1] < found.test_loss[:, 0]).all()
 
 
 def test_a_list_of_runs_is_appended_to_a_workdir(tmp_path, results):
@@ -252,131 +263,3 @@ def test_models_and_their_options_are_axes():
     plain = sweep.run(experiment(), axes(optimizer=optim.momentum, seed=0, lr=0.1), quiet=True)
     chosen = found.sel(run=found.widths == "8")
     np.testing.assert_array_equal(chosen.train_loss, plain.train_loss)
-
-
-def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, results, monkeypatch):
-    monkeypatch.setattr(layout, "RUNS_IN_A_BLOCK", 4)
-    train_block, calls = execute.train_block, []
-
-    def stop_at_the_third(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise sweep.Interrupted
-        train_block(*arguments)
-
-    monkeypatch.setattr(execute, "train_block", stop_at_the_third)
-    with pytest.raises(sweep.Interrupted, match=r"8 of 16 runs are done, saved in .*same command"):
-        sweep.run(experiment(), axes(), tmp_path / "w", quiet=True)
-    calls[:] = [1] * 3
-    resumed = sweep.run(experiment(), axes(), tmp_path / "w", quiet=True)
-    assert len(calls) == 3 + 2
-    for name in ("train_loss", "test_loss", "valid_accuracy", "diverged_at"):
-        np.testing.assert_array_equal(resumed[name], results[name])
-
-
-def test_a_workdir_with_another_sweep_is_refused_with_the_difference(tmp_path):
-    sweep.run(experiment(), axes(seed=0), tmp_path, quiet=True)
-    before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(ValueError, match=r"workdir=.*other settings \(steps: 25 there, 30 here\)"):
-        sweep.run(experiment(steps=30), axes(seed=0), tmp_path, quiet=True)
-    assert (tmp_path / "config.json").read_bytes() == before
-
-
-def test_a_workdir_in_use_is_refused(tmp_path):
-    with (
-        locked(tmp_path),
-        pytest.raises(ValueError, match=r"workdir=.* is in use"),
-        locked(tmp_path),
-    ):
-        pass
-
-
-@pytest.mark.parametrize("file", ["config.json", "results.zarr/zarr.json", "results.zarr/train_loss/c/0/0"])
-def test_a_damaged_workdir_is_one_line_and_stays_as_it_is(tmp_path, file):
-    sweep.run(experiment(), axes(seed=0), tmp_path, quiet=True)
-    (tmp_path / file).write_bytes(b"\0damaged")
-    with pytest.raises(ValueError, match=r"workdir=.*cannot be read.*take another folder") as error:
-        sweep.run(experiment(), axes(seed=0), tmp_path, quiet=True)
-    assert "\n" not in str(error.value)
-    assert (tmp_path / file).read_bytes() == b"\0damaged"
-
-
-def test_an_unusable_workdir_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"workdir=.*cannot write there"):
-        sweep.run(experiment(), axes(seed=0), tmp_path / "file", quiet=True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch_size": 55}, "batch_size=55: takes 1 to 54"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"seed": -1}, "seed=-1"),
-        ({"width": 3}, "axis width is not a hyper-parameter"),
-    ],
-)
-def test_axes_that_do_not_fit_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        sweep.run(experiment(), axes(**changes), quiet=True)
-
-
-@pytest.mark.parametrize("missing", ["optimizer", "lr", "seed", "momentum"])
-def test_missing_axes_are_named(missing):
-    found = {name: values for name, values in axes().items() if name != missing}
-    with pytest.raises(ValueError, match=f"lack {missing}"):
-        sweep.run(experiment(), found, quiet=True)
-
-
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"eval_every": 0}, {"validation": 1.0}])
-def test_experiments_that_cannot_be_are_refused(changes):
-    with pytest.raises(ValueError, match=next(iter(changes))):
-        experiment(**changes)
-
-
-def test_the_held_out_examples_are_not_trained_on():
-    task = experiment(validation=0.25)
-    parts = task.examples()
-    assert [len(parts[name].x) for name in ("train", "valid", "test")] == [45, 15, 30]
-    together = np.concatenate([parts["train"].x, parts["valid"].x])
-    assert {tuple(row) for row in together} == {tuple(row) for row in task.dataset.x}
-    assert not {tuple(row) for row in parts["train"].x} & {tuple(row) for row in parts["valid"].x}
-
-
-def test_bfloat16_trains():
-    found = sweep.run(
-        dataclasses.replace(experiment(), dtype=jnp.bfloat16),
-        axes(seed=0, lr=0.1),
-        quiet=True,
-    )
-    assert np.isfinite(found.test_loss).all()
-    assert (found.test_loss[:, -1] < found.test_loss[:, 0]).all()
-
-
-def test_a_signal_stops_the_sweep_and_it_resumes(tmp_path):
-    script = textwrap.dedent(
-        f"""
-        import sys
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
-        import test_execute as t
-        from bpresearch import platform, sweep
-        platform.start("cpu")
-        try:
-            sweep.run(t.experiment(steps=400_000), t.axes(seed=0), {str(tmp_path / "w")!r})
-        except sweep.Interrupted as error:
-            print(error)
-            sys.exit(130)
-        """
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stderr:  # wait for the first sign of training
-        if "%" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    begun = time.monotonic()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert "the same command goes on" in output
-    assert time.monotonic() - begun < 60

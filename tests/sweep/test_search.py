@@ -45,7 +45,7 @@ def drawn(name, trials, *, score=lambda run: 0.0, size=None, **changes):
             runs = sample.runs_of(trial, axes(**changes), models.linear, all_axes=name == "qmc")
             found.append(runs)
         for trial, runs in zip(batch, found[-len(batch) :], strict=True):
-            sample.tell(study, trial, score(runs[0]))
+            sample.tell(study, trial, score(runs[0]), {})
     return found
 
 
@@ -132,7 +132,7 @@ def test_a_search_can_be_made_longer_and_a_different_one_is_refused(tmp_path, wh
 def test_a_trial_that_diverged_counts_as_pruned():
     study = sample.study(sample.Journal(None), maximize=False)
     for value in (1.0, math.nan):
-        sample.tell(study, study.ask(), value)
+        sample.tell(study, study.ask(), value, {})
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
 
 
