@@ -196,10 +196,10 @@ def factor_table(setting: Setting, dataset: data.Dataset, width: int) -> Table:
 
 def result_table(frame: pd.DataFrame) -> Table:
     """Accuracy in per cent, and under it the angle at the start."""
-    grid = Table(title="Test accuracy (%) and angle at the start, by what is replaced")
+    grid = Table(title="Test accuracy (%) and angle at the start, by what is replaced", padding=(0, 0))
     grid.add_column("setting", max_width=17)
     for name in dict.fromkeys(frame.replaced):
-        grid.add_column(name.replace(": ", "\n").replace("activation", "activat."), justify="right")
+        grid.add_column(name.replace(": ", "\n").replace("activation", "act."), justify="right")
     for name, part in frame.groupby("setting", sort=False):
         grid.add_row(name, *(cell(r) for r in part.to_dict("records")))
     return grid
@@ -213,14 +213,16 @@ def verdict(frame: pd.DataFrame) -> str:
         f"{name} {score[first, name]:.0f}" for name in ("weight: ones", "activation: ones", "loss: ones")
     ]
     bent = [s for s in dict.fromkeys(frame.setting) if not s.startswith(("identity", "linear"))]
-    least = min(bent, key=lambda s: score[s, "nothing"] - score[s, "activation: ones"])
-    here, there = score[least, "nothing"], score[least, "activation: ones"]
+    tried = [(s, how) for s in bent for how in ("activation: ones", "activation: mean")]
+    least, how = min(tried, key=lambda one: score[one[0], "nothing"] - score[one])
+    here, there = score[least, "nothing"], score[least, how]
+    angle = float(frame[(frame.setting == least) & (frame.replaced == how)].angle.iloc[0])
     return (
         f"Both, and the weights. {first}: {score[first, 'nothing']:.0f} % with the whole product; with "
         f"one kind replaced: {', '.join(without)} %. The activation's derivative is missed least with "
-        f"{least} ({here:.0f} to {there:.0f} %), and not at all where it is one (identity) or nothing "
-        f"lies downstream (linear). Fixed random weights reach {score[first, 'weight: random']:.0f} %: "
-        f"the weights align with them."
+        f"{least} ({how}: {here:.0f} to {there:.0f} %, {angle:.0f}° at the start), and not at all where "
+        f"it is one (identity) or nothing lies downstream (linear). Fixed random weights reach "
+        f"{score[first, 'weight: random']:.0f} %: the weights align with them."
     )
 
 

@@ -1,6 +1,6 @@
 """What the runs of a sweep say together."""
 
-from bpresearch.analysis import ablation
+from bpresearch.analysis import ablation, deepobs, quadratics
 from bpresearch.analysis.anatomy import Anatomy, factor_statistics, take_apart
 from bpresearch.analysis.settings import (
     METRICS,
@@ -24,10 +24,12 @@ __all__ = [
     "ablation",
     "best_settings",
     "chosen_by",
+    "deepobs",
     "factor_statistics",
     "figures",
     "mean_and_interval",
     "metric_of",
+    "quadratics",
     "settings_of",
     "take_apart",
     "verdict",
