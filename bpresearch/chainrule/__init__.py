@@ -4,8 +4,15 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     activations,
     composites,
     convolution,
+    ctc,
     linear,
     losses,
+    losses_divergence,
+    losses_margin,
+    losses_ranking,
+    losses_regression,
+    losses_segmentation,
+    penalties,
     pooling,
 )
 from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad

@@ -4,12 +4,15 @@ from bpresearch.models.combinators import Residual, add_channel, flatten
 from bpresearch.models.convolutional import cnn
 from bpresearch.models.dense import linear, mlp, residual_mlp
 from bpresearch.models.patches import patch_convolution
+from bpresearch.models.penalties import l1_penalty, l2_penalty
 
 __all__ = [
     "Residual",
     "add_channel",
     "cnn",
     "flatten",
+    "l1_penalty",
+    "l2_penalty",
     "linear",
     "mlp",
     "patch_convolution",
