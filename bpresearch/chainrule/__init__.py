@@ -15,12 +15,14 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     penalties,
     pooling,
 )
+from bpresearch.chainrule.custom_vjp import as_custom_vjp
 from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad
 from bpresearch.chainrule.registry import NoRuleError, Rule, registered, rule, rule_for
 
 __all__ = [
     "NoRuleError",
     "Rule",
+    "as_custom_vjp",
     "backward",
     "forward",
     "gradient",
