@@ -14,6 +14,7 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     losses_segmentation,
     penalties,
     pooling,
+    rotary,
 )
 from bpresearch.chainrule.custom_vjp import as_custom_vjp
 from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad
