@@ -16,6 +16,7 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     pooling,
     rotary,
 )
+from bpresearch.chainrule.coverage import coverage
 from bpresearch.chainrule.custom_vjp import as_custom_vjp
 from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad
 from bpresearch.chainrule.registry import NoRuleError, Rule, registered, rule, rule_for
@@ -25,6 +26,7 @@ __all__ = [
     "Rule",
     "as_custom_vjp",
     "backward",
+    "coverage",
     "forward",
     "gradient",
     "registered",
