@@ -2,9 +2,13 @@
 
 from bpresearch.chainrule import (  # noqa: F401  (importing a file registers its rules)
     activations,
+    attention,
+    axis_activations,
     composites,
     convolution,
     ctc,
+    dropout,
+    embedding,
     linear,
     losses,
     losses_divergence,
@@ -12,8 +16,11 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     losses_ranking,
     losses_regression,
     losses_segmentation,
+    normalization,
     penalties,
     pooling,
+    recurrence,
+    recurrent,
     rotary,
 )
 from bpresearch.chainrule.coverage import coverage

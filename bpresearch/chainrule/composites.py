@@ -3,9 +3,9 @@
 from flax import nnx
 
 from bpresearch.chainrule.engine import backward, forward
-from bpresearch.chainrule.registry import rule
+from bpresearch.chainrule.registry import rule, rule_for
 from bpresearch.functional import as_inputs
-from bpresearch.models.combinators import Residual, add_channel, flatten
+from bpresearch.models.combinators import Masked, Residual, add_channel, flatten
 
 
 @rule(nnx.Sequential)
@@ -38,6 +38,21 @@ class ResidualRule:
     def backward(layer, residuals, y_bar):
         grads, x_bar = backward(layer.branch, residuals, y_bar, name=("branch",))
         return {"branch": grads}, y_bar + x_bar
+
+
+@rule(Masked)
+class MaskedRule:
+    """y = norm(x, mask).      The norm's own rule, given the mask, which has no cotangent"""
+
+    def forward(layer, x, mask):
+        norm, options = rule_for(layer.norm, ("norm",))
+        y, residuals = norm.forward(layer.norm, x, mask=mask, **options)
+        return y, residuals
+
+    def backward(layer, residuals, y_bar):
+        norm, options = rule_for(layer.norm, ("norm",))
+        grads, x_bar = norm.backward(layer.norm, residuals, y_bar, **options)
+        return {"norm": grads}, (x_bar, None)
 
 
 @rule(flatten)

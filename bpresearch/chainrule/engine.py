@@ -16,6 +16,7 @@ from bpresearch.functional import (
     State,
     as_inputs,
     compiled_value_and_grad,
+    format_path,
     merge,
     state_of,
 )
@@ -35,6 +36,11 @@ def _setting(variable: ContextVar, value: Any) -> Iterator[None]:
         yield
     finally:
         variable.reset(token)
+
+
+def location() -> str:
+    """Where in the model the rule that asks is at work, for its error messages."""
+    return format_path(_path.get()) or "the model itself"
 
 
 def replacing(replace: Callable[[Path, Layer, Rule], Rule]):

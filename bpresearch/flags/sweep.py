@@ -46,7 +46,7 @@ def define_sweep_flags() -> None:
         f"learning-rate schedule, one or many of {', '.join(SCHEDULES)}",
     )
     flags.DEFINE_string(
-        "lr", "0.01,0.03,0.1,0.3,1,3", "learning rate, one or many: 0.01,0.1 or logspace:1e-3:1:7"
+        "lr", "0.03,0.1,0.3,1,3,10", "learning rate, one or many: 0.01,0.1 or logspace:1e-3:1:7"
     )
     flags.DEFINE_string("momentum", "0.9", "momentum, nesterov: the momentum, one or many")
     flags.DEFINE_string("batch_size", "100", "examples in a mini-batch, one or many")

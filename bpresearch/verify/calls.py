@@ -144,7 +144,11 @@ class Watch:
 
         def noted_forward(layer, *inputs, **options):
             shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), v.dtype), inputs)
-            self.inside.setdefault(path, (Call(path, take_apart(layer)[0], tested, options), shapes))
+            static, _, state = take_apart(layer)
+            self.inside.setdefault(path, (Call(path, static, tested, options), shapes))
+            tested.forward(layer, *inputs, **options)  # notes the calls that it makes itself
+            if state:
+                nnx.update(layer, nnx.State(state))
             return reference.forward(layer, *inputs, **options)
 
         return SimpleNamespace(forward=noted_forward, backward=reference.backward)

@@ -44,13 +44,18 @@ def random_model():
     """`random_model(lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)), seed=0, dtype=float64)`.
 
     The model with Gaussian parameters, biases too, made without compiling its initialisation.
-    `dtype=None` leaves the parameters the dtypes they were declared with.
+    `dtype=None` leaves the parameters the dtypes they were declared with. Keys and counters of random
+    streams are those of seed 0.
     """
 
     def random_model(build, seed=0, dtype=jnp.float64):
         graphdef, state = nnx.split(nnx.eval_shape(build))
 
         def draw(index, leaf):
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.key(0)
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                return jnp.zeros(leaf.shape, leaf.dtype)
             scale = 1 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
             return _normal((seed, index), *leaf.shape, dtype=leaf.dtype, scale=scale)
 
