@@ -1,7 +1,7 @@
 """Which of Flax's layers and activations and of Optax's losses have a hand-written rule?
 
-Walks the namespaces of the installed versions. Exit code 0: each name has a rule or a stated reason for having
-none, 1: some have neither. With --quick, the count and the missing names alone.
+Walks the namespaces of the installed versions. Exit code 0: each name has a rule or a stated reason for
+having none, 1: some have neither. With --quick, the counts and the missing names alone.
 
     scripts/run scripts/coverage.py
     scripts/run scripts/coverage.py --quick --json=coverage.json

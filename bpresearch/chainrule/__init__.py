@@ -6,10 +6,12 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     axis_activations,
     composites,
     convolution,
+    convolution_transpose,
     ctc,
     dropout,
     embedding,
     linear,
+    lora,
     losses,
     losses_divergence,
     losses_margin,
@@ -21,7 +23,9 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     pooling,
     recurrence,
     recurrent,
+    reductions,
     rotary,
+    weight_normalization,
 )
 from bpresearch.chainrule.coverage import coverage
 from bpresearch.chainrule.custom_vjp import as_custom_vjp

@@ -131,14 +131,11 @@ def _rows(namespaces: dict[str, ModuleType]) -> Iterable[Row]:
 
 def _rule(value: Any) -> str:
     """File and first line of a name's rule."""
+    if not callable(value) or (isinstance(value, type) and not issubclass(value, nnx.Module)):
+        return ""
     try:
-        if isinstance(value, type):
-            if not issubclass(value, nnx.Module):
-                return ""
-            # A rule belongs to a type; an object of it, without its constructor run, finds it.
-            found, _ = rule_for(object.__new__(value))
-        else:
-            found, _ = rule_for(value)
+        # A rule belongs to a type: an object of it finds its rule, without the constructor being run.
+        found, _ = rule_for(object.__new__(value) if isinstance(value, type) else value)
     except NoRuleError:
         return ""
     formula = (inspect.getdoc(found) or "").partition("\n")[0]

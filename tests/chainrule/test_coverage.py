@@ -12,8 +12,8 @@ from bpresearch import chainrule
 LAYERS = """Linear LinearGeneral Einsum Conv ConvTranspose Embed BatchNorm LayerNorm RMSNorm GroupNorm
     InstanceNorm WeightNorm SpectralNorm MultiHeadAttention Dropout LoRA LoRALinear PReLU SimpleCell GRUCell
     LSTMCell OptimizedLSTMCell RNN Bidirectional Sequential avg_pool max_pool min_pool"""
-ACTIVATIONS = """celu elu gelu glu hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid log_softmax relu relu6
-    selu sigmoid silu soft_sign softmax softplus standardize tanh identity"""
+ACTIVATIONS = """celu elu gelu glu hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid log_softmax relu
+    relu6 selu sigmoid silu soft_sign softmax softplus standardize tanh identity"""
 LOSSES = """squared_error l2_loss huber_loss log_cosh softmax_cross_entropy
     softmax_cross_entropy_with_integer_labels sigmoid_binary_cross_entropy sigmoid_focal_loss hinge_loss
     multiclass_hinge_loss perceptron_loss poly_loss_cross_entropy kl_divergence convex_kl_divergence
