@@ -4,6 +4,7 @@ from bpresearch.models.combinators import Masked, Residual, Unembed, add_channel
 from bpresearch.models.convolutional import cnn
 from bpresearch.models.dense import linear, mlp, residual_mlp
 from bpresearch.models.patches import patch_convolution
+from bpresearch.models.penalties import l1_penalty, l2_penalty
 
 __all__ = [
     "Masked",
@@ -12,6 +13,8 @@ __all__ = [
     "add_channel",
     "cnn",
     "flatten",
+    "l1_penalty",
+    "l2_penalty",
     "linear",
     "mlp",
     "patch_convolution",

@@ -177,7 +177,7 @@ def walk(model: nnx.Module, loss_fn: Callable[..., Any], x: Any, y: Any, replace
     """The mean loss, computed through the rules' own chaining with each rule replaced."""
     with replacing(replace):
         outputs, _ = forward(model, *as_inputs(x))
-        values, _ = forward(loss_fn, outputs, y, name=("loss",))
+        values, _ = forward(loss_fn, *as_inputs(outputs), *as_inputs(y), name=("loss",))
     return jnp.mean(values)
 
 
