@@ -14,6 +14,7 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     pooling,
     recurrence,
     recurrent,
+    shapes,
 )
 from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad
 from bpresearch.chainrule.registry import NoRuleError, Rule, registered, rule, rule_for
