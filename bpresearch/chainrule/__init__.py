@@ -6,15 +6,18 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     axis_activations,
     composites,
     convolution,
+    convolution_transpose,
     dropout,
     embedding,
     linear,
+    lora,
     losses,
     normalization,
     pooling,
     recurrence,
     recurrent,
     shapes,
+    weight_normalization,
 )
 from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad
 from bpresearch.chainrule.registry import NoRuleError, Rule, registered, rule, rule_for

@@ -25,7 +25,7 @@ class SoftmaxRule:
         return y, y
 
     def backward(function, y, y_bar, axis=-1, where=None):
-        return {}, y * (y_bar - jnp.sum(y * y_bar, axis, where=where, keepdims=True))
+        return {}, y * (y_bar - jnp.sum(y * y_bar, axis, keepdims=True))
 
 
 @rule(nnx.log_softmax)

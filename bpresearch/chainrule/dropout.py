@@ -13,9 +13,10 @@ from bpresearch.chainrule.registry import rule
 class DropoutRule:
     """y = m x / (1 - rate).      x_bar = m y_bar / (1 - rate)      (Srivastava et al. 2014)
 
-    Each m is 0 with probability `rate`, else 1. The mask m is the one that the layer itself draws: one key from its random stream, whose counter moves
-    on. Along `broadcast_dims` all elements share one m. Nothing is dropped, and no key drawn, when the layer
-    is deterministic or its rate 0; with rate 1 everything is dropped, and no key drawn either.
+    Each m is 0 with probability `rate`, else 1: the mask that the layer itself draws, with one key from its
+    random stream, whose counter moves on. Along `broadcast_dims` all elements share one m. Nothing is
+    dropped, and no key drawn, when the layer is deterministic or its rate 0; with rate 1 everything is
+    dropped, and no key drawn either.
     """
 
     def forward(layer, x, deterministic=None, rngs=None):

@@ -87,20 +87,15 @@ class InstanceNormRule:
 class GroupNormRule:
     """LayerNorm of each example's each group of channels (Wu and He 2018).      As in `LayerNormRule`
 
-    x: (batch, *spatial, groups * size), seen as (batch, *spatial, groups, size); mean and var are taken over
-    the spatial axes and the size, or over `reduction_axes` and the size, where all axes but one are reduced.
+    x: (batch, *spatial, groups * size). Mean and var are taken over the spatial axes and the channels of the
+    group; or over `reduction_axes`, whose last one stands for the channels, where one other axis remains.
     """
 
     def forward(layer, x, mask=None):
-        mask = None if mask is None else _grouped(layer, mask)
-        axes = _group_axes(layer, x.ndim)
-        y, residuals = _forward(layer, _grouped(layer, x), axes, (-2, -1), mask)
-        return y.reshape(x.shape), residuals
+        return _forward(layer, x, _group_axes(layer, x), -1, mask)
 
     def backward(layer, residuals, y_bar, mask=None):
-        axes, shape = _group_axes(layer, y_bar.ndim), y_bar.shape
-        grads, x_bar = _backward(layer, residuals, _grouped(layer, y_bar), axes, (-2, -1))
-        return grads, x_bar.reshape(shape)
+        return _backward(layer, residuals, y_bar, _group_axes(layer, y_bar), -1)
 
 
 @rule(nnx.BatchNorm)
@@ -149,45 +144,37 @@ def _backward(layer, residuals, y_bar, axes, features, centre=True, constant=Fal
     x, mean, r, mask = residuals
     axes, features = _sorted_axes(axes, x.ndim), _sorted_axes(features, x.ndim)
     x_cast, *_, scale, _ = _promoted(layer, x)
-    x_hat = (x_cast.astype(r.dtype) if mean is None else x_cast.astype(r.dtype) - mean) * r
+    x_hat = _centred(x_cast, mean, r) * r
     y_bar = y_bar.astype(r.dtype)
-    shape = _feature_shape(x, features)
-    scale = 1 if scale is None else scale.astype(r.dtype).reshape(shape)
+    scale = 1 if scale is None else scale.astype(r.dtype).reshape(_feature_shape(x, features))
     others = tuple(axis for axis in range(x.ndim) if axis not in features)
-
-    def total(values, over):
-        return jnp.sum(values, over, keepdims=True)
 
     bias_bar, scale_bar = y_bar, y_bar * x_hat
     if not set(axes) & set(
         features
     ):  # scale is a common factor of what is summed over `axes`: once is enough
-        bias_bar, scale_bar = total(bias_bar, axes), total(scale_bar, axes)
+        bias_bar, scale_bar = _total(bias_bar, axes), _total(scale_bar, axes)
     grads = {}
     if layer.scale is not None:
-        grads["scale"] = total(scale_bar, others).reshape(layer.scale.shape)
+        grads["scale"] = _total(scale_bar, others).reshape(layer.scale.shape)
     if getattr(layer, "bias", None) is not None:
-        grads["bias"] = total(bias_bar, others).reshape(layer.bias.shape)
-
-    x_hat_bar = scale * y_bar
+        grads["bias"] = _total(bias_bar, others).reshape(layer.bias.shape)
     if constant:
-        return grads, (r * x_hat_bar).astype(x.dtype)
-    if mask is None:
-        share = 1 / math.prod(x.shape[axis] for axis in axes)
-    else:
-        share = jnp.where(mask, 1 / total(jnp.broadcast_to(mask, x.shape).astype(r.dtype), axes), 0)
-    along_x_hat = share * _over_devices(layer, total(scale * scale_bar, axes))
-    x_bar = x_hat_bar - x_hat * along_x_hat
+        return grads, (r * scale * y_bar).astype(x.dtype)
+
+    n = _number(layer, x, axes, mask)
+    pull = x_hat * _mean(layer, scale * scale_bar, axes, n)
     if centre:
-        x_bar = x_bar - share * _over_devices(layer, total(scale * bias_bar, axes))
-    return grads, (r * x_bar).astype(x.dtype)
+        pull = pull + _mean(layer, scale * bias_bar, axes, n)
+    return grads, (r * (scale * y_bar - _inside(mask, pull))).astype(x.dtype)
 
 
 def _statistics(layer, x, axes, mask, centre):
     """Mean (None where it is not taken out) and variance over `axes`, which stay as axes of length one."""
+    n = _number(layer, x, axes, mask)
 
     def mean_of(values):
-        return _over_devices(layer, jnp.mean(values, axes, where=mask, keepdims=True))
+        return _mean(layer, _inside(mask, values), axes, n)
 
     if not centre:
         return None, mean_of(x * x)
@@ -197,21 +184,51 @@ def _statistics(layer, x, axes, mask, centre):
     return mean, mean_of(jnp.square(x - mean))
 
 
+def _total(values, axes):
+    return jnp.sum(values, axes, keepdims=True)
+
+
+def _pooled(layer, values, axes):
+    """The sum over `axes` and, for GroupNorm, over the channels of each group."""
+    total = _total(values, axes)
+    if not isinstance(layer, nnx.GroupNorm):
+        return total
+    grouped = total.reshape(*total.shape[:-1], layer.num_groups, layer.group_size)
+    return jnp.broadcast_to(_total(grouped, -1), grouped.shape).reshape(total.shape)
+
+
+def _mean(layer, values, axes, n):
+    """The n-th part of the sum; with an `axis_name`, averaged over the devices."""
+    mean = _pooled(layer, values, axes) / n
+    if layer.axis_name is None:
+        return mean
+    return lax.pmean(mean, layer.axis_name, axis_index_groups=layer.axis_index_groups)
+
+
+def _number(layer, x, axes, mask):
+    """How many elements a mean is taken over."""
+    if mask is not None:
+        return _pooled(layer, jnp.broadcast_to(mask, x.shape).astype(x.dtype), axes)
+    size = layer.group_size if isinstance(layer, nnx.GroupNorm) else 1
+    return size * math.prod(x.shape[axis] for axis in axes)
+
+
+def _inside(mask, values):
+    return values if mask is None else jnp.where(mask, values, 0)
+
+
 def _affine(layer, x, mean, r, scale, bias, features):
     """y = (x - mean) (r scale) + bias in the layer's dtype."""
     shape = _feature_shape(x, features)
     factor = r if scale is None else r * scale.astype(r.dtype).reshape(shape)
-    y = x.astype(r.dtype) if mean is None else x.astype(r.dtype) - mean
-    y = y * factor
+    y = _centred(x, mean, r) * factor
     if bias is not None:
         y = y + bias.astype(r.dtype).reshape(shape)
     return y.astype(canonicalize_dtype(x, scale, bias, dtype=layer.dtype))
 
 
-def _over_devices(layer, values):
-    if layer.axis_name is None:
-        return values
-    return lax.pmean(values, layer.axis_name, axis_index_groups=layer.axis_index_groups)
+def _centred(x, mean, r):
+    return x.astype(r.dtype) if mean is None else x.astype(r.dtype) - mean
 
 
 def _move(running, value, momentum):
@@ -252,18 +269,15 @@ def _instance_axes(layer, x):
     return tuple(axis for axis in range(1, x.ndim) if axis not in features)
 
 
-def _grouped(layer, x):
-    return x.reshape(*x.shape[:-1], layer.num_groups, layer.group_size)
-
-
-def _group_axes(layer, rank):
-    """The reduced axes of the grouped input; the last one of `reduction_axes` stands for the group's size."""
-    given = range(1, rank) if layer.reduction_axes is None else layer.reduction_axes
-    axes = (*_sorted_axes(given, rank)[:-1], rank)
-    if rank - len(axes) != 1 and 1 not in (layer.num_groups, layer.group_size):
+def _group_axes(layer, x):
+    """The reduced axes other than the channels'."""
+    given = range(1, x.ndim) if layer.reduction_axes is None else layer.reduction_axes
+    axes = _sorted_axes(given, x.ndim)[:-1]
+    others = x.ndim - 1 - len(axes)
+    if others != 1 and 1 not in (layer.num_groups, layer.group_size):
         raise ValueError(
-            f"nnx.GroupNorm at {location()}: reduction_axes={layer.reduction_axes} leaves {rank - len(axes)} "
-            "axes besides the groups, and Flax then mixes up the groups' statistics; leave one"
+            f"nnx.GroupNorm at {location()}: reduction_axes={layer.reduction_axes} leaves {others} axes "
+            "besides the channels, and Flax then mixes up the groups' statistics; leave one"
         )
     return axes
 
