@@ -202,8 +202,9 @@ def evaluate(
         values = training.loss_fn(outputs, y).astype(jnp.float32)
         result = {"loss": jnp.sum(weight * jnp.mean(values.reshape(size, -1), axis=1))}
         if training.labels:
-            labels = y if y.ndim == 1 else jnp.argmax(y, axis=-1)
-            result["accuracy"] = jnp.sum(weight * (jnp.argmax(outputs, axis=-1) == labels))
+            labels = y if jnp.issubdtype(y.dtype, jnp.integer) else jnp.argmax(y, axis=-1)
+            right = (jnp.argmax(outputs, axis=-1) == labels).reshape(size, -1)
+            result["accuracy"] = jnp.sum(weight * jnp.mean(right, axis=1))
         return result
 
     totals = jax.lax.map(lambda part: sums(*part), (index, weight))

@@ -25,6 +25,7 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     recurrent,
     reductions,
     rotary,
+    shapes,
     weight_normalization,
 )
 from bpresearch.chainrule.coverage import coverage
