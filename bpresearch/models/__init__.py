@@ -14,14 +14,11 @@ from bpresearch.models.combinators import (
 from bpresearch.models.convolutional import cnn, lenet
 from bpresearch.models.dense import autoencoder, linear, mlp, residual_mlp
 from bpresearch.models.patches import patch_convolution
-<<<<<<< HEAD
 from bpresearch.models.penalties import l1_penalty, l2_penalty
-=======
 from bpresearch.models.recurrent import bidirectional_gru, gru, lstm
 from bpresearch.models.residual import resnet
 from bpresearch.models.shapes import add_channel, average, flatten, last, positions, steps, swap
 from bpresearch.models.transformers import mixer, transformer, vit
->>>>>>> models
 
 __all__ = [
     "CausalAttention",
@@ -41,14 +38,11 @@ __all__ = [
     "concatenate",
     "dot_product_attention",
     "flatten",
-<<<<<<< HEAD
+    "gru",
     "l1_penalty",
     "l2_penalty",
-=======
-    "gru",
     "last",
     "lenet",
->>>>>>> models
     "linear",
     "lstm",
     "mixer",
