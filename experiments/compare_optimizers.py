@@ -3,7 +3,7 @@
 First the hand-written chain rule is checked against jax.grad on this model and data. Then every
 combination of the flags below is trained; a flag takes one value or many (--lr=0.01,0.1,
 --lr=logspace:1e-3:1:7, --seed=0:5). Prints the best setting of each optimizer and schedule and writes the
-results and pictures to --workdir; the same command resumes a sweep that was stopped.
+results and a report, report/index.html, to --workdir; the same command resumes a sweep that was stopped.
 """
 
 import json
@@ -19,6 +19,7 @@ from bpresearch import flags as shared
 shared.define_task_flags()
 shared.define_sweep_flags()
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")
+flags.DEFINE_bool("report", True, "write the report, report/index.html in the workdir; --noreport does not")
 
 
 def main() -> int:
@@ -29,14 +30,20 @@ def main() -> int:
     workdir = shared.workdir_from_flags("compare_optimizers", experiment, axes)
     console = Console()
 
-    console.print(check_gradients(experiment).summary())
+    check = check_gradients(experiment)
+    console.print(check.summary(), markup=False)
     results = shared.sweep_from_flags(experiment, axes, workdir)
+    sweep.write_text(workdir / "gradient_check.json", check.to_json())
     console.print(report.table(results))
-    console.print(analysis.verdict(results))
-    pictures = report.write(results, workdir / "report")
+    console.print(analysis.verdict(results), markup=False)
+    for warning in analysis.budget_warnings(results):
+        console.print(warning, markup=False)
     if json_file:
         sweep.write_text(json_file, json.dumps(analysis.figures(results), indent=2))
-    console.print(f"Results: {workdir}/results.zarr. Pictures: {', '.join(p.name for p in pictures)}")
+    console.print(f"Results: {workdir}/results.zarr", markup=False, soft_wrap=True)
+    if flags.FLAGS.report:
+        page = report.write(report.read(workdir), workdir / "report")
+        console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0
 
 

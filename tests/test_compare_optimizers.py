@@ -36,6 +36,8 @@ def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(tmp_path):
     assert config["experiment"]["gradient"] == "engine" or config["experiment"]["gradient"] == "chainrule"
     for name in ("loss_curves", "learning_rate_sensitivity"):
         assert (workdir / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "<!doctype html>" in (workdir / "report" / "index.html").read_text()
+    assert json.loads((workdir / "gradient_check.json").read_text())["passed"]
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"sgd.constant.lr", "momentum.constant.test_accuracy"} <= set(figures)
     assert all(isinstance(value, int | float) for value in figures.values())
@@ -49,10 +51,11 @@ def test_regression_is_compared_by_loss(tmp_path):
     found = run(
         tmp_path, "--model=mlp", "--widths=8", "--dataset=diabetes", "--steps=10", "--seed=0", "--lr=0.01",
         "--schedule=constant", "--optimizer=nesterov", "--batch_size=20", "--quiet", "--workdir=w",
+        "--noreport",
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert "test loss" in found.stdout and "One seed" in found.stdout
-    assert found.stderr == ""
+    assert found.stderr == "" and not (tmp_path / "w" / "report").exists()
 
 
 def test_help_shows_the_flags(tmp_path):

@@ -168,7 +168,7 @@ def figures(results: xr.Dataset) -> dict[str, float]:
         runs = (results.optimizer == optimizer) & (results.schedule == schedule)
         interval = mean_and_interval(setting.test)
         name = f"{optimizer}.{schedule}"
-        flat[f"{name}.lr"] = setting.values["lr"]
+        flat[f"{name}.lr"] = setting.values.get("lr", math.nan)
         flat[f"{name}.{metric.variable}"] = interval.mean
         flat[f"{name}.{metric.variable}_half_width"] = interval.half_width
         flat[f"{name}.diverged"] = float((results.diverged_at[runs] >= 0).mean())
@@ -179,4 +179,5 @@ def describe(setting: Setting) -> str:
     """`momentum 0.9, cosine, learning rate 0.1`."""
     values = setting.values
     momentum = f" {values['momentum']:g}" if "momentum" in values else ""
-    return f"{values['optimizer']}{momentum}, {values['schedule']}, learning rate {values['lr']:g}"
+    rate = f", learning rate {values['lr']:.4g}" if "lr" in values else ""
+    return f"{values['optimizer']}{momentum}, {values['schedule']}{rate}"

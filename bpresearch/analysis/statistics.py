@@ -37,3 +37,36 @@ def mean_and_interval(values: Float[np.ndarray, " seeds"], level: float = 0.95) 
     quantile = stats.t.ppf((1 + level) / 2, count - 1)
     error = np.std(values, ddof=1) / np.sqrt(count)
     return Interval(float(np.mean(values)), float(quantile * error), count)
+
+
+def paired_difference(
+    first: Float[np.ndarray, " seeds"], second: Float[np.ndarray, " seeds"], level: float = 0.95
+) -> Interval:
+    """Mean of first - second with Student's interval for the differences within each seed.
+
+    What a seed does to both (its initial weights, the order of its data) cancels.
+    """
+    return mean_and_interval(np.asarray(first, np.float64) - np.asarray(second, np.float64), level)
+
+
+def unpaired_difference(
+    first: Float[np.ndarray, " _"], second: Float[np.ndarray, " _"], level: float = 0.95
+) -> Interval:
+    """Mean of first minus mean of second, with Welch's interval (1947), which takes all runs as independent.
+
+    NaN is left out; the half width is NaN where one of them has fewer than two runs.
+    """
+    found = [np.asarray(values, np.float64)[np.isfinite(values)] for values in (first, second)]
+    fewest = min(len(values) for values in found)
+    if fewest == 0:
+        return Interval(np.nan, np.nan, 0)
+    difference = float(found[0].mean() - found[1].mean())
+    if fewest == 1:
+        return Interval(difference, np.nan, 1)
+    errors = np.array([values.var(ddof=1) / len(values) for values in found])
+    if errors.sum() == 0:
+        return Interval(difference, 0.0, fewest)
+    counts = np.array([len(values) for values in found])
+    freedom = errors.sum() ** 2 / (errors**2 / (counts - 1)).sum()
+    half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(errors.sum())
+    return Interval(difference, float(half), fewest)

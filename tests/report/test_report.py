@@ -8,6 +8,11 @@ import pytest
 from rich.console import Console
 
 from bpresearch import report
+from bpresearch.report import pictures
+
+
+def sweeps(*results):
+    return report.Sweeps([report.Sweep(f"sweep {n}", found) for n, found in enumerate(results)])
 
 
 def printed(table):
@@ -50,26 +55,34 @@ CASES = {
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize("case", CASES)
-def test_every_picture_is_written_in_every_format(made_up, tmp_path, case):
-    results = made_up(**CASES[case])
-    for path in report.write(results, tmp_path):
+def test_a_report_is_one_page_that_loads_nothing(made_up, tmp_path, case):
+    page = report.write(made_up(**CASES[case]), tmp_path, drawings=case == "usual")
+    assert page == tmp_path / "index.html"
+    markup, _, scripts = page.read_text().partition('<script type="application/json"')
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", markup + scripts)
+    assert not re.search(r"""<(link|img|iframe|script)[^>]*(href|src)=["'](?!data:)""", markup)
+    assert 'id="loss_curves"' in markup and "Best settings" in markup
+    if case != "usual":
+        return
+    drawings = sorted(tmp_path.glob("*.png"))
+    assert [path.with_suffix(".svg") for path in drawings] == sorted(tmp_path.glob("*.svg"))
+    assert {path.stem for path in drawings} == set(re.findall(r'figure id="(\w+)"', markup))
+    for path in drawings:
         width, height = struct.unpack(">II", path.read_bytes()[16:24])
-        assert 400 < width <= 1800 and height > 300
-        drawing = path.with_suffix(".svg").read_text()
-        for name in {*results.schedule.values, "training loss" if "curves" in path.name else "learning rate"}:
-            assert name in drawing
-        page = path.with_suffix(".html").read_text()
-        assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)  # nothing is loaded
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".html"] * 2 + [".png"] * 2 + [".svg"] * 2
+        assert 400 < width <= 1800 and height > 250, path.stem
+        assert path.with_suffix(".svg").read_text().startswith("<svg")
+    for name, word in (("loss_curves", "training loss"), ("learning_rate_sensitivity", "learning rate")):
+        drawing = (tmp_path / f"{name}.svg").read_text()
+        assert all(text in drawing for text in ("constant", "cosine", "momentum", word))
 
 
 def test_names_cannot_break_out_of_the_page(made_up, tmp_path):
     name = "</script><script>alert(1)</script>"
-    report.save(report.loss_curves(made_up(optimizers=(name,))), tmp_path / "a.html")
+    report.save(pictures.loss_curves(sweeps(made_up(optimizers=(name,)))), tmp_path / "a.html")
     assert "<script>alert" not in (tmp_path / "a.html").read_text()
 
 
 def test_an_unknown_format_is_refused(made_up, tmp_path):
     with pytest.raises(ValueError, match=r"a\.gif: a picture's name ends in"):
-        report.save(report.loss_curves(made_up()), tmp_path / "a.gif")
+        report.save(pictures.loss_curves(sweeps(made_up())), tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,199 @@
+"""Pictures of the comparison itself: budgets, profiles, intervals."""
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from bpresearch.analysis import (
+    budget_curves,
+    differences,
+    interquartile_mean_interval,
+    metric_of,
+    performance_profile,
+    several,
+)
+from bpresearch.report.style import band, by_optimizer, panels, tooltips
+from bpresearch.report.sweeps import Sweeps
+
+MOST_TRIALS = 200
+
+
+def budgets(sweeps: Sweeps, by: str = "optimizer") -> alt.FacetChart | None:
+    """Expected best test metric against the number of settings tried, for each optimizer."""
+    rows: list[dict[str, Any]] = []
+    for sweep in sweeps:
+        for name, curve in budget_curves(sweep.results, by).items():
+            at = np.unique(np.geomspace(1, len(curve.trials), MOST_TRIALS).round().astype(int)) - 1
+            mean, half = sweeps.scaled(curve.mean[at]), sweeps.scaled(curve.half_width[at])
+            rows += [
+                {"trials": int(n), "value": m, "low": m - h, "high": m + h, by: name, "sweep": sweep.name,
+                 "panel": sweeps.panel(sweep)}
+                for n, m, h in zip(curve.trials[at], mean, half, strict=True)
+            ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    if frame.trials.max() < 2:
+        return None
+    channels = by_optimizer(frame, by)
+    x = alt.X("trials:Q", title="settings tried", scale=alt.Scale(type="log", nice=False))
+    x["axis"] = alt.Axis(format="d", tickCount=6)
+    title = sweeps.metric.title
+    scale = alt.Scale(zero=False)
+    shown = tooltips(frame, [by, "trials", "value", "low", "high"])
+    layers = [
+        alt.Chart()
+        .mark_area(**band(0.16, by))
+        .encode(x=x, y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", detail=channels["detail"]),
+        alt.Chart()
+        .mark_line(strokeWidth=2.2)
+        .encode(
+            x=x,
+            y=alt.Y("value:Q", title=title, scale=scale),
+            color=channels["color"],
+            strokeDash=channels["dash"],
+            tooltip=shown,
+        ),
+    ]
+    return panels(
+        layers,
+        frame,
+        "How much tuning does each optimizer need?"
+        if by == "optimizer"
+        else f"How much tuning does each {by} need?",
+        f"Expected test result of the best of n random settings, chosen by validation; {sweeps.seeds}",
+        toggles=["x"],
+        height=280,
+        independent_y=not sweeps.one_metric,
+    )
+
+
+def profiles(sweeps: Sweeps, by: str = "optimizer", stratum: str = "schedule") -> alt.FacetChart | None:
+    """Performance profiles: the share of tuned runs above each score (Agarwal et al. 2021)."""
+    scores = _scores(sweeps, by, stratum)
+    if not scores:
+        return None
+    low = min(float(np.concatenate(s).min()) for s in scores.values())
+    high = max(float(np.concatenate(s).max()) for s in scores.values())
+    thresholds = np.linspace(max(low, -0.2), high, 101) if high > low else np.array([low - 0.01, high])
+    rows = []
+    for name, found in scores.items():
+        share, below, above = 100 * performance_profile(found, thresholds)
+        rows.append(
+            pd.DataFrame({"score": thresholds, "share": share, "low": below, "high": above, by: name})
+        )
+    frame = pd.concat(rows, ignore_index=True).assign(panel="")
+    channels = by_optimizer(frame, by)
+    x = alt.X("score:Q", title="score (0: untrained, 1: best setting of all)")
+    x["scale"] = alt.Scale(nice=False, zero=False)
+    x["axis"] = alt.Axis(tickCount=6)
+    title = "runs above the score (%)"
+    layers = [
+        alt.Chart()
+        .mark_area(**band(0.14, by, interpolate="step-after"))
+        .encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", detail=channels["detail"]),
+        alt.Chart()
+        .mark_line(strokeWidth=2.2, interpolate="step-after")
+        .encode(
+            x=x,
+            y=alt.Y("share:Q", title=title),
+            color=channels["color"],
+            strokeDash=channels["dash"],
+            tooltip=tooltips(frame, [by, "score", "share", "low", "high"]),
+        ),
+    ]
+    what = f"each {stratum}" + (" of each sweep" if len(sweeps) > 1 else "")
+    return panels(
+        layers,
+        frame,
+        "How often is each good?",
+        f"Runs at the best settings for {what}; 95 % stratified bootstrap band",
+        height=280,
+    )
+
+
+def interquartile_means(
+    sweeps: Sweeps, by: str = "optimizer", stratum: str = "schedule"
+) -> alt.FacetChart | None:
+    """The interquartile mean of each optimizer's tuned runs, with its stratified bootstrap interval."""
+    scores = _scores(sweeps, by, stratum)
+    if not scores:
+        return None
+    rows = [
+        {by: name, **interquartile_mean_interval(found)._asdict(), "panel": ""}
+        for name, found in scores.items()
+    ]
+    frame = pd.DataFrame(rows)
+    strata = len(next(iter(scores.values())))
+    y = alt.Y(f"{by}:N", title=None, sort=[row[by] for row in rows], axis=alt.Axis(labelLimit=160))
+    scale = alt.Scale(zero=False, padding=10)
+    title = "interquartile mean of the score"
+    channels = by_optimizer(frame, by)
+    colour = channels["color"]
+    colour["legend"] = None
+    tip = tooltips(frame, [by, "estimate", "low", "high"])
+    low = alt.X("low:Q", scale=scale, title=title, axis=alt.Axis(tickCount=6))
+    layers = [
+        alt.Chart().mark_rule(strokeWidth=3).encode(x=low, x2="high:Q", y=y, color=colour, tooltip=tip),
+        alt.Chart()
+        .mark_point(filled=True, size=110, opacity=1)
+        .encode(x=alt.X("estimate:Q", scale=scale, title=title), y=y, color=colour, tooltip=tip),
+    ]
+    strata_text = f"{strata} {stratum}{'s' * (strata != 1)}" + (" and sweeps" if len(sweeps) > 1 else "")
+    return panels(
+        layers,
+        frame,
+        "Which is best over all conditions?",
+        f"Tuned runs over {strata_text}, 95 % interval; 0: untrained, 1: best setting of all",
+        height=30 + 34 * len(rows),
+    )
+
+
+def _scores(sweeps: Sweeps, by: str, stratum: str) -> dict[str, list[np.ndarray]]:
+    scores = several([sweep.results for sweep in sweeps], by, stratum)
+    return scores if all(scores.values()) else {}
+
+
+def intervals(sweeps: Sweeps, by: str = "optimizer") -> alt.FacetChart | None:
+    """The best setting against the best of each other optimizer: paired and unpaired intervals."""
+    rows: list[dict[str, Any]] = []
+    for sweep in sweeps:
+        metric = metric_of(sweep.results)
+        for found in differences(sweep.results, by)[1]:
+            for kind, interval in (("paired by seed", found.paired), ("unpaired", found.unpaired)):
+                low, high = interval.bounds
+                scaled = {
+                    name: sweeps.scaled(value)
+                    for name, value in (("difference", interval.mean), ("low", low), ("high", high))
+                }
+                rows.append(
+                    {"against": found.name, "kind": kind, **scaled, "sweep": sweep.name,
+                     "panel": sweeps.panel(sweep), "unit": metric.title}
+                )  # fmt: skip
+    frame = pd.DataFrame(rows)
+    if not len(frame) or frame.difference.isna().all():
+        return None
+    y = alt.Y("against:N", title=None, sort=None, axis=alt.Axis(labelLimit=330))
+    offset = alt.YOffset("kind:N", sort=["paired by seed", "unpaired"])
+    title = f"better by ({'points' if sweeps.metric.percent else sweeps.metric.title})"
+    colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=["paired by seed", "unpaired"]))
+    shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["paired by seed", "unpaired"]))
+    tip = tooltips(frame, ["against", "kind", "difference", "low", "high"])
+    x = alt.X("low:Q", title=title, axis=alt.Axis(tickCount=7))
+    base = alt.Chart().encode(y=y, yOffset=offset, color=colour, tooltip=tip)
+    layers = [
+        alt.Chart().mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0)),
+        base.mark_rule(strokeWidth=3).encode(x=x, x2="high:Q"),
+        base.mark_point(filled=True, size=100, opacity=1).encode(
+            x=alt.X("difference:Q", title=title), shape=shape
+        ),
+    ]
+    return panels(
+        layers,
+        frame,
+        "How sure is the difference?",
+        f"The best setting against the best of every other {by}; 95 % intervals",
+        height=30 + 44 * frame.against.nunique(),
+        columns=1,
+        room=250,
+    )

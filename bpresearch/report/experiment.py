@@ -1,0 +1,291 @@
+"""The report of a sweep, or of several side by side: index.html and its pictures."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import xarray as xr
+
+from bpresearch.analysis import (
+    best_settings,
+    budget_warnings,
+    chosen_by,
+    differences,
+    edge_warnings,
+    edges,
+    mean_and_interval,
+    metric_of,
+    verdict,
+)
+from bpresearch.report import comparisons, gradients, landscape, pictures
+from bpresearch.report.page import Section, Table, render, short
+from bpresearch.report.style import save_drawings, write_whole
+from bpresearch.report.sweeps import Sweep, Sweeps, binned
+
+PICTURES = {
+    "loss_curves": pictures.loss_curves,
+    "learning_rate_sensitivity": pictures.learning_rate_sensitivity,
+    "effective_learning_rate": pictures.effective_learning_rate,
+    "interquartile_means": comparisons.interquartile_means,
+    "intervals": comparisons.intervals,
+    "budgets": comparisons.budgets,
+    "profiles": comparisons.profiles,
+    "all_runs": landscape.all_runs,
+    "heat_maps": landscape.heat_maps,
+    "parallel_coordinates": landscape.parallel_coordinates,
+    "diverged": landscape.diverged,
+}
+"""The pictures of a report by name; each is a function of the sweeps, None where it has nothing to show."""
+
+SECTIONS = {
+    "verdict": ("Verdict", ()),
+    "settings": ("Best settings", ()),
+    "training": ("Training", ("loss_curves",)),
+    "tuning": ("Tuning", ("learning_rate_sensitivity", "effective_learning_rate", "budgets")),
+    "comparison": ("Comparison", ("interquartile_means", "intervals", "profiles")),
+    "runs": ("All runs", ("all_runs", "heat_maps", "parallel_coordinates")),
+    "divergence": ("Divergence", ("diverged",)),
+    "diagnostics": ("Diagnostics", ()),
+    "gradient": ("Gradient check", ()),
+    "provenance": ("Where this comes from", ()),
+}
+"""The sections of a report and their pictures; `--only` takes both kinds of names."""
+
+NAMES = (*SECTIONS, *PICTURES)
+CURVES, BINS = 5000, 40
+"""Runs whose loss curves the page holds, and points of each."""
+
+
+def write(
+    results: xr.Dataset | Sweep | Sequence[Sweep],
+    folder: Path,
+    *,
+    title: str = "",
+    only: Collection[str] = (),
+    drawings: bool = True,
+) -> Path:
+    """Writes the report of one or several sweeps: `index.html`, and every picture as PNG and SVG.
+
+    Args:
+        results: a sweep's results, a `Sweep` as `read` gives it, or several of them.
+        folder: where to; it is made if need be.
+        title: heading of the page; default: what was trained on what.
+        only: names of sections (`SECTIONS`) and pictures (`PICTURES`) to show; default: all.
+        drawings: whether to write the pictures as PNG and SVG too.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        ValueError: a name in `only` is neither a section's nor a picture's.
+    """
+    if isinstance(results, xr.Dataset):
+        results = Sweep("results", results)
+    sweeps = Sweeps([results] if isinstance(results, Sweep) else results)
+    for name in only:
+        if name not in NAMES:
+            raise ValueError(f"{name} is no part of a report: {', '.join(NAMES)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = [_section(sweeps, name, only) for name in SECTIONS]
+    legend = [(name, list(dict.fromkeys(sweeps.runs[name]))) for name in ("optimizer", "schedule", "sweep")]
+    text = render(
+        title or _title(sweeps),
+        [section for section in sections if section],
+        legend=legend,
+        tables={"runs": _runs_table(sweeps)},
+        more={
+            "axes": [name for name in sweeps.axes if name not in ("optimizer", "schedule")],
+            "metric": sweeps.metric.title,
+            "curves": _curves(sweeps),
+        },
+        drawn=(lambda name, spec: save_drawings(spec, folder, name)) if drawings else None,
+    )
+    return write_whole(folder / "index.html", text.encode())
+
+
+def _title(sweeps: Sweeps) -> str:
+    tasks = dict.fromkeys(zip(sweeps.runs.model, sweeps.runs.dataset, strict=True))
+    return "; ".join(f"{model} on {dataset}" for model, dataset in list(tasks)[:4])
+
+
+def _section(sweeps: Sweeps, name: str, only: Collection[str]) -> Section | None:
+    heading, inside = SECTIONS[name]
+    if not only or name in only:
+        drawn = inside
+    else:
+        drawn = tuple(picture for picture in inside if picture in only)
+        if not drawn:
+            return None
+    charts: dict[str, alt.TopLevelMixin] = {}
+    for picture in drawn:
+        chart = PICTURES[picture](sweeps)
+        if chart is not None:
+            charts[picture] = chart
+    section = Section(name, heading, pictures=charts)
+    whole = not only or name in only
+    fill = FILL.get(name)
+    if fill and whole:
+        fill(sweeps, section)
+    section.picks = "all_runs" in charts
+    return section
+
+
+def _verdict(sweeps: Sweeps, section: Section) -> None:
+    prefix = {sweep.name: f"{sweep.name}: " if len(sweeps) > 1 else "" for sweep in sweeps}
+    section.lead = [prefix[sweep.name] + verdict(sweep.results) for sweep in sweeps]
+    warnings = []
+    for sweep in sweeps:
+        best = list(best_settings(sweep.results).values())
+        found = [*edge_warnings(sweep.results, best), *budget_warnings(sweep.results)]
+        if len(np.unique(sweep.results.seed)) < 3:
+            found.append("With fewer than three seeds, intervals say little.")
+        if sweep.unfinished:
+            found.append(f"{sweep.unfinished} runs have not finished and are not in here.")
+        warnings += [prefix[sweep.name] + text for text in found]
+    section.warnings = warnings
+
+
+def _settings(sweeps: Sweeps, section: Section) -> None:
+    names = [name for name in sweeps.axes if name not in ("optimizer", "schedule", "lr")]
+    used = {n for sweep in sweeps for s in best_settings(sweep.results).values() for n in s.values}
+    names = [*(["lr"] if "lr" in used else []), *names]
+    several, titles = len(sweeps) > 1, list(dict.fromkeys(metric_of(s.results).title for s in sweeps))
+    columns = [*(["sweep"] if several else []), "optimizer", "schedule", *names, " or ".join(titles)]
+    chosen = " or ".join(dict.fromkeys(chosen_by(s.results).title.removesuffix(" (%)") for s in sweeps))
+    caption = f"Best by {chosen}; mean and 95 % interval over seeds. * at the edge of the swept range."
+    table = Table(caption, [*columns, "seeds", "diverged"])
+    for sweep in sweeps:
+        test = metric_of(sweep.results)
+        for (optimizer, schedule), setting in best_settings(sweep.results).items():
+            at_edge = edges(sweep.results, setting)
+            values = [_shown(setting.values.get(name)) + "*" * (name in at_edge) for name in names]
+            mine = (sweep.results.optimizer == optimizer) & (sweep.results.schedule == schedule)
+            lost = int((sweep.results.diverged_at[mine] >= 0).sum())
+            cells = [*([sweep.name] if several else []), optimizer, schedule, *values]
+            cells += [test.format(mean_and_interval(setting.test)), str(len(setting.seeds))]
+            cells.append(f"{lost} of {int(mine.sum())}" if lost else "0")
+            table.add(cells, {"optimizer": optimizer, "schedule": schedule, "sweep": sweep.name})
+    section.tables = [table]
+
+
+def _comparison(sweeps: Sweeps, section: Section) -> None:
+    tables = []
+    for sweep in sweeps:
+        first, found = differences(sweep.results)
+        test = metric_of(sweep.results)
+        if not found:
+            continue
+        name = f"{sweep.name}: " if len(sweeps) > 1 else ""
+        table = Table(
+            f"{name}How much better {first.values['optimizer']} is, at the best settings of all schedules.",
+            ["against", "paired by seed", "unpaired", "probability of improvement"],
+        )
+        for row in found:
+            chance, low, high = row.improvement
+            interval = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
+            table.add(
+                [row.name, test.format(row.paired), test.format(row.unpaired), f"{chance:.2f}{interval}"]
+            )
+        tables.append(table)
+    section.tables = tables
+
+
+def _divergence(sweeps: Sweeps, section: Section) -> None:
+    lost = int((sweeps.runs.diverged_at >= 0).sum())
+    if not lost:
+        section.text = [f"None of {len(sweeps.runs):,} runs diverged."]
+
+
+def _diagnostics(sweeps: Sweeps, section: Section) -> None:
+    section.pictures = dict(pictures.diagnostics(sweeps))
+
+
+def _gradient(sweeps: Sweeps, section: Section) -> None:
+    checked = [sweep for sweep in sweeps if sweep.check]
+    for sweep in checked:
+        found = gradients.section(sweep.check)
+        prefix = f"{sweep.name}: " if len(sweeps) > 1 else ""
+        section.lead = [*section.lead, prefix + found.lead[0]]
+        section.text = [*section.text, *found.text]
+        if len(checked) == 1:
+            section.chain, section.pictures = found.chain, found.pictures
+            section.tables = found.tables
+
+
+def _provenance(sweeps: Sweeps, section: Section) -> None:
+    tables = []
+    for sweep in sweeps:
+        table = Table(sweep.name, ["what", "value"], wrap=True)
+        for key, value in _flat(sweep.provenance or dict(sweep.results.attrs)):
+            table.add([key, value])
+        seeds = sorted(set(sweep.results.seed.values.tolist()))
+        table.add(["seeds", ", ".join(map(str, seeds[:20])) + (", ..." if len(seeds) > 20 else "")])
+        tables.append(table)
+    section.tables = tables
+    held = len(_kept(sweeps))
+    section.text = [
+        f"This page holds {len(sweeps.runs):,} runs, and of {held:,} of them the training loss, each as the "
+        f"mean over at most {BINS} stretches of its steps. A picture that shows fewer runs says so. All "
+        f"numbers are in the folder's results.zarr."
+    ]
+
+
+FILL = {
+    "verdict": _verdict,
+    "settings": _settings,
+    "comparison": _comparison,
+    "divergence": _divergence,
+    "diagnostics": _diagnostics,
+    "gradient": _gradient,
+    "provenance": _provenance,
+}
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """Nested settings as lines of a name and a text."""
+    if isinstance(value, dict):
+        pairs = [_flat(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()]
+        return [pair for found in pairs for pair in found]
+    if isinstance(value, list):
+        text = ", ".join(_shown(item) for item in value[:40]) + (", ..." if len(value) > 40 else "")
+        return [(path, text)]
+    return [(path, _shown(value))]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _runs_table(sweeps: Sweeps) -> dict[str, Any]:
+    """Every run, for brushing and for the list of what is picked."""
+    effective = sweeps.settings.effective_lr.to_numpy()
+    runs = sweeps.runs.assign(effective_lr=effective[sweeps.runs.setting])
+    constant = [n for n in ("model", "dataset", "loss") if n not in sweeps.axes]
+    runs = runs.drop(columns=[name for name in constant if name in runs])
+    columns = list(runs.columns)
+    return {
+        "columns": columns,
+        "values": [[short(v) for v in runs[name].tolist()] for name in columns],
+    }
+
+
+def _kept(sweeps: Sweeps) -> list[int]:
+    runs = sweeps.runs.run.to_numpy()
+    return landscape.thinned(sweeps.runs, CURVES).run.tolist() if len(runs) > CURVES else runs.tolist()
+
+
+def _curves(sweeps: Sweeps) -> dict[str, Any]:
+    """The training loss of single runs, for the pictures of loss curves to show when they are picked."""
+    kept, values, steps, first = set(_kept(sweeps)), {}, {}, 0
+    for sweep in sweeps:
+        at, losses = binned(sweep.results.train_loss.values, sweep.results.step.values, BINS)
+        steps[sweep.name] = [short(float(step)) for step in at]
+        for number, row in enumerate(losses.astype(np.float64).tolist()):
+            if first + number in kept:
+                values[str(first + number)] = [short(value, 3) for value in row]
+        first += len(losses)
+    return {"steps": steps, "values": values}

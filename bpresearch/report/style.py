@@ -1,0 +1,183 @@
+"""How pictures look: colours, sizes, panels; and how they are written to files."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import vl_convert
+
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+"""Colours that people tell apart who do not see red and green apart (Okabe and Ito 2008)."""
+
+PALETTE_ON_DARK = ["#56B4E9", "#E69F00", "#2BC79B", "#E3A3C6", "#F0E442", "#E2764A", "#F5F5F5"]
+
+DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [5, 2, 1, 2]]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
+"""Five dashes and seven shapes beside seven colours: 35 names before two look alike."""
+
+WIDTH = 720
+
+
+def config(dark: bool = False) -> dict[str, Any]:
+    """Vega-Lite's configuration for a light or a dark page."""
+    ink, faint, grid = ("#e8e8ea", "#a9a9b2", "#3a3a42") if dark else ("#1d1d21", "#55555e", "#e6e6ea")
+    return {
+        "background": "transparent" if dark else "white",
+        "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
+        "range": {"category": PALETTE_ON_DARK if dark else PALETTE, "symbol": SHAPES},
+        "axis": {
+            "labelFontSize": 12, "titleFontSize": 13, "gridColor": grid, "domainColor": faint,
+            "tickColor": faint, "labelColor": ink, "titleColor": ink, "titleFontWeight": 600,
+            "labelOverlap": True,
+        },
+        "legend": {
+            "labelFontSize": 13, "titleFontSize": 13, "orient": "bottom", "symbolSize": 250, "columns": 4,
+            "symbolStrokeWidth": 3, "labelColor": ink, "titleColor": ink, "labelLimit": 300,
+        },
+        "header": {"labelFontSize": 13, "labelFontWeight": 600, "labelColor": ink, "titleColor": ink},
+        "title": {
+            "fontSize": 15, "subtitleFontSize": 13, "color": ink, "subtitleColor": faint, "anchor": "start",
+            "offset": 14, "subtitlePadding": 6,
+        },
+        "text": {"color": ink, "fontSize": 12},
+        "rule": {"color": faint},
+        "style": {"halo": {"stroke": "#18181c" if dark else "white", "strokeWidth": 4}},
+        "view": {"stroke": grid},
+    }  # fmt: skip
+
+
+SHOWN = (
+    "!hidden['optimizer ' + datum.optimizer] && !hidden['schedule ' + datum.schedule] "
+    "&& !hidden['sweep ' + datum.sweep]"
+)
+"""Rows that the page's legend has not hidden; a field that a picture lacks hides nothing."""
+
+PICKED = "!picked || picked[datum.run]"
+"""Rows of the runs that were brushed in any picture; all of them while none is."""
+
+
+def parameters() -> list[alt.Parameter]:
+    """What the page tells every picture: the legend's entries that are hidden, and the runs picked."""
+    names = {"hidden": {}, "picked": False, "picked_settings": False}
+    return [alt.param(name=name, value=value) for name, value in names.items()]
+
+
+def by_optimizer(frame: pd.DataFrame, field: str = "optimizer") -> dict[str, Any]:
+    """The channels that tell optimizers apart: colour and, on lines, dash; shape for points."""
+    names = list(dict.fromkeys(frame[field]))
+    kind = f"{field}:N"
+    return {
+        "color": alt.Color(kind, scale=alt.Scale(domain=names), title=field),
+        "detail": alt.Detail(kind),
+        "dash": alt.StrokeDash(kind, scale=alt.Scale(domain=names, range=DASHES), title=field),
+        "shape": alt.Shape(kind, scale=alt.Scale(domain=names, range=SHAPES), title=field),
+    }
+
+
+def band(opacity: float = 0.18, field: str = "optimizer", **options: Any) -> dict[str, Any]:
+    """An area in its optimizer's colour; by an expression, as a channel would change the legend's symbols."""
+    return {"opacity": opacity, "fill": alt.expr(f"scale('color', datum['{field}'])"), **options}
+
+
+def axis_at(values: Iterable[float]) -> alt.Axis:
+    """An axis of numbers with its labels at the values that occur, if they are few."""
+    found = sorted(set(values))
+    axis = alt.Axis(format="~g", tickCount=5)
+    if len(found) <= 9:
+        axis["values"] = found
+    return axis
+
+
+def titled(name: str) -> str:
+    """A column's name as words."""
+    return {"lr": "learning rate"}.get(name, name.replace("_", " "))
+
+
+def tooltips(frame: pd.DataFrame, names: Sequence[str]) -> list[alt.Tooltip]:
+    """What a hover shows of a row."""
+    return [
+        alt.Tooltip(f"{name}:Q", format=".4g") if frame[name].dtype.kind == "f" else alt.Tooltip(f"{name}:N")
+        for name in names
+    ]
+
+
+def panels(
+    layers: Sequence[alt.Chart], frame: pd.DataFrame, title: str, subtitle: str, *, columns: int = 3,
+    height: int | None = None, room: int = 30, independent_y: bool = False, toggles: Sequence[str] = (),
+    **meta: Any,
+) -> alt.FacetChart:  # fmt: skip
+    """A picture: layers over one frame, a panel for each value of its column `panel`.
+
+    Args:
+        layers: charts without data.
+        frame: the rows, with the columns `panel`, and `optimizer`, `schedule` and `sweep` where they have
+            one.
+        title: the question that the picture answers.
+        subtitle: what exactly is drawn.
+        columns: panels in a row at the full width.
+        height: of a panel.
+        room: pixels to the left of the panels.
+        independent_y: whether every panel has its own vertical scale.
+        toggles: the channels, "x" and "y", that the page can switch between log and linear.
+        **meta: more for the page (see page.js).
+    """
+    names = list(dict.fromkeys(frame.panel))
+    columns = max(1, min(columns, len(names)))
+    width = (WIDTH - room) // columns - 30
+    header = alt.Header(title=None, labels=len(names) > 1 or names != [""], labelLimit=width)
+    chart = (
+        alt.layer(*layers, data=frame)
+        .properties(width=width, height=height or max(170, min(width, 300)))
+        .facet(facet=alt.Facet("panel:N", sort=names, header=header), columns=columns)
+        .resolve_axis(x="independent")
+        .transform_filter(SHOWN)
+        .properties(title=alt.TitleParams(title, subtitle=subtitle))
+        .add_params(*parameters())
+    )
+    if independent_y:
+        chart = chart.resolve_scale(y="independent")
+    return chart.properties(usermeta={"toggles": list(toggles), "columns": columns, "room": room, **meta})
+
+
+def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    """A picture as Vega-Lite's JSON, with its data."""
+    with alt.data_transformers.disable_max_rows():
+        found: dict[str, Any] = chart.to_dict()
+    found.pop("config", None)  # Altair's own
+    return found
+
+
+def vega_lite_version() -> str:
+    """The version of Vega-Lite that pictures are written in, as vl-convert names it."""
+    return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+
+
+def save_drawings(found: dict[str, Any], folder: Path, name: str) -> Path:
+    """Writes a picture's .svg and .png; returns the PNG."""
+    drawing = svg(found)
+    write_whole(folder / f"{name}.svg", drawing.encode())
+    return write_whole(folder / f"{name}.png", png(drawing))
+
+
+def svg(found: dict[str, Any]) -> str:
+    """A picture as SVG, drawn without a network."""
+    return vl_convert.vegalite_to_svg(found, vl_version=vega_lite_version(), config=config())
+
+
+def png(drawing: str) -> bytes:
+    """An SVG as PNG, two pixels for each of its own."""
+    return vl_convert.svg_to_png(drawing, scale=2)
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,208 @@
+"""What a report is made from: the results of one or several workdirs, as tables of runs and settings."""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float
+
+from bpresearch.analysis import (
+    Metric,
+    axes_of,
+    chosen_by,
+    effective_learning_rate,
+    mean_and_interval,
+    metric_of,
+    settings_of,
+)
+
+BINS = 60
+COARSE = 15
+"""Values of an axis up to which each has a row or column of its own in a heat map."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The results of one workdir.
+
+    Attributes:
+        name: how it is called in pictures and tables.
+        results: its finished runs.
+        unfinished: how many of its runs are yet to be done.
+        provenance: where the results come from, as `config.json` holds it.
+        check: the gradient check of its model, as `gradient_check.json` holds it; empty if there is none.
+    """
+
+    name: str
+    results: xr.Dataset
+    unfinished: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+    check: dict[str, Any] = field(default_factory=dict)
+
+
+def read(workdir: Path, name: str = "") -> Sweep:
+    """The sweep that a workdir holds.
+
+    Raises:
+        ValueError: there is none, it cannot be read, or none of its runs has finished.
+    """
+    path = workdir / "results.zarr"
+    if not path.is_dir():
+        raise ValueError(f"--workdir={workdir}: there is no results.zarr; name the folder of a sweep")
+    try:
+        results = xr.open_zarr(path, consolidated=False).load()
+        config = json.loads((workdir / "config.json").read_text())
+        check = workdir / "gradient_check.json"
+        found = json.loads(check.read_text()) if check.exists() else {}
+    except Exception as error:  # zarr and its codecs raise errors of many types on damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--workdir={workdir}: its results cannot be read ({reason})") from error
+    finished = results.finished.values
+    if not finished.any():
+        raise ValueError(f"--workdir={workdir}: none of its {len(finished)} runs has finished yet")
+    results = results.isel(run=np.flatnonzero(finished))
+    return Sweep(name or workdir.resolve().name, results, int((~finished).sum()), config, found)
+
+
+class Sweeps:
+    """The sweeps of a report and the tables that its pictures are drawn from."""
+
+    def __init__(self, sweeps: Sequence[Sweep]):
+        names = [sweep.name for sweep in sweeps]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two sweeps are called alike: {', '.join(names)}")
+        self.sweeps = list(sweeps)
+
+    def __iter__(self):
+        return iter(self.sweeps)
+
+    def __len__(self) -> int:
+        return len(self.sweeps)
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The test metric; without a unit where the sweeps have several."""
+        found = list(dict.fromkeys(metric_of(sweep.results) for sweep in self))
+        return found[0] if len(found) == 1 else found[0]._replace(title="final test metric", percent=False)
+
+    @property
+    def one_metric(self) -> bool:
+        """Whether all sweeps have the same test metric."""
+        return len({metric_of(sweep.results) for sweep in self}) == 1
+
+    def scaled(self, values: Any) -> Any:
+        """A metric's values as pictures show them: accuracies in per cent."""
+        return 100 * np.asarray(values) if self.metric.percent else values
+
+    def panel(self, sweep: Sweep, *names: str) -> str:
+        """The title of a panel: the sweep's name, where there are several, and what else it shows."""
+        return " · ".join([*([sweep.name] if len(self) > 1 else []), *names])
+
+    @cached_property
+    def axes(self) -> list[str]:
+        """What differs between the settings of any sweep, as columns of the tables."""
+        found = [column(name) for sweep in self for name in axes_of(sweep.results)]
+        return list(dict.fromkeys(found))
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """A row for each run: what it was, and the metric it ended with (NaN if it diverged)."""
+        frames, first_run, first_setting = [], 0, 0
+        for sweep in self:
+            results, settings = sweep.results, settings_of(sweep.results)
+            count = results.sizes["run"]
+            frame = pd.DataFrame({"run": np.arange(first_run, first_run + count)})
+            of = np.zeros(count, int)
+            for number, setting in enumerate(settings):
+                of[setting.runs] = first_setting + number
+            frame["setting"] = of
+            frame["sweep"] = sweep.name
+            for name in results.coords:
+                if results[name].dims == ("run",) and name != "run":
+                    values = results[name].values
+                    text = values.dtype.kind not in "biuf"
+                    frame[column(str(name))] = [str(v) for v in values] if text else values
+            frame["panel"] = [self.panel(sweep, schedule) for schedule in frame.schedule]
+            frame["diverged_at"] = results.diverged_at.values
+            final = {}
+            for title, metric in (("valid", chosen_by(results)), ("value", metric_of(results))):
+                last = results[metric.variable].values[:, -1].astype(np.float64)
+                final[title] = np.where(frame.diverged_at < 0, self.scaled(last), np.nan)
+            frames.append(frame.assign(**final))
+            first_run, first_setting = first_run + count, first_setting + len(settings)
+        return pd.concat(frames, ignore_index=True)
+
+    @cached_property
+    def settings(self) -> pd.DataFrame:
+        """A row for each setting: the mean of the test metric over seeds, its interval, and who diverged."""
+        rows: list[dict[str, Any]] = []
+        for sweep in self:
+            for setting in settings_of(sweep.results):
+                interval = mean_and_interval(setting.test)
+                low, high = np.clip(interval.bounds, 0, 1 if self.metric.percent else None)
+                values = {column(name): value for name, value in setting.values.items()}
+                rows.append(
+                    {
+                        "setting": len(rows),
+                        "sweep": sweep.name,
+                        "panel": self.panel(sweep, str(setting.values["schedule"])),
+                        **values,
+                        "value": float(self.scaled(interval.mean)),
+                        "low": float(self.scaled(low)),
+                        "high": float(self.scaled(high)),
+                        "choosing": float(self.scaled(mean_and_interval(setting.chosen_by).mean)),
+                        "effective_lr": effective_learning_rate(setting.values),
+                        "diverged": f"{setting.diverged} of {len(setting.runs)}",
+                        "share_diverged": setting.diverged / len(setting.runs),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds a mean is over, in words."""
+        counts = sorted({len(np.unique(sweep.results.seed)) for sweep in self})
+        if counts == [1]:
+            return "one seed, so no band"
+        return f"mean and 95 % band over {' or '.join(map(str, counts))} seeds"
+
+
+def column(name: str) -> str:
+    """A coordinate's name as a column that Vega-Lite reads as a field and nothing else."""
+    name = re.sub(r"[^\w ]", "_", name)
+    return name if name not in ("run", "setting", "sweep", "panel", "value", "low", "high") else f"{name}_"
+
+
+def binned(
+    values: Float[np.ndarray, "runs steps"], steps: Float[np.ndarray, " steps"] | np.ndarray, bins: int = BINS
+) -> tuple[np.ndarray, Float[np.ndarray, "runs bins"]]:
+    """The mean of each run over at most `bins` stretches of its steps, and the stretches' mean steps."""
+    ends = np.unique(np.linspace(0, values.shape[1], bins + 1).astype(int))
+    pairs = list(itertools.pairwise(ends))
+    centres = np.array([np.mean(steps[begin:end]) for begin, end in pairs])
+    return centres, np.stack([values[:, begin:end].mean(axis=1) for begin, end in pairs], axis=1)
+
+
+def coarse(values: pd.Series) -> pd.Series:
+    """A column with at most about COARSE values: numbers of a finer axis are rounded to a common grid.
+
+    The grid is even in the logarithm where all are positive and span a decade, else in the number.
+    """
+    numbers = values.dropna()
+    if values.dtype.kind not in "if" or numbers.nunique() <= COARSE:
+        return values
+    logarithmic = numbers.min() > 0 and numbers.max() / numbers.min() >= 10
+    scale = np.log10(values) if logarithmic else values
+    edges = np.linspace(scale.min(), scale.max(), COARSE - 2)
+    width = edges[1] - edges[0]
+    rounded = scale.min() + width * np.round((scale - scale.min()) / width)
+    back = 10**rounded if logarithmic else rounded
+    return back.map(lambda v: float(f"{v:.2g}"), na_action="ignore")
