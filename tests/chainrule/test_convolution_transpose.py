@@ -50,7 +50,7 @@ def random_targets(model, x, normal):
 
 
 @pytest.mark.parametrize("axes", [1, 2])
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_any_options(axes, data, random_model, normal, assert_engines_agree):
     options, shape, masked = data.draw(transposed_convolutions(axes))

@@ -64,15 +64,16 @@ def test_finite_differences(kind, case, build, normal, assert_matches_finite_dif
     assert_matches_finite_differences(build(kind, options), optax.squared_error, x, y)
 
 
-@pytest.mark.parametrize(("kind", "case"), [(nnx.LinearGeneral, GENERAL[3]), (nnx.Einsum, EINSUM[0])])
-@pytest.mark.parametrize("options", [
-    {"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}, {"preferred_element_type": jnp.float32},
+@pytest.mark.parametrize(("kind", "case", "options"), [
+    (nnx.LinearGeneral, GENERAL[3], {"dtype": jnp.bfloat16}),
+    (nnx.LinearGeneral, GENERAL[2], {"preferred_element_type": jnp.float32}),
+    (nnx.Einsum, EINSUM[0], {"param_dtype": jnp.bfloat16}),
+    (nnx.Einsum, EINSUM[4], {"preferred_element_type": jnp.float32}),
 ])  # fmt: skip
 def test_mixed_precision(kind, case, options, build, normal, assert_sound_in):
     given, shape, out = case
     if "preferred_element_type" in options:
-        given = {key: value for key, value in given.items() if key != "bias_shape"} | {"dtype": jnp.bfloat16}
-        given |= {"use_bias": False} if kind is nnx.LinearGeneral else {}
+        given = {**given, "dtype": jnp.bfloat16}
     model, x = build(kind, given, None, **options), normal(1, *shape, dtype=jnp.float32)
     y = normal(2, *out, dtype=options.get("dtype", jnp.float32))
     with jax.numpy_dtype_promotion("standard"):
