@@ -17,6 +17,7 @@ from flax import nnx
 
 from bpresearch import flags as shared
 from bpresearch import platform, verify
+from bpresearch.verify.page import page
 
 shared.define_task_flags()
 flags.DEFINE_string(
@@ -27,7 +28,11 @@ flags.DEFINE_integer("seed", 0, "of the initial weights and the random direction
 flags.DEFINE_string(
     "plant", None, f"plant a fault, NAME or NAME@LAYER, to see it found: {', '.join(verify.FAULTS)}"
 )
+flags.DEFINE_integer(
+    "every_coordinate", 64, "parameters of at most so many elements get finite differences in each of them"
+)
 flags.DEFINE_string("json", None, "file for the report")
+flags.DEFINE_string("html", None, "file for the report as a page")
 
 
 def main() -> int:
@@ -36,7 +41,10 @@ def main() -> int:
         shared.choose("plant", flags.FLAGS.plant.partition("@")[0], verify.FAULTS)
     if flags.FLAGS.seed < 0:
         raise ValueError(f"--seed={flags.FLAGS.seed}: takes an integer of at least 0")
+    if flags.FLAGS.every_coordinate < 0:
+        raise ValueError(f"--every_coordinate={flags.FLAGS.every_coordinate}: takes an integer of at least 0")
     json_file = writable("json", flags.FLAGS.json) if flags.FLAGS.json is not None else None
+    html_file = writable("html", flags.FLAGS.html) if flags.FLAGS.html is not None else None
     platform.start(flags.FLAGS.platform)
     build, options = shared.model_from_flags()
     dataset = shared.dataset_from_flags()
@@ -49,13 +57,19 @@ def main() -> int:
     model = build(dataset.input_shape, dataset.outputs, rngs=nnx.Rngs(flags.FLAGS.seed), **options)
     x, y = dataset.x[:count], shared.targets(dataset, loss, dataset.y[:count])
     try:
-        report = verify.model(model, loss, x, y, dtype=dtype, seed=flags.FLAGS.seed, plant=flags.FLAGS.plant)
+        report = verify.model(
+            model, loss, x, y, dtype=dtype, seed=flags.FLAGS.seed, plant=flags.FLAGS.plant,
+            every_coordinate_up_to=flags.FLAGS.every_coordinate,
+        )  # fmt: skip
     except verify.FaultError as error:
         raise ValueError(f"--plant={flags.FLAGS.plant}: {error}") from error
-    print(f"{flags.FLAGS.model} on {count} examples of {dataset.name}, {loss.__name__}, {dtype}\n")
+    asked = f"{flags.FLAGS.model} on {count} examples of {dataset.name}, {loss.__name__}, {dtype}"
+    print(f"{asked}\n")
     print(report)
     if json_file:
         write(json_file, report.to_json())
+    if html_file:
+        write(html_file, page(report, asked))
     return 0 if report.passed else 1
 
 

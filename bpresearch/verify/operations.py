@@ -24,8 +24,9 @@ Change = Callable[[Any, list[Any], Any], Any]
 
 
 def _like(candidate: Any, output: Any) -> Any:
-    fits = jnp.shape(candidate) == output.shape and jnp.result_type(candidate) == output.dtype
-    return candidate if fits else None
+    if jnp.result_type(candidate) != output.dtype or jnp.ndim(candidate) not in (0, output.ndim):
+        return None
+    return jnp.broadcast_to(candidate, output.shape) if jnp.shape(candidate) in ((), output.shape) else None
 
 
 def _name(equation: Any) -> str:

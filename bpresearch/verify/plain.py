@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Literal
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
@@ -30,15 +31,27 @@ def without_custom_rules(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def has_custom_rule(function: Callable[..., Any], *args: Any) -> bool:
     """Whether a custom derivative is used anywhere in `function(*args)`, in loops and calls included."""
-    return any(name in CUSTOM for name in _primitives(jax.make_jaxpr(function)(*args)))
+    return any(e.primitive.name in CUSTOM for e in _equations(jax.make_jaxpr(function)(*args)))
 
 
-def _primitives(jaxpr: Any) -> Iterator[str]:
+def loses_precision(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether anything in `function(*args)` is rounded from float64 to a shorter format."""
+
+    def rounds(equation):
+        if equation.primitive.name != "convert_element_type":
+            return False
+        before, after = equation.invars[0].aval.dtype, equation.params["new_dtype"]
+        return before == jnp.float64 and jnp.issubdtype(after, jnp.floating) and after != jnp.float64
+
+    return any(map(rounds, _equations(jax.make_jaxpr(function)(*args))))
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
-        yield equation.primitive.name
+        yield equation
         if equation.primitive.name in INLINED + LOOPS:
             for inner in _inner(equation):
-                yield from _primitives(inner)
+                yield from _equations(inner)
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -5,7 +5,10 @@ import math
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from bpresearch.verify.page import page
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ class Report:
     def to_json(self) -> str:
         """The report as a JSON text with keys `passed`, `culprits`, `notes`, `hints` and `rows`."""
         return json.dumps(self.to_dict(), indent=2)
+
+    def save_html(self, path: str | Path, title: str = "Verification of a gradient") -> None:
+        """Writes the report as a page of its own, that loads nothing from elsewhere."""
+        Path(path).write_text(page(self, title), encoding="utf-8")
 
     def summary(self) -> str:
         """The verdict in one sentence."""

@@ -228,6 +228,51 @@ def test_where_trap():
     assert clauses(report) >= {"finite"}
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_symbolic_zeros(right):
+    """A backward pass that is told which outputs nobody uses; the wrong one forgets an argument then."""
+
+    @jax.custom_vjp
+    def both(x):
+        return jnp.sin(x), jnp.exp(x)
+
+    def forward(x):
+        assert x.perturbed
+        return both(x.value), x.value
+
+    def backward(x, y_bars):
+        of_sine, of_exp = y_bars
+        nobody = isinstance(of_sine, jax.custom_derivatives.SymbolicZero)
+        sine_bar = jnp.zeros_like(x) if nobody else of_sine * jnp.cos(x)
+        exp_bar = 0 if isinstance(of_exp, jax.custom_derivatives.SymbolicZero) else of_exp * jnp.exp(x)
+        return (sine_bar + (exp_bar if right or not nobody else 0 * exp_bar),)
+
+    both.defvjp(forward, backward, symbolic_zeros=True)
+    report = verify.function(both, X)
+    assert report.passed is right, str(report)
+    assert clauses(report) == (set() if right else {"unused outputs"})
+
+
+def test_backward_pass_made_for_float32_only():
+    """It works in float64 forward, and says float32 backward: checked as it is used."""
+
+    def backward(residuals, y_bar):
+        return ((y_bar * jnp.cos(residuals[0])).astype(jnp.float32),)
+
+    sine = with_backward(jnp.sin, backward)
+    assert not verify.function(sine, X).passed
+    report = verify.function(sine, X.astype(np.float32))
+    assert report.passed, str(report)
+    assert max(row.tolerance for row in report.rows if row.oracle == "autodiff") > 1e-6
+
+
+def test_an_oracle_that_fails_to_compute_is_no_note(monkeypatch):
+    """Only what JAX cannot transform is a note; an error of the verifier itself is raised."""
+    monkeypatch.setattr("bpresearch.verify.check_function.compare", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        verify.function(with_backward(jnp.sin, lambda r, u: (u * jnp.cos(r[0]),)), X)
+
+
 def test_second_order():
     """d/dx of (3 x^2) written by someone who stops the gradient of the residual: right once, wrong twice."""
 

@@ -315,7 +315,7 @@ def test_batch_size_known_by_heart():
 
     model, shape = small("linear")
     report = verify.model(model, LABELS, *batch(shape), dtype="float64", plant=divides_by_five)
-    assert [row.path for row in report.rows if row.passed is False] == ["half the batch", "additive"]
+    assert {row.path for row in report.rows if row.passed is False} == {"half the batch", "additive"}
 
 
 def test_where_trap_names_the_layer():
