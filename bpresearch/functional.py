@@ -46,7 +46,7 @@ def format_path(path: tuple[Any, ...]) -> str:
     return ".".join(str(name) for name in path)
 
 
-class _Program:
+class Program:
     """A gradient program by what it computes: the key of the compilation cache."""
 
     def __init__(self, gradient: Callable, graphdef: nnx.GraphDef, options: tuple[Any, ...]):
@@ -60,7 +60,7 @@ class _Program:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, _Program)
+            isinstance(other, Program)
             and self.gradient == other.gradient
             and self.options == other.options
             and self.graphdef == other.graphdef
@@ -68,7 +68,7 @@ class _Program:
 
 
 @partial(jax.jit, static_argnums=0)
-def _compiled(program: _Program, params: Params, state: State, batch: tuple[Any, Any]):
+def _compiled(program: Program, params: Params, state: State, batch: tuple[Any, Any]):
     loss_fn, inputs, penalty, _ = program.options
     gradient = program.gradient(program.graphdef, loss_fn, inputs=inputs, penalty=penalty)
     return gradient(params, state, batch)
@@ -86,6 +86,6 @@ def compiled_value_and_grad(
 ) -> tuple[jax.Array, Any]:
     """An engine's `gradient` on one batch, compiled once for each structure of model, loss and `version`."""
     graphdef, params, state = split(model)
-    program = _Program(gradient, graphdef, (loss_fn, inputs, penalty, version))
+    program = Program(gradient, graphdef, (loss_fn, inputs, penalty, version))
     (loss, _), grads = _compiled(program, params, state, (x, y))
     return loss, grads

@@ -25,13 +25,16 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     recurrent,
     reductions,
     rotary,
+    second_order_rules,
     shapes,
     weight_normalization,
 )
 from bpresearch.chainrule.coverage import coverage
 from bpresearch.chainrule.custom_vjp import as_custom_vjp
 from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad
+from bpresearch.chainrule.per_example import per_example_gradients
 from bpresearch.chainrule.registry import NoRuleError, Rule, registered, rule, rule_for
+from bpresearch.chainrule.second_order import hvp, second_order_rule
 
 __all__ = [
     "NoRuleError",
@@ -41,9 +44,12 @@ __all__ = [
     "coverage",
     "forward",
     "gradient",
+    "hvp",
+    "per_example_gradients",
     "registered",
     "replacing",
     "rule",
     "rule_for",
+    "second_order_rule",
     "value_and_grad",
 ]

@@ -139,7 +139,7 @@ def _rule(value: Any) -> str:
     except NoRuleError:
         return ""
     formula = (inspect.getdoc(found) or "").partition("\n")[0]
-    return f"{inspect.getmodule(found).__name__.rsplit('.', 1)[-1]}.py  {formula}".rstrip()
+    return f"{found.__module__.rsplit('.', 1)[-1]}.py  {formula}".rstrip()
 
 
 def _reason(full_name: str, value: Any) -> str:

@@ -1,0 +1,159 @@
+"""Hessian-vector products by hand against forward mode over reverse mode."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from bpresearch import autodiff, chainrule
+from bpresearch.functional import merge, split
+from bpresearch.models import Residual, flatten, patch_convolution
+from bpresearch.models.attention import CausalAttention, dot_product_attention
+from bpresearch.models.combinators import Unembed, add_channel
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+def assert_right(model, loss_fn, x, y, normal, tolerance=1e-11):
+    graphdef, params, state = split(model)
+    leaves, structure = jax.tree.flatten(params)
+    vector = structure.unflatten([normal(i, *leaf.shape) for i, leaf in enumerate(leaves)])
+    gradient = autodiff.gradient(graphdef, loss_fn)
+
+    def by_autodiff(params, vector):
+        return jax.jvp(lambda p: gradient(p, state, (x, y))[1], (params,), (vector,))[1]
+
+    expected = jax.jit(by_autodiff, compiler_options=QUICKLY)(params, vector)
+    found = chainrule.hvp(model, loss_fn, x, y, vector)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
+    for (path, right), ours in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
+        error, size = np.max(np.abs(ours - right)), np.max(np.abs(right))
+        floor = 1e-14 * largest
+        assert error <= tolerance * size + floor, f"{jax.tree_util.keystr(path)}: {error:.3g} of {size:.3g}"
+    return expected
+
+
+SMOOTH = [nnx.sigmoid, nnx.tanh, nnx.gelu, partial(nnx.gelu, approximate=False), nnx.silu, nnx.softplus]
+OTHERS = [nnx.relu, partial(nnx.leaky_relu, negative_slope=0.3), partial(nnx.elu, alpha=0.7), nnx.identity]
+
+
+def test_dense_network_with_every_activation(random_model, normal):
+    def build():
+        rngs, layers = nnx.Rngs(0), []
+        for function in SMOOTH + OTHERS:
+            layers += [Residual(nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), function))]
+        return nnx.Sequential(nnx.Linear(3, 4, use_bias=False, rngs=rngs), *layers)
+
+    assert_right(random_model(build), optax.l2_loss, normal(1, 5, 3), normal(2, 5, 4), normal)
+
+
+@pytest.mark.parametrize("convolve", [jax.lax.conv_general_dilated, patch_convolution])
+def test_convolutional_network(convolve, random_model, normal):
+    def build():
+        rngs = nnx.Rngs(0)
+        options = {"conv_general_dilated": convolve, "rngs": rngs}
+        return nnx.Sequential(
+            add_channel,
+            nnx.Conv(1, 4, (3, 3), padding="CIRCULAR", **options),
+            nnx.tanh,
+            partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2)),
+            nnx.Conv(4, 4, (2, 2), strides=2, feature_group_count=2, **options),
+            partial(nnx.avg_pool, window_shape=(2, 2), padding="SAME"),
+            partial(nnx.min_pool, window_shape=(2, 1)),
+            flatten,
+            nnx.Linear(4, 3, rngs=rngs),
+        )
+
+    labels = jnp.array([0, 2])
+    assert_right(random_model(build), cross_entropy, normal(1, 2, 6, 4), labels, normal)
+
+
+def test_transformer(random_model, normal):
+    """Tied embeddings: one parameter, two uses."""
+
+    def build():
+        rngs = nnx.Rngs(0)
+        embed = nnx.Embed(5, 4, rngs=rngs)
+        options = {"attention_fn": dot_product_attention, "decode": False, "rngs": rngs}
+        attention = CausalAttention(2, 4, 4, 4, **options)
+        crossed = nnx.MultiHeadAttention(2, 4, 4, 4, normalize_qk=True, **options)
+        mlp = nnx.Sequential(nnx.LayerNorm(4, rngs=rngs), nnx.Linear(4, 6, rngs=rngs), nnx.gelu)
+        return nnx.Sequential(
+            embed,
+            Residual(nnx.Sequential(nnx.LayerNorm(4, use_bias=False, rngs=rngs), attention)),
+            Residual(nnx.Sequential(crossed, mlp, nnx.Linear(6, 4, rngs=rngs))),
+            nnx.LayerNorm(4, use_scale=False, epsilon=1e-3, rngs=rngs),
+            Unembed(embed),
+        )
+
+    tokens, targets = jnp.array([[0, 3, 1], [2, 2, 4]]), jnp.array([[3, 1, 4], [2, 4, 0]])
+    assert_right(random_model(build), cross_entropy, tokens, targets, normal)
+
+
+def test_other_linear_maps(random_model, normal):
+    def build():
+        rngs = nnx.Rngs(0)
+        return nnx.Sequential(
+            nnx.LinearGeneral((2, 3), (3, 2), axis=(-2, -1), rngs=rngs),
+            nnx.tanh,
+            nnx.Einsum("bij,jk->bik", (2, 4), (4,), rngs=rngs),
+            nnx.ConvTranspose(4, 2, (3,), strides=2, rngs=rngs),
+            nnx.Dropout(0.5, deterministic=True),
+            nnx.LayerNorm(2, reduction_axes=(-2, -1), feature_axes=-1, rngs=rngs),
+        )
+
+    x, y = normal(1, 4, 2, 3), normal(2, 4, 6, 2)
+    assert_right(random_model(build), optax.squared_error, x, y, normal)
+
+
+def test_the_hessian_is_symmetric(random_model, normal):
+    model = random_model(
+        lambda: nnx.Sequential(
+            nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(2, 2, rngs=nnx.Rngs(1))
+        )
+    )
+    x, labels = normal(1, 3, 2), jnp.array([0, 1, 1])
+    _, params, _ = split(model)
+    flat, unflatten = jax.flatten_util.ravel_pytree(params)
+    rows = [chainrule.hvp(model, cross_entropy, x, labels, unflatten(e)) for e in jnp.eye(3, flat.size)]
+    block = np.stack([jax.flatten_util.ravel_pytree(row)[0][:3] for row in rows])
+    np.testing.assert_allclose(block, block.T, atol=1e-14)
+    assert np.any(np.abs(block) > 1e-3)
+
+
+def test_dropout_keeps_its_mask(normal):
+    """The same elements are dropped from x_dot as from x: H v of a linear model is 2 (m x)^T (m x) v."""
+    model = nnx.Sequential(
+        nnx.Dropout(0.5, rngs=nnx.Rngs(0)), nnx.Linear(6, 1, use_bias=False, rngs=nnx.Rngs(1))
+    )
+    graphdef, params, state = split(model)
+    x, y = normal(1, 1, 6), jnp.zeros((1, 1))
+    dropped = merge(graphdef, params, state).layers[0](x)
+    v = normal(2, 6, 1)
+    product = chainrule.hvp(model, optax.squared_error, x, y, {"layers": {1: {"kernel": v}}})
+    np.testing.assert_allclose(product["layers"][1]["kernel"], 2 * dropped.T @ (dropped @ v), rtol=1e-6)
+
+
+def test_a_layer_without_a_second_order_rule_is_named(normal):
+    model = nnx.Sequential(nnx.BatchNorm(3, use_running_average=True, rngs=nnx.Rngs(0)))
+    _, params, _ = split(model)
+    message = r"no second-order rule for BatchNorm at layers\.0: .*second_order_rule\(BatchNorm\)"
+    with pytest.raises(chainrule.NoRuleError, match=message):
+        chainrule.hvp(model, optax.l2_loss, normal(1, 4, 3), normal(2, 4, 3), params)
+    with pytest.raises(chainrule.NoRuleError, match=r"no second-order rule for log_cosh at loss"):
+        model = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+        chainrule.hvp(model, optax.log_cosh, normal(1, 4, 3), normal(2, 4, 3), split(model)[1])
+
+
+def test_a_vector_of_another_shape_is_refused(normal):
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="paths and shapes of the model's parameters"):
+        chainrule.hvp(model, optax.l2_loss, normal(1, 4, 3), normal(2, 4, 2), {"kernel": jnp.ones((3, 2))})
