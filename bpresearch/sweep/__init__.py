@@ -6,7 +6,7 @@ from bpresearch.sweep.distribution import Uniform
 from bpresearch.sweep.execute import Interrupted, run
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings, expand, grid
-from bpresearch.sweep.store import write_text
+from bpresearch.sweep.store import read, write_text
 
 __all__ = [
     "Axes",
@@ -18,6 +18,7 @@ __all__ = [
     "describe",
     "expand",
     "grid",
+    "read",
     "run",
     "search",
     "source_of",

@@ -211,6 +211,22 @@ def dataset(group: zarr.Group) -> xr.Dataset:
     return found.assign_coords({name: found[name].astype(object) for name in texts})
 
 
+def read(workdir: Path) -> xr.Dataset:
+    """The results that a workdir holds, as far as they are.
+
+    Raises:
+        ValueError: there are none, or they cannot be read.
+    """
+    path = workdir / "results.zarr"
+    if not path.is_dir():
+        raise ValueError(f"--workdir={workdir}: there is no results.zarr; name the folder of a sweep")
+    try:
+        return dataset(zarr.open_group(path, mode="r")).load()
+    except Exception as error:  # zarr and its codecs raise errors of many types on damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--workdir={workdir}: results.zarr cannot be read ({reason})") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
