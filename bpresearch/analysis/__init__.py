@@ -1,6 +1,6 @@
 """What the runs of a sweep say together."""
 
-from bpresearch.analysis import ablation, deepobs, quadratics
+from bpresearch.analysis import ablation, deepobs, minibatch, quadratics, savings, sharpness
 from bpresearch.analysis.anatomy import Anatomy, factor_statistics, take_apart
 from bpresearch.analysis.settings import (
     METRICS,
@@ -29,8 +29,11 @@ __all__ = [
     "figures",
     "mean_and_interval",
     "metric_of",
+    "minibatch",
     "quadratics",
+    "savings",
     "settings_of",
+    "sharpness",
     "take_apart",
     "verdict",
 ]
