@@ -1,6 +1,6 @@
 """What the runs of a sweep say together."""
 
-from bpresearch.analysis import ablation, deepobs, quadratics
+from bpresearch.analysis import ablation, deepobs, minibatch, quadratics, savings, sharpness
 from bpresearch.analysis.anatomy import Anatomy, factor_statistics, take_apart
 from bpresearch.analysis.comparison import (
     Budget,
@@ -72,14 +72,17 @@ __all__ = [
     "interquartile_mean_interval",
     "mean_and_interval",
     "metric_of",
+    "minibatch",
     "normalised_scores",
     "paired_difference",
     "performance_profile",
     "probability_of_improvement",
     "probability_of_improvement_interval",
     "quadratics",
+    "savings",
     "settings_of",
     "several",
+    "sharpness",
     "take_apart",
     "tuned",
     "unpaired_difference",

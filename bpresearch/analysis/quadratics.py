@@ -169,12 +169,12 @@ def simulated_noisy_quadratic(
     seed: int = 0,
 ) -> Float[np.ndarray, "steps n"]:
     """The mean of w^2 over many runs of SGD with normal gradient noise; arguments as `noisy_quadratic`."""
-    deviation = np.sqrt(noise / batch_size)
+    slope, deviation = eigenvalues[None], np.sqrt(noise / batch_size)[None]
     optimizer = optim.sgd(learning_rate)
 
     def step(w: Array, key: Array) -> tuple[Array, Array]:
         xi = jax.random.normal(key, w.shape, w.dtype)
-        updates, _ = optimizer.update(eigenvalues * w + deviation * xi, optimizer.init(w), w)
+        updates, _ = optimizer.update(slope * w + deviation * xi, optimizer.init(w), w)
         w = optax.apply_updates(w, updates)
         return w, jnp.mean(w**2, axis=0)
 

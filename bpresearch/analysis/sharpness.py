@@ -55,6 +55,7 @@ def full_batch(
         iterations: power iterations for a measurement.
     """
     graphdef, params, state = split(model)
+    x, y = jax.tree.map(jnp.asarray, (x, y))
     gradient = autodiff.gradient(graphdef, loss_fn)
     weights, unravel = ravel_pytree(params)
 
@@ -69,7 +70,7 @@ def full_batch(
         return (optax.apply_updates(w, updates), optimizer_state), loss
 
     def sharpest(w: Float[Array, " n"], vector: Float[Array, " n"]) -> tuple[Array, Array]:
-        def iterate(_: int, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        def iterate(_: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
             v, _value = found
             product = jax.jvp(slope, (w,), (v,), has_aux=True)[1]
             return product / jnp.linalg.norm(product), jnp.vdot(v, product)
@@ -106,6 +107,7 @@ def decrease(
         on a quadratic.
     """
     graphdef, params, state = split(model)
+    x, y = jax.tree.map(jnp.asarray, (x, y))
     gradient = autodiff.gradient(graphdef, loss_fn)
     w, unravel = ravel_pytree(params)
 

@@ -1,5 +1,7 @@
 """Lines in panels: one helper for the pictures of the theory."""
 
+from typing import Any
+
 import altair as alt
 import pandas as pd
 
@@ -8,7 +10,7 @@ from bpresearch.report.pictures import PALETTE, WIDTH
 DASHES = [[1, 0], [6, 3], [2, 2], [10, 3, 2, 3], [4, 2, 1, 2], [12, 3], [1, 4]]
 
 
-def axis(field: str, title: str, *, log: bool = False, zero: bool = False, **options: object) -> dict:
+def axis(field: str, title: str, *, log: bool = False, zero: bool = False, **options: Any) -> dict:
     """How a column of numbers becomes an axis; pass it to `lines` as `x` or `y`."""
     scale = alt.Scale(type="log", nice=False, **options) if log else alt.Scale(zero=zero, **options)
     return {"shorthand": f"{field}:Q", "title": title, "scale": scale}
@@ -94,5 +96,5 @@ def lines(
     )
 
 
-def _format(axis: dict) -> dict[str, str]:
+def _format(axis: dict) -> dict[str, Any]:
     return {"format": "~g"} if axis["scale"].to_dict().get("type") == "log" else {}

@@ -1,0 +1,164 @@
+"""What if a parameter were changed by the cost over its derivative?
+
+The chain rule's quotient, delta w = -alpha c / g, taken literally as an update: for each element, and in the
+least-norm sense for each layer and for all parameters together. In one dimension it is Newton's root-finding
+on the cost: for c = w^2 and alpha = 1 the parameter halves at every step (checked). It fails where g is near
+zero and c is not, as at a minimum above zero; mini-batches add noise to both. Compared on MNIST-1D with SGD,
+momentum and `optax.polyak_sgd`, each at its best learning rate, with mini-batches and with the full batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from absl import flags
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from bpresearch import analysis, data, models, optim, platform, report, sweep
+from bpresearch import flags as shared
+
+shared.define_experiment_flags()
+flags.DEFINE_string(
+    "lr", "logspace:1e-3:1:7", "learning rates (alpha) of which each optimizer takes its best"
+)
+flags.DEFINE_string("damping", "0,0.1,10", "added to the squared norm of the quotient updates")
+flags.DEFINE_integer("steps", 600, "updates of each training")
+flags.DEFINE_string("seed", "0:3", "seeds")
+flags.DEFINE_integer("width", 50, "width of the hidden layer")
+
+CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
+COSTS = {
+    "w²: halves": (lambda w: w**2, 3.0),
+    "e^w - 1: root at 0": (lambda w: jnp.exp(w) - 1, 2.0),
+    "w² + 1: no root": (lambda w: w**2 + 1, 3.0),
+    "|w|^0.4: overshoots": (lambda w: jnp.abs(w) ** 0.4, 0.01),
+}
+
+
+def polyak_sgd(learning_rate):
+    """w <- w - min(c / ||g||^2, lr) g (Loizou et al. 2021)."""
+    return optax.polyak_sgd(max_learning_rate=learning_rate)
+
+
+OPTIMIZERS: list[optim.Optimizer] = [optim.sgd, optim.momentum, polyak_sgd]
+OPTIMIZERS += [optim.quotient_global, optim.quotient_layer, optim.quotient_element]
+
+
+def main() -> int:
+    FLAGS = flags.FLAGS
+    rates, damping = shared.numbers("lr", FLAGS.lr, low=0), shared.numbers("damping", FLAGS.damping, low=0)
+    seeds = shared.numbers("seed", FLAGS.seed, int, low=0, high=2**32)
+    steps, width = shared.positive("steps"), shared.positive("width")
+    json_file = shared.output_file("json")
+    if FLAGS.quick:
+        rates, damping, seeds, steps = rates[::2], damping[:1], seeds[:1], min(steps, 100)
+    platform.start(FLAGS.platform)
+    workdir, console = shared.experiment_workdir("quotient_update"), Console()
+
+    lines = pd.DataFrame(
+        row for name, (cost, start) in COSTS.items() for row in one_dimension(name, cost, start)
+    )
+    dataset = data.load("mnist1d")
+    experiment = sweep.Experiment(
+        dataset,
+        models.mlp,
+        CROSS_ENTROPY,
+        {"widths": (width,), "activation": nnx.tanh},
+        steps=steps,
+        eval_every=steps,
+    )
+    rows, figures = [], {}
+    for batches, size in (("mini-batch of 100", 100), ("full batch", experiment.training_examples)):
+        for optimizer in OPTIMIZERS:
+            takes = optim.hyperparameters(optimizer)
+            own = {"momentum": [0.9], "damping": damping}
+            axes = sweep.grid(
+                optimizer=optimizer, schedule=optim.schedules.constant, lr=rates, batch_size=size,
+                seed=seeds if size == 100 else seeds[:1],
+                **{name: values for name, values in own.items() if name in takes},
+            )  # fmt: skip
+            if size != 100 and FLAGS.quick:
+                continue
+            results = sweep.run(experiment, axes, workdir / f"{optimizer.__name__}-{size}", quiet=True)
+            (best,) = analysis.best_settings(results).values()
+            diverged = float((results.diverged_at > 0).mean())
+            final = analysis.mean_and_interval(best.test)
+            rows.append((batches, optimizer.__name__, best.values, final, diverged))
+            figures[f"{optimizer.__name__}.{size}.accuracy"] = final.mean
+            figures[f"{optimizer.__name__}.{size}.diverged"] = diverged
+    console.print(table(rows))
+    console.print(
+        "One step at alpha = 1 goes to the tangent's zero: right where the cost has a zero and bends little, "
+        "too far where g is small and c is not. Element by element each parameter removes the whole cost "
+        "alone, so alpha must be of the order of one over their number."
+    )
+    picture = report.lines(
+        lines,
+        x=report.axis("step", "step"),
+        y=report.axis("distance", "|w|", log=True, domain=[1e-6, 1e4], clamp=True),
+        line="cost",
+        title="Where does changing w by -c / g lead?",
+        subtitle="alpha = 1; where c has no zero, or rises like a root, the steps do not shrink",
+    )
+    console.print(f"Picture: {report.write_picture(picture, workdir, 'quotient_update')}")
+    report.write_figures(json_file, {n: v for n, v in figures.items() if np.isfinite(v)})
+    return report.conclude(console, checks(lines))
+
+
+def one_dimension(name: str, cost, start: float, steps: int = 20) -> list[dict]:
+    """|w| along the quotient update with alpha = 1."""
+    quotient = optim.quotient_update()
+    with jax.enable_x64(True):
+        w, rows = jnp.float64(start), []
+        for step in range(steps + 1):
+            rows.append({"cost": name, "step": float(step), "distance": float(jnp.abs(w)), "w": float(w)})
+            value, g = jax.value_and_grad(cost)(w)
+            w = w + quotient.update(g, quotient.init(w), value=value)[0]
+    return rows
+
+
+def table(rows: list) -> Table:
+    grid = Table(title="At the best learning rate: test accuracy (%)")
+    for name in ("batches", "optimizer", "lr", "damping", "accuracy", "diverged"):
+        grid.add_column(name, justify="left" if name in ("batches", "optimizer") else "right")
+    for batches, optimizer, values, final, diverged in rows:
+        half = "" if np.isnan(final.half_width) else f" ± {100 * final.half_width:.1f}"
+        damping = f"{values['damping']:g}" if "damping" in values else "-"
+        grid.add_row(
+            batches,
+            optimizer,
+            f"{values['lr']:g}",
+            damping,
+            f"{100 * final.mean:.1f}{half}",
+            f"{diverged:.0%}",
+        )
+    return grid
+
+
+def checks(lines: pd.DataFrame) -> list[report.Check]:
+    """Halving, Newton's own iterates, and a cost without a root, on which the steps never settle."""
+    paths = {name: part.w.to_numpy() for name, part in lines.groupby("cost", sort=False)}
+    square, root, none, steep = (paths[name] for name in COSTS)
+    newton = [2.0]
+    for _ in range(len(root) - 1):
+        newton.append(newton[-1] - (np.exp(newton[-1]) - 1) / np.exp(newton[-1]))
+    return [
+        report.Check(
+            "c = w²: each w over the one before, off 1/2 by",
+            np.abs(square[1:] / square[:-1] - 0.5).max(),
+            0,
+            0,
+        ),
+        report.Check("c = e^w - 1: distance to Newton's iterates", np.abs(root - newton).max(), 0, 1e-12),
+        report.Check(
+            "c = |w|^0.4: each w over the one before", np.median(steep[1:] / steep[:-1]), 1 - 1 / 0.4, 1e-9
+        ),
+        report.Check("c = w² + 1: last |w| within 1e-3 (0: never)", float(abs(none[-1]) < 1e-3), 0, 0),
+    ]
+
+
+if __name__ == "__main__":
+    shared.run(main)

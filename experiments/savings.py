@@ -1,0 +1,196 @@
+"""What does back-propagation save by storing values, sharing products and avoiding divisions?
+
+Each saving on and off, over networks of 4 to 64 equal layers: (a) the forward values that derivatives need,
+stored or computed again; (b) the product of derivatives from the loss backward, shared by all layers, or
+multiplied afresh for each (operations grow as depth and as depth squared: exponents 1.0 and 2.0 +- 0.1), or
+forward mode, one parameter at a time; (c) in softmax, normalisation and sigmoid, a division of every element
+or a multiplication by a reciprocal. Operations and memory are XLA's counts for the compiled programs.
+"""
+
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from bpresearch import flags as shared
+from bpresearch import platform, report
+from bpresearch.analysis import savings
+
+shared.define_experiment_flags()
+flags.DEFINE_integer("width", 32, "width of the layers")
+flags.DEFINE_integer("batch_size", 64, "examples")
+flags.DEFINE_string("depth", "8,12,16,24,32,48,64", "numbers of layers, at least two")
+
+ELEMENTWISE = {f.__name__: f for f in (savings.softmax, savings.normalize, savings.sigmoid)}
+HOWS = ("division", "written", "reciprocal")
+
+
+def main() -> int:
+    depths = shared.numbers("depth", flags.FLAGS.depth, int, low=1)
+    if len(depths) < 2:
+        raise ValueError(
+            f"--depth={flags.FLAGS.depth}: takes at least two depths, or no exponent can be fitted"
+        )
+    width, batch = shared.positive("width"), shared.positive("batch_size")
+    depths = [d for d in depths if d <= 32] if flags.FLAGS.quick else depths
+    json_file = shared.output_file("json")
+    platform.start(flags.FLAGS.platform)
+    workdir, console = shared.experiment_workdir("savings"), Console()
+
+    frame = pd.DataFrame(row for depth in depths for row in costs(depth, width, batch))
+    fitted = {
+        name: savings.exponent(part.depth.tolist(), part.operations.tolist())
+        for name, part in frame.groupby("variant", sort=False)
+    }
+    console.print(cost_table(frame, fitted))
+    divisions = pd.DataFrame(division_costs(512, 512, rounds=5 if flags.FLAGS.quick else 30))
+    console.print(division_table(divisions))
+
+    last = frame[frame.depth == max(depths)].set_index("variant")
+    stored, again = last.loc["values stored"], last.loc["values recomputed"]
+    checks = [
+        report.Check("values recomputed: exponent of depth", fitted["values recomputed"], 2, 0.1),
+        report.Check("products shared: exponent of depth", fitted["products shared"], 1, 0.1),
+        report.Check("products afresh: exponent of depth", fitted["products afresh"], 2, 0.1),
+        report.Check("forward mode: exponent of depth", fitted["forward mode"], 2, 0.1),
+        report.Check("largest error of a variant's gradient", worst_error(), 0, 1e-12),
+    ]
+    # Softmax has one divisor a row; x / sqrt(v) becomes x * rsqrt(v); the sigmoid divides each element.
+    for name, expected in (("softmax", 512), ("normalize", 0), ("sigmoid", 512 * 512)):
+        found = divisions[(divisions.function == name) & (divisions.how == "written")].divided.iloc[0]
+        checks.append(report.Check(f"{name} as written: numbers divided", found, expected, 0))
+    afresh, shared_ = last.loc["products afresh"], last.loc["products shared"]
+    console.print(
+        f"At depth {max(depths)}, storing values saves a factor "
+        f"{again.operations / stored.operations:.1f} in operations and takes "
+        f"{stored.memory / again.memory:.1f} times the memory; sharing products saves a "
+        f"factor {afresh.operations / shared_.operations:.1f}; reverse mode instead of forward mode "
+        f"{last.loc['forward mode'].operations / stored.operations:,.0f}. The compiler divides once a row "
+        "where it sees that a row has one divisor, and not at all by a square root: writing the reciprocal "
+        "out changes nothing."
+    )
+    figures = {f"exponent.{name.replace(' ', '_')}": value for name, value in fitted.items()}
+    figures |= {f"divided.{r.function}.{r.how}": int(r.divided) for r in divisions.itertuples()}
+    figures |= {f"microseconds.{r.function}.{r.how}": float(r.time) for r in divisions.itertuples()}
+    figures |= {
+        "memory_ratio": stored.memory / again.memory,
+        "operations_ratio": again.operations / stored.operations,
+    }
+    report.write_figures(json_file, figures)
+    console.print(f"Picture: {report.write_picture(picture(frame), workdir, 'savings')}")
+    return report.conclude(console, checks)
+
+
+def inputs(depth: int, width: int, batch: int, dtype: str = "float32"):
+    """Weights, a batch, its forward values, and a copy of the loss's derivative for each layer."""
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.normal(size=(depth, width, width)) / np.sqrt(width), dtype)
+    x = jnp.asarray(rng.normal(size=(batch, width)), dtype)
+    values = savings.forward(weights, x)
+    return weights, x, values, jnp.stack([2 * values[-1] / values[-1].size] * depth)
+
+
+def costs(depth: int, width: int, batch: int) -> list[dict]:
+    """Operations and memory of every variant at one depth."""
+    weights, x, values, bars = inputs(depth, width, batch)
+    xs = jnp.stack([x] * depth)
+    found = {
+        "values stored": savings.cost(savings.stored_values, weights, xs),
+        "values recomputed": savings.cost(savings.recomputed_values, weights, xs),
+        "products shared": savings.cost(savings.stored_products, weights, values, bars),
+        "products afresh": savings.cost(savings.fresh_products, weights, values, bars),
+    }
+    once = savings.cost(savings.along, weights, x, weights)
+    found["forward mode"] = savings.Cost(
+        once.operations * weights.size, once.memory, once.microseconds * weights.size
+    )
+    return [{"depth": float(depth), "variant": name, **cost._asdict()} for name, cost in found.items()]
+
+
+def worst_error() -> float:
+    """The largest difference between any two variants' gradients, over the largest element; in float64."""
+    with jax.enable_x64(True):
+        weights, x, values, bars = inputs(4, 3, 5, "float64")
+        right = jax.grad(savings.loss)(weights, x)
+        others = [
+            jnp.stack(savings.stored_values(weights, jnp.stack([x] * 4))),
+            jnp.stack(savings.recomputed_values(weights, jnp.stack([x] * 4))),
+            jnp.stack(savings.stored_products(weights, values, bars)),
+            jnp.stack(savings.fresh_products(weights, values, bars)),
+            savings.forward_mode(weights, x),
+        ]
+        return max(float(jnp.max(jnp.abs(other - right)) / jnp.max(jnp.abs(right))) for other in others)
+
+
+def division_costs(rows: int, columns: int, rounds: int) -> list[dict]:
+    """Numbers divided in the compiled program, and the median time of a call, in turn with the others."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, columns)), "float32")
+    found = []
+    for name, function in ELEMENTWISE.items():
+        programs = {how: jax.jit(partial(function, how=how)) for how in HOWS}
+        times: dict[str, list[float]] = {how: [] for how in HOWS}
+        for _ in range(rounds + 1):
+            for how, program in programs.items():
+                begin = time.perf_counter()
+                program(x).block_until_ready()
+                times[how].append(1e6 * (time.perf_counter() - begin))
+        found += [
+            {
+                "function": name,
+                "how": how,
+                "divided": savings.elements_divided(partial(function, how=how), x),
+                "time": float(np.median(times[how][1:])),
+            }
+            for how in HOWS
+        ]
+    return found
+
+
+def cost_table(frame: pd.DataFrame, fitted: dict[str, float]) -> Table:
+    grid = Table(title="Millions of operations, temporary memory and time")
+    depths = sorted(set(frame.depth))
+    shown = [depths[0], depths[len(depths) // 2], depths[-1]]
+    grid.add_column("variant")
+    for depth in shown:
+        grid.add_column(f"{depth:.0f} layers", justify="right")
+    grid.add_column("exponent", justify="right")
+    for name, part in frame.groupby("variant", sort=False):
+        rows = part.set_index("depth")
+        cells = [
+            f"{rows.operations[d] / 1e6:,.1f}\n{rows.memory[d] / 1e3:,.0f} kB\n"
+            f"{rows.microseconds[d] / 1e3:,.2f} ms"
+            for d in shown
+        ]
+        grid.add_row(name, *cells, f"{fitted[name]:.2f}")
+    return grid
+
+
+def division_table(divisions: pd.DataFrame) -> Table:
+    grid = Table(title="Division: numbers divided in the compiled program, and microseconds")
+    grid.add_column("function")
+    for how in ("every element divided", "as written", "reciprocal (sigmoid: tanh)"):
+        grid.add_column(how, justify="right")
+    for name, part in divisions.groupby("function", sort=False):
+        grid.add_row(name, *(f"{r.divided:,}\n{r.time:,.0f} µs" for r in part.itertuples()))
+    return grid
+
+
+def picture(frame: pd.DataFrame):
+    return report.lines(
+        frame,
+        x=report.axis("depth", "layers", log=True),
+        y=report.axis("operations", "floating-point operations for the gradient", log=True),
+        line="variant",
+        title="What does back-propagation save?",
+        subtitle="XLA's count for the compiled program, by the depth of the network",
+    )
+
+
+if __name__ == "__main__":
+    shared.run(main)

@@ -1,0 +1,190 @@
+"""How far does the slope tell what a step will do?
+
+The slope g predicts that a step of gradient descent lowers the loss by lr ||g||^2. Measured beside it is
+what the step does, for learning rates from small to too large: the ratio is 1 - lr k / 2 with the curvature
+k along the gradient, exactly on a quadratic (a linear model with squared error), to first order on a network.
+Too large begins at the edge of stability: 2 / lambda_max for gradient descent, 2 (1 + beta) / lambda_max
+for heavy ball and 2 (1 + beta) / ((1 + 2 beta) lambda_max) for Nesterov. Found by bisection on quadratics
+within 1 %; and a network trained with the full batch comes to that edge by itself: its sharpness settles
+where the edge is at the learning rate (1.00 +- 0.03 of it, Cohen et al. 2021). At a tenth of the learning
+rate it stays below.
+"""
+
+import jax
+import numpy as np
+import optax
+import pandas as pd
+from absl import flags
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from bpresearch import data, models, optim, platform, report
+from bpresearch import flags as shared
+from bpresearch.analysis import quadratics, sharpness
+
+shared.define_experiment_flags()
+flags.DEFINE_float("momentum", 0.9, "of heavy ball and Nesterov")
+flags.DEFINE_float("threshold", 2.5, "sharpness that is the edge of stability at the learning rates taken")
+flags.DEFINE_integer("steps", 8000, "updates of each training")
+flags.DEFINE_integer("examples", 500, "of mnist1d that the full batch holds")
+flags.DEFINE_integer("width", 50, "of the two hidden layers")
+flags.DEFINE_integer("seed", 0, "of the initial weights")
+
+METHODS: dict[str, optim.Optimizer] = {
+    "gradient descent": optim.sgd,
+    "heavy ball": optim.momentum,
+    "Nesterov": optim.nesterov,
+}
+EVERY = 50  # steps between two measurements of the sharpness
+
+
+def main() -> int:
+    FLAGS = flags.FLAGS
+    if not 0 <= FLAGS.momentum < 1:
+        raise ValueError(f"--momentum={FLAGS.momentum}: takes a number of at least 0 and below 1")
+    if not FLAGS.threshold > 0:
+        raise ValueError(f"--threshold={FLAGS.threshold}: takes a positive sharpness")
+    steps = shared.positive("steps", low=4 * EVERY) if not FLAGS.quick else 4000
+    width, seed, count = shared.positive("width"), shared.positive("seed", low=0), shared.positive("examples")
+    json_file = shared.output_file("json")
+    platform.start(FLAGS.platform)
+    workdir, console = shared.experiment_workdir("step_fidelity"), Console()
+
+    dataset = data.load("mnist1d")
+    x, y = dataset.x[:count], np.eye(10, dtype=np.float32)[dataset.y[:count]]
+    network = models.mlp((40, 1), 10, widths=(width, width), activation=nnx.tanh, rngs=nnx.Rngs(seed))
+    linear = models.linear((40, 1), 10, rngs=nnx.Rngs(seed))
+    fidelity, slopes = predictions({"quadratic": linear, "network": network}, x, y)
+    edges = bisected(FLAGS.momentum)
+    trained = training(network, x, y, steps)
+    settled = {
+        (name, part): float(rows.ratio.tail(max(1, len(rows) // 4)).median())
+        for (name, part), rows in trained.groupby(["method", "learning rate"], sort=False)
+    }
+    console.print(edge_table(edges, settled))
+
+    parts = fidelity[fidelity.curvature < 1]
+    exact = parts[parts.model == "quadratic"]
+    checks = [
+        report.Check(
+            "quadratic: observed / predicted, off by", (exact.ratio - exact.theory).abs().max(), 0, 1e-9
+        ),
+        report.Check("network: 1 - slope of the ratio, over k / 2", slopes["network"], 1, 0.05),
+    ]
+    checks += [
+        report.Check(f"{r['method']}: edge by bisection / closed form", r["measured"] / r["theory"], 1, 0.01)
+        for r in edges.to_dict("records")
+    ]
+    checks += [
+        report.Check(f"{name}: sharpness settled / edge", value, 1, 0.03)
+        if part == "at the edge"
+        else report.Check(f"{name}, a tenth of it: below 0.5", value, 0.25, 0.25)
+        for (name, part), value in settled.items()
+    ]
+    figures = {f"{name}.{part}.sharpness_over_edge": value for (name, part), value in settled.items()}
+    figures |= {
+        f"{r['method']}.bisection_over_edge": r["measured"] / r["theory"] for r in edges.to_dict("records")
+    }
+    report.write_figures(json_file, figures)
+    for name, chart in (
+        ("step_fidelity", fidelity_picture(fidelity)),
+        ("edge_of_stability", edge_picture(trained)),
+    ):
+        console.print(f"Picture: {report.write_picture(chart, workdir, name)}")
+    return report.conclude(console, checks)
+
+
+def predictions(networks: dict[str, nnx.Module], x, y) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Observed over predicted decrease against lr k / 2; and minus that ratio's slope at small rates: one."""
+    rows, slopes = [], {}
+    relative = np.concatenate([[0.01, 0.02], np.linspace(0.05, 1.5, 30)])
+    with jax.enable_x64(True):
+        for name, model in networks.items():
+            nnx.update(model, jax.tree.map(lambda leaf: leaf.astype("float64"), nnx.state(model, nnx.Param)))
+            inputs = (model, optax.losses.squared_error, x.astype("float64"), y.astype("float64"))
+            curvature = sharpness.decrease(*inputs, np.zeros(1))[2]
+            predicted, observed, _ = sharpness.decrease(*inputs, 2 * relative / curvature)
+            ratio = observed / predicted
+            rows += [
+                {"model": name, "curvature": c, "ratio": r, "theory": 1 - c}
+                for c, r in zip(relative, ratio, strict=True)
+            ]
+            slopes[name] = float((1 - ratio[0]) / relative[0])
+            nnx.update(model, jax.tree.map(lambda leaf: leaf.astype("float32"), nnx.state(model, nnx.Param)))
+    return pd.DataFrame(rows), slopes
+
+
+def bisected(momentum: float) -> pd.DataFrame:
+    spectrum = np.geomspace(0.1, 10.0, 10)
+    return pd.DataFrame(
+        {
+            "method": name,
+            "measured": quadratics.edge_by_bisection(optimizer, spectrum, momentum),
+            "theory": quadratics.edge(optimizer, 10.0, momentum),
+        }
+        for name, optimizer in METHODS.items()
+    )
+
+
+def training(model: nnx.Module, x, y, steps: int) -> pd.DataFrame:
+    """Sharpness over the edge's, in training at the edge's learning rate and at a tenth of it."""
+    rows = []
+    for name, method in METHODS.items():
+        for label, factor in (("at the edge", 1.0), ("a tenth", 0.1)):
+            momentum = {} if method is optim.sgd else {"momentum": flags.FLAGS.momentum}
+            rate = factor * quadratics.edge(method, 1.0, flags.FLAGS.momentum) / flags.FLAGS.threshold
+            found = sharpness.full_batch(
+                model,
+                optax.losses.squared_error,
+                x,
+                y,
+                method(rate, **momentum),
+                steps=steps // EVERY * EVERY,
+                every=EVERY,
+            )
+            edge = flags.FLAGS.threshold / factor
+            rows += [
+                {"method": name, "learning rate": label, "step": float(step), "ratio": value / edge}
+                for step, value in zip(found.steps, found.sharpness, strict=True)
+            ]
+    return pd.DataFrame(rows)
+
+
+def edge_table(edges: pd.DataFrame, settled: dict[tuple[str, str], float]) -> Table:
+    grid = Table(title="The edge of stability")
+    for name in ("method", "bisection", "closed form", "a network's sharpness / edge", "a tenth of the rate"):
+        grid.add_column(name, justify="left" if name == "method" else "right")
+    for r in edges.to_dict("records"):
+        at, below = (settled[r["method"], part] for part in ("at the edge", "a tenth"))
+        grid.add_row(r["method"], f"{r['measured']:.4f}", f"{r['theory']:.4f}", f"{at:.3f}", f"{below:.3f}")
+    return grid
+
+
+def fidelity_picture(fidelity: pd.DataFrame):
+    line = fidelity[fidelity.model == "quadratic"].assign(model="1 - lr k / 2", ratio=lambda f: f.theory)
+    return report.lines(
+        line[["curvature", "ratio", "model"]],
+        x=report.axis("curvature", "learning rate times curvature along the gradient / 2"),
+        y=report.axis("ratio", "decrease observed / predicted by the slope"),
+        line="model",
+        points=fidelity[["curvature", "ratio", "model"]],
+        title="How far does the slope tell what a step will do?",
+        subtitle="Beyond 1 the loss rises: the step is longer than twice the best one",
+    )
+
+
+def edge_picture(trained: pd.DataFrame):
+    return report.lines(
+        trained,
+        x=report.axis("step", "step"),
+        y=report.axis("ratio", "sharpness / edge of stability", zero=True),
+        line="learning rate",
+        panel="method",
+        title="Where does full-batch training settle?",
+        subtitle="Largest eigenvalue of the Hessian over the one above which the learning rate diverges",
+    )
+
+
+if __name__ == "__main__":
+    shared.run(main)
