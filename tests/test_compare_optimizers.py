@@ -50,7 +50,8 @@ def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(tmp_path):
 def test_regression_is_compared_by_loss(tmp_path):
     found = run(
         tmp_path, "--model=mlp", "--widths=8", "--dataset=diabetes", "--steps=10", "--seed=0", "--lr=0.01",
-        "--schedule=constant", "--optimizer=nesterov", "--batch_size=20", "--quiet", "--workdir=w", "--noreport",
+        "--schedule=constant", "--optimizer=nesterov", "--batch_size=20", "--quiet", "--workdir=w",
+        "--noreport",
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert "test loss" in found.stdout and "One seed" in found.stdout
