@@ -45,7 +45,9 @@ def values(flag: str, text: str, kind: type = float) -> list[Any]:
     return found
 
 
-def numbers(flag: str, text: str, kind: type = float, *, low: float | int, high: float | int = math.inf) -> list[Any]:
+def numbers(
+    flag: str, text: str, kind: type = float, *, low: float | int, high: float | int = math.inf
+) -> list[Any]:
     """`values` that are numbers with low <= value < high."""
     found = values(flag, text, kind)
     for value in found:
