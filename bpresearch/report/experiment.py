@@ -19,7 +19,7 @@ from bpresearch.analysis import (
     metric_of,
     verdict,
 )
-from bpresearch.report import comparisons, gradients, landscape, pictures
+from bpresearch.report import comparisons, gradients, landscape, pictures, recorded
 from bpresearch.report.page import Section, Table, render, short
 from bpresearch.report.style import save_drawings, write_whole
 from bpresearch.report.sweeps import Sweep, Sweeps, binned
@@ -201,7 +201,7 @@ def _divergence(sweeps: Sweeps, section: Section) -> None:
 
 
 def _diagnostics(sweeps: Sweeps, section: Section) -> None:
-    section.pictures = dict(pictures.diagnostics(sweeps))
+    section.pictures = dict(recorded.diagnostics(sweeps))
 
 
 def _gradient(sweeps: Sweeps, section: Section) -> None:

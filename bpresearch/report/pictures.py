@@ -1,4 +1,4 @@
-"""Pictures of training and tuning: loss curves, sensitivity to the learning rate, diagnostics."""
+"""Pictures of training and tuning: loss curves, sensitivity to the learning rate."""
 
 from typing import Any
 
@@ -10,7 +10,6 @@ from bpresearch.analysis import best_settings, describe, mean_and_interval
 from bpresearch.report.style import axis_at, band, channels_by, panels, tooltips
 from bpresearch.report.sweeps import Sweeps, binned, coarse
 
-KNOWN = {"train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy"}
 ONE_RUN = -1
 """`run` in the rows of a mean over runs; the page adds rows of single runs that were picked."""
 
@@ -25,7 +24,7 @@ def loss_curves(sweeps: Sweeps) -> alt.FacetChart:
     rows = curves(sweeps, "train_loss", positive)
     scale = alt.Scale(type="log", nice=False) if positive else alt.Scale()
     return panels(
-        _curve_layers(rows, sweeps.by, "training loss", scale),
+        curve_layers(rows, sweeps.by, "training loss", scale),
         rows,
         f"How fast does each {sweeps.by} reduce the training loss?",
         f"Mini-batch loss at each {sweeps.by}'s best setting; {sweeps.seeds}",
@@ -34,7 +33,8 @@ def loss_curves(sweeps: Sweeps) -> alt.FacetChart:
     )
 
 
-def _curve_layers(rows: pd.DataFrame, by: str, title: str, scale: alt.Scale) -> list[alt.Chart]:
+def curve_layers(rows: pd.DataFrame, by: str, title: str, scale: alt.Scale) -> list[alt.Chart]:
+    """Lines with bands over the steps, from rows as `curves` gives them, and thin ones for single runs."""
     channels = channels_by(rows, by)
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4))
     y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6))
@@ -156,31 +156,3 @@ def _best_at_each(sweeps: Sweeps, field: str) -> pd.DataFrame:
     order = order.sort_values(["share_diverged", "order"], ascending=[True, False], kind="stable")
     best = order.drop_duplicates(["panel", sweeps.by, field]).sort_index()
     return best.drop(columns=["order", "setting"])
-
-
-def diagnostics(sweeps: Sweeps) -> list[tuple[str, alt.FacetChart]]:
-    """A picture for each diagnostic that the runs recorded along their steps, at the best settings."""
-    found: list[tuple[str, alt.FacetChart]] = []
-    names = {
-        str(name): None
-        for sweep in sweeps
-        for name, variable in sweep.results.data_vars.items()
-        if name not in KNOWN and variable.dims in (("run", "step"), ("run", "eval_step"))
-    }
-    for name in names:
-        having = Sweeps([sweep for sweep in sweeps if name in sweep.results], sweeps.by)
-        values = [sweep.results[name].values for sweep in having]
-        finite = np.concatenate([v[np.isfinite(v)] for v in values])
-        positive = len(finite) > 0 and bool(finite.min() > 0)
-        rows = curves(having, name, positive)
-        words = name.replace("_", " ")
-        scale = alt.Scale(type="log", nice=False) if positive else alt.Scale(zero=False)
-        chart = panels(
-            _curve_layers(rows, sweeps.by, words, scale),
-            rows,
-            f"Diagnostic: {words}",
-            f"At each {sweeps.by}'s best setting; {sweeps.seeds}",
-            toggles=["x", "y"] if positive else ["x"],
-        )
-        found.append((name, chart))
-    return found
