@@ -50,10 +50,10 @@ class Setting:
         values: each hyper-parameter's value, without those the optimizer does not take.
         runs: indices of its runs.
         seeds: their seeds.
-        chosen_by: final value of the metric that settings are chosen by, a run each; NaN if it diverged or
-            was pruned.
+        chosen_by: final value of the metric that settings are chosen by, a run each; NaN if it diverged
+            or was stopped early.
         test: final value of the test metric, a run each; NaN likewise.
-        pruned: number of its runs that a pruner ended early.
+        diverged: number of runs that diverged.
     """
 
     values: dict[str, Any]
@@ -61,12 +61,12 @@ class Setting:
     seeds: np.ndarray
     chosen_by: np.ndarray
     test: np.ndarray
-    pruned: int = 0
+    diverged: int
 
     @property
-    def diverged(self) -> int:
-        """Number of runs that diverged."""
-        return int(np.isnan(self.test).sum()) - self.pruned
+    def complete(self) -> bool:
+        """Whether every run came to its end."""
+        return not np.isnan(self.test).any()
 
 
 def settings_of(results: xr.Dataset) -> list[Setting]:
@@ -95,7 +95,7 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
             results.seed.values[runs],
             final[choosing][runs],
             final[test][runs],
-            int((results.pruned_at.values[runs] >= 0).sum()) if "pruned_at" in results else 0,
+            int((results.diverged_at.values[runs] >= 0).sum()),
         )
         for runs in groups.values()
     ]
@@ -104,14 +104,12 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
 def better(results: xr.Dataset, setting: Setting) -> tuple[bool, float]:
     """What settings are ranked by, the largest first.
 
-    A setting with a run that diverged or was pruned comes after all without; then the mean over seeds of the
-    final validation metric (test, if nothing was held out) decides.
+    A setting with a run that diverged or was stopped early comes after all without; then the mean over
+    seeds of the final validation metric (test, if nothing was held out) decides.
     """
     metric = chosen_by(results)
     mean = mean_and_interval(setting.chosen_by).mean
-    return setting.diverged + setting.pruned == 0, -math.inf if math.isnan(
-        mean
-    ) else mean if metric.higher_is_better else -mean
+    return setting.complete, -math.inf if math.isnan(mean) else mean if metric.higher_is_better else -mean
 
 
 def best_settings(results: xr.Dataset) -> dict[tuple[str, str], Setting]:
@@ -122,22 +120,20 @@ def best_settings(results: xr.Dataset) -> dict[tuple[str, str], Setting]:
     return {key: max(group, key=lambda s: better(results, s)) for key, group in groups.items()}
 
 
-def verdict(results: xr.Dataset) -> str:
+def verdict(results: xr.Dataset, by: str = "optimizer") -> str:
     """In a sentence or two: which optimizer and schedule came out best, by how much, and how surely.
 
-    The runner-up is the best setting of another optimizer. Where both have the same seeds, the interval is
-    that of the difference within each seed.
+    The runner-up is the best setting of another optimizer (or schedule, as `by` says). Where both have the
+    same seeds, the interval is that of the difference within each seed.
     """
     ranked = sorted(best_settings(results).values(), key=lambda s: better(results, s), reverse=True)
     metric = metric_of(results)
     first = ranked[0]
-    if first.diverged and np.isnan(first.test).all():
+    if np.isnan(first.test).all():
         return "Every run diverged: the learning rates are too large."
     score = mean_and_interval(first.test)
     text = f"Best: {describe(first)} with {metric.format(score)} {metric.title}."
-    others = [
-        s for s in ranked if s.values["optimizer"] != first.values["optimizer"] and not np.isnan(s.test).all()
-    ]
+    others = [s for s in ranked if s.values[by] != first.values[by] and not np.isnan(s.test).all()]
     if not others:
         return text
     second = others[0]
@@ -178,6 +174,6 @@ def figures(results: xr.Dataset) -> dict[str, float]:
 def describe(setting: Setting) -> str:
     """`momentum 0.9, cosine, learning rate 0.1`."""
     values = setting.values
-    momentum = f" {values['momentum']:g}" if "momentum" in values else ""
-    rate = f", learning rate {values['lr']:.4g}" if "lr" in values else ""
+    momentum = f" {values['momentum']:.3g}" if "momentum" in values else ""
+    rate = f", learning rate {values['lr']:.3g}" if "lr" in values else ""
     return f"{values['optimizer']}{momentum}, {values['schedule']}{rate}"

@@ -14,14 +14,15 @@ from bpresearch.analysis import (
     performance_profile,
     several,
 )
-from bpresearch.report.style import band, by_optimizer, panels, tooltips
+from bpresearch.report.style import band, channels_by, panels, tooltips
 from bpresearch.report.sweeps import Sweeps
 
 MOST_TRIALS = 200
 
 
-def budgets(sweeps: Sweeps, by: str = "optimizer") -> alt.FacetChart | None:
+def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
     """Expected best test metric against the number of settings tried, for each optimizer."""
+    by = sweeps.by
     rows: list[dict[str, Any]] = []
     for sweep in sweeps:
         for name, curve in budget_curves(sweep.results, by).items():
@@ -35,7 +36,7 @@ def budgets(sweeps: Sweeps, by: str = "optimizer") -> alt.FacetChart | None:
     frame = pd.DataFrame(rows)
     if frame.trials.max() < 2:
         return None
-    channels = by_optimizer(frame, by)
+    channels = channels_by(frame, by)
     x = alt.X("trials:Q", title="settings tried", scale=alt.Scale(type="log", nice=False))
     x["axis"] = alt.Axis(format="d", tickCount=6)
     title = sweeps.metric.title
@@ -43,7 +44,7 @@ def budgets(sweeps: Sweeps, by: str = "optimizer") -> alt.FacetChart | None:
     shown = tooltips(frame, [by, "trials", "value", "low", "high"])
     layers = [
         alt.Chart()
-        .mark_area(**band(0.16, by))
+        .mark_area(**band(by, 0.16))
         .encode(x=x, y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", detail=channels["detail"]),
         alt.Chart()
         .mark_line(strokeWidth=2.2)
@@ -58,9 +59,7 @@ def budgets(sweeps: Sweeps, by: str = "optimizer") -> alt.FacetChart | None:
     return panels(
         layers,
         frame,
-        "How much tuning does each optimizer need?"
-        if by == "optimizer"
-        else f"How much tuning does each {by} need?",
+        f"How much tuning does each {by} need?",
         f"Expected test result of the best of n random settings, chosen by validation; {sweeps.seeds}",
         toggles=["x"],
         height=280,
@@ -68,9 +67,10 @@ def budgets(sweeps: Sweeps, by: str = "optimizer") -> alt.FacetChart | None:
     )
 
 
-def profiles(sweeps: Sweeps, by: str = "optimizer", stratum: str = "schedule") -> alt.FacetChart | None:
+def profiles(sweeps: Sweeps) -> alt.FacetChart | None:
     """Performance profiles: the share of tuned runs above each score (Agarwal et al. 2021)."""
-    scores = _scores(sweeps, by, stratum)
+    by, stratum = sweeps.by, sweeps.stratum
+    scores = _scores(sweeps)
     if not scores:
         return None
     low = min(float(np.concatenate(s).min()) for s in scores.values())
@@ -83,14 +83,14 @@ def profiles(sweeps: Sweeps, by: str = "optimizer", stratum: str = "schedule") -
             pd.DataFrame({"score": thresholds, "share": share, "low": below, "high": above, by: name})
         )
     frame = pd.concat(rows, ignore_index=True).assign(panel="")
-    channels = by_optimizer(frame, by)
+    channels = channels_by(frame, by)
     x = alt.X("score:Q", title="score (0: untrained, 1: best setting of all)")
     x["scale"] = alt.Scale(nice=False, zero=False)
     x["axis"] = alt.Axis(tickCount=6)
     title = "runs above the score (%)"
     layers = [
         alt.Chart()
-        .mark_area(**band(0.14, by, interpolate="step-after"))
+        .mark_area(**band(by, 0.14, interpolate="step-after"))
         .encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", detail=channels["detail"]),
         alt.Chart()
         .mark_line(strokeWidth=2.2, interpolate="step-after")
@@ -112,11 +112,10 @@ def profiles(sweeps: Sweeps, by: str = "optimizer", stratum: str = "schedule") -
     )
 
 
-def interquartile_means(
-    sweeps: Sweeps, by: str = "optimizer", stratum: str = "schedule"
-) -> alt.FacetChart | None:
+def interquartile_means(sweeps: Sweeps) -> alt.FacetChart | None:
     """The interquartile mean of each optimizer's tuned runs, with its stratified bootstrap interval."""
-    scores = _scores(sweeps, by, stratum)
+    by, stratum = sweeps.by, sweeps.stratum
+    scores = _scores(sweeps)
     if not scores:
         return None
     rows = [
@@ -128,7 +127,7 @@ def interquartile_means(
     y = alt.Y(f"{by}:N", title=None, sort=[row[by] for row in rows], axis=alt.Axis(labelLimit=160))
     scale = alt.Scale(zero=False, padding=10)
     title = "interquartile mean of the score"
-    channels = by_optimizer(frame, by)
+    channels = channels_by(frame, by)
     colour = channels["color"]
     colour["legend"] = None
     tip = tooltips(frame, [by, "estimate", "low", "high"])
@@ -149,13 +148,14 @@ def interquartile_means(
     )
 
 
-def _scores(sweeps: Sweeps, by: str, stratum: str) -> dict[str, list[np.ndarray]]:
-    scores = several([sweep.results for sweep in sweeps], by, stratum)
+def _scores(sweeps: Sweeps) -> dict[str, list[np.ndarray]]:
+    scores = several([sweep.results for sweep in sweeps], sweeps.by, sweeps.stratum)
     return scores if all(scores.values()) else {}
 
 
-def intervals(sweeps: Sweeps, by: str = "optimizer") -> alt.FacetChart | None:
+def intervals(sweeps: Sweeps) -> alt.FacetChart | None:
     """The best setting against the best of each other optimizer: paired and unpaired intervals."""
+    by = sweeps.by
     rows: list[dict[str, Any]] = []
     for sweep in sweeps:
         metric = metric_of(sweep.results)

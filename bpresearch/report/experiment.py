@@ -19,7 +19,7 @@ from bpresearch.analysis import (
     metric_of,
     verdict,
 )
-from bpresearch.report import comparisons, gradients, landscape, pictures
+from bpresearch.report import comparisons, gradients, landscape, pictures, recorded
 from bpresearch.report.page import Section, Table, render, short
 from bpresearch.report.style import save_drawings, write_whole
 from bpresearch.report.sweeps import Sweep, Sweeps, binned
@@ -64,6 +64,7 @@ def write(
     *,
     title: str = "",
     only: Collection[str] = (),
+    by: str = "optimizer",
     drawings: bool = True,
 ) -> Path:
     """Writes the report of one or several sweeps: `index.html`, and every picture as PNG and SVG.
@@ -73,6 +74,7 @@ def write(
         folder: where to; it is made if need be.
         title: heading of the page; default: what was trained on what.
         only: names of sections (`SECTIONS`) and pictures (`PICTURES`) to show; default: all.
+        by: what is compared, "optimizer" or "schedule".
         drawings: whether to write the pictures as PNG and SVG too.
 
     Returns:
@@ -83,13 +85,13 @@ def write(
     """
     if isinstance(results, xr.Dataset):
         results = Sweep("results", results)
-    sweeps = Sweeps([results] if isinstance(results, Sweep) else results)
+    sweeps = Sweeps([results] if isinstance(results, Sweep) else results, by)
     for name in only:
         if name not in NAMES:
             raise ValueError(f"{name} is no part of a report: {', '.join(NAMES)}")
     folder.mkdir(parents=True, exist_ok=True)
     sections = [_section(sweeps, name, only) for name in SECTIONS]
-    legend = [(name, list(dict.fromkeys(sweeps.runs[name]))) for name in ("optimizer", "schedule", "sweep")]
+    legend = [(name, list(dict.fromkeys(sweeps.runs[name]))) for name in (sweeps.by, sweeps.stratum, "sweep")]
     text = render(
         title or _title(sweeps),
         [section for section in sections if section],
@@ -134,7 +136,7 @@ def _section(sweeps: Sweeps, name: str, only: Collection[str]) -> Section | None
 
 def _verdict(sweeps: Sweeps, section: Section) -> None:
     prefix = {sweep.name: f"{sweep.name}: " if len(sweeps) > 1 else "" for sweep in sweeps}
-    section.lead = [prefix[sweep.name] + verdict(sweep.results) for sweep in sweeps]
+    section.lead = [prefix[sweep.name] + verdict(sweep.results, sweeps.by) for sweep in sweeps]
     warnings = []
     for sweep in sweeps:
         best = list(best_settings(sweep.results).values())
@@ -173,13 +175,13 @@ def _settings(sweeps: Sweeps, section: Section) -> None:
 def _comparison(sweeps: Sweeps, section: Section) -> None:
     tables = []
     for sweep in sweeps:
-        first, found = differences(sweep.results)
+        first, found = differences(sweep.results, sweeps.by)
         test = metric_of(sweep.results)
         if not found:
             continue
         name = f"{sweep.name}: " if len(sweeps) > 1 else ""
         table = Table(
-            f"{name}How much better {first.values['optimizer']} is, at the best settings of all schedules.",
+            f"{name}How much better {first.values[sweeps.by]} is, each {sweeps.by} at its best setting.",
             ["against", "paired by seed", "unpaired", "probability of improvement"],
         )
         for row in found:
@@ -199,7 +201,7 @@ def _divergence(sweeps: Sweeps, section: Section) -> None:
 
 
 def _diagnostics(sweeps: Sweeps, section: Section) -> None:
-    section.pictures = dict(pictures.diagnostics(sweeps))
+    section.pictures = dict(recorded.diagnostics(sweeps))
 
 
 def _gradient(sweeps: Sweeps, section: Section) -> None:

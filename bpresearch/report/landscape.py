@@ -6,11 +6,13 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.report.style import PICKED, axis_at, by_optimizer, panels, titled, tooltips
+from bpresearch.report.style import PICKED, axis_at, channels_by, panels, titled, tooltips
 from bpresearch.report.sweeps import Sweeps, coarse
 
 MOST_LINES = 400
 MOST_POINTS = 5000
+NONE = "isValid(datum.value) ? datum.label : 'none'"
+"""Labels of an axis that some optimizers do not have."""
 
 
 def all_runs(sweeps: Sweeps) -> alt.FacetChart | None:
@@ -23,7 +25,7 @@ def all_runs(sweeps: Sweeps) -> alt.FacetChart | None:
     rows["panel"] = ""
     choices = _choices(sweeps, rows)
     across = "lr" if "lr" in choices else next(iter(choices))
-    channels = by_optimizer(rows)
+    channels = channels_by(rows, sweeps.by)
     brush = alt.selection_interval(name="brush", encodings=["x", "y"])
     logarithmic = across == "lr" and rows.lr.min() > 0
     scale = alt.Scale(type="log", padding=16) if logarithmic else alt.Scale(padding=16, zero=False)
@@ -89,23 +91,23 @@ def thinned(rows: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def heat_maps(sweeps: Sweeps) -> alt.FacetChart | None:
-    """The best mean over seeds for each pair of values of two axes, a panel for each optimizer."""
-    metric, axes = sweeps.metric, [name for name in sweeps.axes if name not in ("optimizer", "dataset")]
+    """The best mean over seeds for each pair of values of two axes, a panel for each that is compared."""
+    metric, axes = sweeps.metric, [name for name in sweeps.axes if name not in (sweeps.by, "dataset")]
     rows = sweeps.settings[sweeps.settings.value.notna()].copy()
     if len(axes) < 2 or not len(rows):
         return None
     for name in axes:
         rows[name] = coarse(rows[name])
     rows["panel"] = [
-        f"{s} · {o}" if len(sweeps) > 1 else o for s, o in zip(rows.sweep, rows.optimizer, strict=True)
+        f"{s} · {o}" if len(sweeps) > 1 else o for s, o in zip(rows.sweep, rows[sweeps.by], strict=True)
     ]
     numeric = [name for name in axes if rows[name].dtype.kind in "if"]
     across = "lr" if "lr" in axes else (numeric or axes)[0]
     down = next((name for name in [*numeric, *axes] if name != across and name in axes), axes[0])
     best = "max" if metric.higher_is_better else "min"
     middle = float((rows.value.max() + rows.value.min()) / 2)
-    x = alt.X(f"{across}:O", title=titled(across), axis=alt.Axis(labelAngle=-40, format="~g"))
-    y = alt.Y(f"{down}:O", title=titled(down), axis=alt.Axis(labelLimit=110))
+    x = alt.X(f"{across}:O", title=titled(across), axis=alt.Axis(labelAngle=-40, format="~g", labelExpr=NONE))
+    y = alt.Y(f"{down}:O", title=titled(down), axis=alt.Axis(labelLimit=110, labelExpr=NONE))
     if rows[down].dtype.kind in "if":
         y["sort"] = "descending"
         y["axis"]["format"] = "~g"
@@ -230,7 +232,7 @@ def diverged(sweeps: Sweeps) -> alt.FacetChart | None:
     )
     frame = rows.reset_index()
     frame["share"] *= 100
-    channels = by_optimizer(frame)
+    channels = channels_by(frame, sweeps.by)
     positive = frame.lr.min() > 0
     shared = {
         "x": alt.X("lr:Q", title="learning rate", axis=axis_at(frame.lr),

@@ -1,4 +1,4 @@
-"""Pictures of training and tuning: loss curves, sensitivity to the learning rate, diagnostics."""
+"""Pictures of training and tuning: loss curves, sensitivity to the learning rate."""
 
 from typing import Any
 
@@ -7,16 +7,15 @@ import numpy as np
 import pandas as pd
 
 from bpresearch.analysis import best_settings, describe, mean_and_interval
-from bpresearch.report.style import axis_at, band, by_optimizer, panels, tooltips
-from bpresearch.report.sweeps import Sweeps, binned
+from bpresearch.report.style import axis_at, band, channels_by, panels, tooltips
+from bpresearch.report.sweeps import Sweeps, binned, coarse
 
-KNOWN = {"train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy"}
 ONE_RUN = -1
 """`run` in the rows of a mean over runs; the page adds rows of single runs that were picked."""
 
 
 def loss_curves(sweeps: Sweeps) -> alt.FacetChart:
-    """Training loss of each optimizer's best setting, a panel for each schedule.
+    """Training loss of each optimizer's best setting, a panel for each schedule (or the other way round).
 
     The mean over a bin of steps, then the geometric mean over seeds with its 95 % interval, which is
     Student's of the logarithms (of the values themselves where a loss is not positive).
@@ -25,17 +24,18 @@ def loss_curves(sweeps: Sweeps) -> alt.FacetChart:
     rows = curves(sweeps, "train_loss", positive)
     scale = alt.Scale(type="log", nice=False) if positive else alt.Scale()
     return panels(
-        _curve_layers(rows, "training loss", scale),
+        curve_layers(rows, sweeps.by, "training loss", scale),
         rows,
-        "How fast does each optimizer reduce the training loss?",
-        f"Mini-batch loss at each optimizer's best setting; {sweeps.seeds}",
+        f"How fast does each {sweeps.by} reduce the training loss?",
+        f"Mini-batch loss at each {sweeps.by}'s best setting; {sweeps.seeds}",
         toggles=["x", "y"] if positive else ["x"],
         overlay="curves",
     )
 
 
-def _curve_layers(rows: pd.DataFrame, title: str, scale: alt.Scale) -> list[alt.Chart]:
-    channels = by_optimizer(rows)
+def curve_layers(rows: pd.DataFrame, by: str, title: str, scale: alt.Scale) -> list[alt.Chart]:
+    """Lines with bands over the steps, from rows as `curves` gives them, and thin ones for single runs."""
+    channels = channels_by(rows, by)
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4))
     y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6))
     bounds = alt.Y("low:Q", title=title, scale=scale)
@@ -46,7 +46,7 @@ def _curve_layers(rows: pd.DataFrame, title: str, scale: alt.Scale) -> list[alt.
         one.mark_line(strokeWidth=1, opacity=0.55).encode(
             x=x, y=y, color=channels["color"], detail="run:N", tooltip=shown
         ),
-        mean.mark_area(**band()).encode(x=x, y=bounds, y2="high:Q", detail=channels["detail"]),
+        mean.mark_area(**band(by)).encode(x=x, y=bounds, y2="high:Q", detail=channels["detail"]),
         mean.mark_line(strokeWidth=2.2).encode(
             x=x, y=y, color=channels["color"], strokeDash=channels["dash"], tooltip=shown
         ),
@@ -75,7 +75,7 @@ def curves(sweeps: Sweeps, variable: str, logarithmic: bool) -> pd.DataFrame:
                         "optimizer": optimizer,
                         "schedule": schedule,
                         "sweep": sweep.name,
-                        "panel": sweeps.panel(sweep, schedule),
+                        "panel": sweeps.panel(sweep, schedule if sweeps.by == "optimizer" else optimizer),
                         "setting": describe(setting),
                     }
                 )
@@ -109,7 +109,7 @@ def _sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.Face
     rates = sorted(set(rows[field]))
     logarithmic = rates[0] > 0 and len(rates) > 1
     scale = alt.Scale(type="log", nice=False, padding=12) if logarithmic else alt.Scale(padding=12)
-    channels = by_optimizer(rows)
+    channels = channels_by(rows, sweeps.by)
     x = alt.X(f"{field}:Q", title=label, scale=scale, axis=axis_at(rates))
     y = alt.Y("value:Q", title=metric.title, scale=alt.Scale(zero=False))
     others = [name for name in sweeps.axes if name not in ("optimizer", "schedule", field)]
@@ -117,7 +117,7 @@ def _sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.Face
     mean = alt.Chart().transform_filter(f"datum.run === {ONE_RUN}")
     one = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
     layers = [
-        mean.mark_area(**band()).encode(
+        mean.mark_area(**band(sweeps.by)).encode(
             x=x,
             y=alt.Y("low:Q", title=metric.title, scale=y["scale"]),
             y2="high:Q",
@@ -149,36 +149,10 @@ def _sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.Face
 def _best_at_each(sweeps: Sweeps, field: str) -> pd.DataFrame:
     """For each optimizer, schedule and value of a field the setting that is best by validation."""
     found = sweeps.settings.dropna(subset=[field])
+    if found[field].nunique() > 25:  # of a random search
+        found = found.assign(**{field: coarse(found[field])})
     sign = 1 if sweeps.metric.higher_is_better else -1
     order = found.assign(order=(sign * found.choosing).fillna(-np.inf))
     order = order.sort_values(["share_diverged", "order"], ascending=[True, False], kind="stable")
-    best = order.drop_duplicates(["panel", "optimizer", field]).sort_index()
+    best = order.drop_duplicates(["panel", sweeps.by, field]).sort_index()
     return best.drop(columns=["order", "setting"])
-
-
-def diagnostics(sweeps: Sweeps) -> list[tuple[str, alt.FacetChart]]:
-    """A picture for each diagnostic that the runs recorded along their steps, at the best settings."""
-    found: list[tuple[str, alt.FacetChart]] = []
-    names = {
-        str(name): None
-        for sweep in sweeps
-        for name, variable in sweep.results.data_vars.items()
-        if name not in KNOWN and variable.dims in (("run", "step"), ("run", "eval_step"))
-    }
-    for name in names:
-        having = Sweeps([sweep for sweep in sweeps if name in sweep.results])
-        values = [sweep.results[name].values for sweep in having]
-        finite = np.concatenate([v[np.isfinite(v)] for v in values])
-        positive = len(finite) > 0 and bool(finite.min() > 0)
-        rows = curves(having, name, positive)
-        words = name.replace("_", " ")
-        scale = alt.Scale(type="log", nice=False) if positive else alt.Scale(zero=False)
-        chart = panels(
-            _curve_layers(rows, words, scale),
-            rows,
-            f"Diagnostic: {words}",
-            f"At each optimizer's best setting; {sweeps.seeds}",
-            toggles=["x", "y"] if positive else ["x"],
-        )
-        found.append((name, chart))
-    return found

@@ -65,8 +65,8 @@ def parameters() -> list[alt.Parameter]:
     return [alt.param(name=name, value=value) for name, value in names.items()]
 
 
-def by_optimizer(frame: pd.DataFrame, field: str = "optimizer") -> dict[str, Any]:
-    """The channels that tell optimizers apart: colour and, on lines, dash; shape for points."""
+def channels_by(frame: pd.DataFrame, field: str) -> dict[str, Any]:
+    """The channels that tell a column's values apart: colour and, on lines, dash; shape for points."""
     names = list(dict.fromkeys(frame[field]))
     kind = f"{field}:N"
     return {
@@ -77,8 +77,8 @@ def by_optimizer(frame: pd.DataFrame, field: str = "optimizer") -> dict[str, Any
     }
 
 
-def band(opacity: float = 0.18, field: str = "optimizer", **options: Any) -> dict[str, Any]:
-    """An area in its optimizer's colour; by an expression, as a channel would change the legend's symbols."""
+def band(field: str, opacity: float = 0.18, **options: Any) -> dict[str, Any]:
+    """An area in its line's colour; by an expression, as a channel would change the legend's symbols."""
     return {"opacity": opacity, "fill": alt.expr(f"scale('color', datum['{field}'])"), **options}
 
 

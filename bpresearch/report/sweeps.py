@@ -73,9 +73,15 @@ def read(workdir: Path, name: str = "") -> Sweep:
 
 
 class Sweeps:
-    """The sweeps of a report and the tables that its pictures are drawn from."""
+    """The sweeps of a report and the tables that its pictures are drawn from.
 
-    def __init__(self, sweeps: Sequence[Sweep]):
+    Attributes:
+        by: what is compared, "optimizer" or "schedule"; it has the colours.
+        stratum: the other one; it has the panels.
+    """
+
+    def __init__(self, sweeps: Sequence[Sweep], by: str = "optimizer"):
+        self.by, self.stratum = by, {"optimizer": "schedule", "schedule": "optimizer"}[by]
         names = [sweep.name for sweep in sweeps]
         if len(set(names)) < len(names):
             raise ValueError(f"two sweeps are called alike: {', '.join(names)}")
@@ -130,7 +136,7 @@ class Sweeps:
                     values = results[name].values
                     text = values.dtype.kind not in "biuf"
                     frame[column(str(name))] = [str(v) for v in values] if text else values
-            frame["panel"] = [self.panel(sweep, schedule) for schedule in frame.schedule]
+            frame["panel"] = [self.panel(sweep, name) for name in frame[self.stratum]]
             frame["diverged_at"] = results.diverged_at.values
             final = {}
             for title, metric in (("valid", chosen_by(results)), ("value", metric_of(results))):
@@ -153,7 +159,7 @@ class Sweeps:
                     {
                         "setting": len(rows),
                         "sweep": sweep.name,
-                        "panel": self.panel(sweep, str(setting.values["schedule"])),
+                        "panel": self.panel(sweep, str(setting.values[self.stratum])),
                         **values,
                         "value": float(self.scaled(interval.mean)),
                         "low": float(self.scaled(low)),

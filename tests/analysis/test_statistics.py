@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bpresearch.analysis import mean_and_interval
+from bpresearch.analysis import mean_and_interval, paired_difference, unpaired_difference
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20), st.floats(0.5, 0.99))
@@ -31,3 +31,29 @@ def test_fewer_than_two_values_have_no_interval(values, mean, seeds):
     found = mean_and_interval(np.array(values))
     np.testing.assert_equal(found.mean, mean)
     assert np.isnan(found.half_width) and found.seeds == seeds
+
+
+def test_the_unpaired_interval_is_welchs():
+    random = np.random.default_rng(0)
+    first, second = random.normal(1, 1, 6), random.normal(0, 3, 4)
+    found = unpaired_difference(first, second)
+    expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    np.testing.assert_allclose(found.bounds, (expected.low, expected.high))
+
+
+def test_pairing_removes_what_a_seed_does_to_both():
+    seeds = np.random.default_rng(1).normal(0, 10, 5)
+    first, second = seeds + np.array([1.0, 1.1, 0.9, 1.0, 1.05]), seeds
+    paired, unpaired = paired_difference(first, second), unpaired_difference(first, second)
+    assert paired.mean == pytest.approx(unpaired.mean)
+    assert paired.half_width < 0.2 < 5 < unpaired.half_width
+    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+    np.testing.assert_allclose(paired.bounds, (expected.low, expected.high))
+
+
+def test_differences_leave_out_runs_that_diverged():
+    found = unpaired_difference(np.array([1.0, np.nan, 3.0]), np.array([1.0, 1.0]))
+    assert found.mean == 1 and found.seeds == 2
+    assert np.isnan(unpaired_difference(np.array([np.nan]), np.array([1.0])).mean)
+    assert np.isnan(unpaired_difference(np.array([2.0]), np.array([1.0, 2.0])).half_width)
+    assert paired_difference(np.array([1.0, np.nan, 3.0]), np.array([0.0, 0.0, 0.0])).seeds == 2

@@ -32,6 +32,8 @@ def results():
         {
             "train_loss": (("run", "step"), loss),
             "gradient_norm": (("run", "step"), loss**2),
+            "update_norm": (("run", "eval_step", "layer"), random.lognormal(size=(len(runs), 2, 3))),
+            "nothing": (("run", "step"), np.full_like(loss, np.nan)),
             "diverged_at": ("run", np.where(lost, 21, -1)),
             "finished": ("run", np.ones(len(runs), bool)),
             **{name: (dims, accuracy) for name, dims in curves.items()},
@@ -46,6 +48,7 @@ def results():
             **{n: ("run", np.full(len(runs), n, object)) for n in ("model", "dataset", "loss")},
             "step": steps,
             "eval_step": [0, 40],
+            "layer": np.array(["first", "second", "third"], object),
         },
     )
 
@@ -77,7 +80,7 @@ def page(results, tmp_path_factory):
 def test_every_picture_is_drawn_and_nothing_is_said_or_loaded(browser, page, width, dark):
     browser.open(page, width, dark)
     figures = browser.run("return window.rendered.figures")
-    wanted = {*report.PICTURES, "gradient_norm", "gradient_errors"}
+    wanted = {*report.PICTURES, "gradient_norm", "update_norm", "gradient_errors"}
     assert set(figures) == wanted
     for figure in figures:
         box = browser.run(

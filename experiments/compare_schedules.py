@@ -1,0 +1,89 @@
+"""How do learning-rate schedules compare, at an equal tuning budget, on one task or several?
+
+Every schedule gets the same learning rates, seeds and optimizers; each is judged at its best settings. With
+several data sets (--dataset=mnist1d,digits) the comparison goes over all of them: interquartile means,
+performance profiles and probabilities of improvement, with stratified bootstrap intervals. A flag takes one
+value or many, as in compare_optimizers.py; the same command resumes what was stopped.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from bpresearch import analysis, platform, report, sweep
+from bpresearch import flags as shared
+
+shared.define_task_flags()
+shared.define_sweep_flags()
+flags.FLAGS.set_default("optimizer", "momentum")
+flags.DEFINE_string("json", None, "file for the figures, as one flat object")
+flags.DEFINE_bool("report", True, "write the report, report/index.html in the workdir; --noreport does not")
+
+
+def main() -> int:
+    axes = shared.axes_from_flags()
+    json_file = shared.output_file("json")
+    datasets = shared.values("dataset", flags.FLAGS.dataset, str)
+    platform.start(flags.FLAGS.platform, flags.FLAGS.precision)
+    experiments = {name: experiment_on(name) for name in datasets}
+    first = next(iter(experiments.values()))
+    workdir = shared.workdir_from_flags("compare_schedules", first, axes)
+    folders = {name: workdir / name if len(datasets) > 1 else workdir for name in datasets}
+    console = Console()
+
+    results = {}
+    for name, experiment in experiments.items():
+        results[name] = sweep.run(experiment, axes, folders[name], quiet=flags.FLAGS.quiet)
+        console.print(report.table(results[name]))
+        console.print(f"{name}: {analysis.verdict(results[name], by='schedule')}", markup=False)
+    console.print(over_all(list(results.values())))
+    if json_file:
+        sweep.write_text(json_file, json.dumps(figures(results), indent=2))
+    if flags.FLAGS.report:
+        sweeps = [report.read(folder, name) for name, folder in folders.items()]
+        page = report.write(sweeps, Path(workdir) / "report", by="schedule")
+        console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
+    return 0
+
+
+def experiment_on(dataset: str) -> sweep.Experiment:
+    """The experiment that the flags describe, on one of the data sets."""
+    flags.FLAGS["dataset"].value = dataset
+    return shared.experiment_from_flags()
+
+
+def over_all(results: list) -> Table:
+    """Each schedule over all data sets and optimizers: a score of 0 is untrained, of 1 the best of all."""
+    scores = analysis.several(results, by="schedule", stratum="optimizer")
+    best = max(scores, key=lambda name: analysis.interquartile_mean(scores[name]))
+    table = Table(title="Over all data sets and optimizers", caption="95 % stratified bootstrap intervals.")
+    table.add_column("schedule")
+    table.add_column("interquartile mean of the score", justify="right")
+    table.add_column(f"P({best} is better)", justify="right")
+    for name, found in scores.items():
+        mean = analysis.interquartile_mean_interval(found)
+        chance = analysis.probability_of_improvement_interval(scores[best], found)
+        table.add_row(name, ranged(mean), "-" if name == best else ranged(chance))
+    return table
+
+
+def ranged(found: analysis.Range) -> str:
+    """`0.96 (0.94 to 0.97)`."""
+    interval = "" if found.low != found.low else f" ({found.low:.2f} to {found.high:.2f})"
+    return f"{found.estimate:.2f}{interval}"
+
+
+def figures(results: dict) -> dict[str, float]:
+    """Each data set's figures, and each schedule's interquartile mean over all of them."""
+    scores = analysis.several(list(results.values()), by="schedule", stratum="optimizer")
+    flat = {
+        f"{name}.{key}": v for name, found in results.items() for key, v in analysis.figures(found).items()
+    }
+    return flat | {f"{name}.interquartile_mean": analysis.interquartile_mean(s) for name, s in scores.items()}
+
+
+if __name__ == "__main__":
+    shared.run(main)

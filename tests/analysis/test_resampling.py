@@ -1,0 +1,94 @@
+"""Bootstrap intervals against simulation, estimates against scipy and by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from bpresearch.analysis import (
+    expected_best,
+    interquartile_mean,
+    interquartile_mean_interval,
+    performance_profile,
+    probability_of_improvement,
+    probability_of_improvement_interval,
+    resampling,
+)
+
+SCORES = st.lists(st.floats(-10, 10), min_size=1, max_size=6)
+
+
+@pytest.fixture
+def fewer_resamples(monkeypatch):
+    monkeypatch.setattr(resampling, "RESAMPLES", 400)
+
+
+def tasks(random, shift=0.0, count=6, seeds=8):
+    """Scores of several tasks that differ in difficulty and noise."""
+    return [random.normal(0.3 * k + shift, 1 + 0.2 * k, seeds) for k in range(count)]
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say(fewer_resamples):
+    random = np.random.default_rng(0)
+    mean = interquartile_mean(tasks(random, seeds=200_000))
+    chance = np.mean([stats.norm.cdf(0.4 / (np.sqrt(2) * (1 + 0.2 * k))) for k in range(6)])
+    covered = np.zeros((1000, 2), bool)
+    for number in range(1000):
+        ours, others = tasks(random, 0.4), tasks(random)
+        low, high = interquartile_mean_interval(others, seed=number)[1:]
+        covered[number, 0] = low <= mean <= high
+        low, high = probability_of_improvement_interval(ours, others, seed=number)[1:]
+        covered[number, 1] = low <= chance <= high
+    assert (np.abs(covered.mean(axis=0) - 0.95) < 0.02).all(), covered.mean(axis=0)
+
+
+@given(SCORES, SCORES)
+def test_the_probability_of_improvement_is_mann_and_whitneys(x, y):
+    x, y = np.array(x), np.array(y)
+    found = probability_of_improvement([x], [y])
+    assert found == pytest.approx(stats.mannwhitneyu(x, y).statistic / (len(x) * len(y)))
+    assert found + probability_of_improvement([y], [x]) == pytest.approx(1)
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_on_both_sides():
+    assert interquartile_mean([np.array([1.0, -1000]), np.array([2.0, 1000])]) == 1.5
+    assert interquartile_mean([np.arange(8.0)]) == np.mean([2, 3, 4, 5])
+
+
+def test_resampling_stays_within_tasks(fewer_resamples):
+    constant = [np.full(4, 1.0), np.full(4, 5.0)]
+    found = interquartile_mean_interval(constant)
+    assert found == (3.0, 3.0, 3.0)
+
+
+def test_one_run_per_task_has_no_interval():
+    found = interquartile_mean_interval([np.ones(1), np.zeros(1)])
+    assert found.estimate == 0.5 and np.isnan(found.low) and np.isnan(found.high)
+
+
+def test_a_profile_is_the_share_of_runs_above(fewer_resamples):
+    scores = [np.array([0.1, 0.9]), np.array([0.5, 0.5, 0.5, 0.6])]
+    share, low, high = performance_profile(scores, np.array([0.0, 0.5, 0.9]))
+    np.testing.assert_allclose(share, [1, (0.5 + 0.25) / 2, 0])
+    assert (low <= share).all() and (share <= high).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(-5, 5)), min_size=1, max_size=7))
+def test_the_expected_best_is_the_mean_over_all_subsets(trials):
+    # Distinct by what they are chosen by: of equal ones, either may be taken.
+    trials = [(choose + 0.01 * place, value) for place, (choose, value) in enumerate(trials)]
+    by, values = np.array(trials).T
+    found = expected_best(by, values)
+    for n in range(1, len(trials) + 1):
+        best = [max(chosen)[1] for chosen in itertools.combinations(trials, n)]
+        assert found[n - 1] == pytest.approx(np.mean(best), abs=1e-9)
+
+
+def test_many_trials_keep_their_weights():
+    values = np.random.default_rng(0).normal(size=3000)
+    found = expected_best(values, values)
+    assert found[0] == pytest.approx(values.mean()) and found[-1] == values.max()
+    assert (np.diff(found) >= -1e-12).all()
