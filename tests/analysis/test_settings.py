@@ -81,6 +81,6 @@ def test_a_pruned_run_did_not_diverge_and_its_setting_comes_last(made_up):
     results["pruned_at"] = ("run", np.where(pruned, 5, -1))
     found = analysis.settings_of(results)
     (one,) = [s for s in found if s.values["optimizer"] == "momentum" and s.values["lr"] == 0.1][:1]
-    assert (one.pruned, one.diverged) == (2, 0)
+    assert (one.complete, one.diverged) == (False, 0)
     best = analysis.best_settings(results)[("momentum", "constant")]
-    assert best.values["lr"] != 0.1 and best.pruned == 0
+    assert best.values["lr"] != 0.1 and best.complete
