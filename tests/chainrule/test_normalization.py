@@ -227,3 +227,14 @@ def test_what_is_refused(build, message, layer, normal, gradient_by_rules):
     x = normal(1, *SHAPE)
     with pytest.raises(ValueError, match=message):
         gradient_by_rules(layer(build), optax.squared_error, x, x)
+
+
+@pytest.mark.parametrize("name", ["layer", "rms", "group", "instance", "batch", "batch_running"])
+@pytest.mark.usefixtures("strict_promotion")
+def test_nothing_is_promoted_by_accident(name, random_model):
+    model = random_model(lambda: LAYERS[name](rngs=nnx.Rngs(0)), dtype=jnp.float32)
+    graphdef, params, state = split(model)
+    x = jnp.ones(SHAPE, jnp.float32)
+    gradient = chainrule.gradient(graphdef, optax.squared_error, inputs=True)
+    (loss, after), (grads, x_bar) = jax.eval_shape(gradient, params, state, (x, x))
+    assert {leaf.dtype for leaf in jax.tree.leaves((loss, after, grads, x_bar))} == {jnp.dtype("float32")}
