@@ -189,7 +189,6 @@ def evaluate(
     The examples go through the model in blocks of at most `block`, so that memory does not grow with
     their number.
     """
-    model = merge(training.evaluation_graphdef, run.params, run.state)
     count = data.x.shape[0]
     blocks = -(-count // block)
     size = -(-count // blocks)
@@ -197,6 +196,8 @@ def evaluate(
     weight = (jnp.arange(blocks * size) < count).astype(jnp.float32).reshape(blocks, size)
 
     def sums(index: Array, weight: Array) -> dict[str, Array]:
+        # Put together here, where it is used: a recurrent layer moves its random stream on.
+        model = merge(training.evaluation_graphdef, run.params, run.state)
         y = data.y[index]
         outputs = model(*as_inputs(data.x[index]))
         values = training.loss_fn(outputs, y).astype(jnp.float32)
