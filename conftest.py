@@ -1,6 +1,7 @@
 """Settings of the whole test suite and of the package's doctests."""
 
 import os
+from functools import partial
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -44,5 +45,13 @@ def names_in_examples(request):
     if isinstance(request.node, pytest.DoctestItem):
         import bpresearch
 
-        names = {"bp": bpresearch, "jax": jax, "jnp": jnp, "nnx": nnx, "np": np, "optax": optax}
+        names = {
+            "bp": bpresearch,
+            "partial": partial,
+            "jax": jax,
+            "jnp": jnp,
+            "nnx": nnx,
+            "np": np,
+            "optax": optax,
+        }
         request.node.dtest.globs |= names

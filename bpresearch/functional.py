@@ -69,8 +69,9 @@ class _Program:
 
 @partial(jax.jit, static_argnums=0)
 def _compiled(program: _Program, params: Params, state: State, batch: tuple[Any, Any]):
-    loss_fn, inputs, _ = program.options
-    return program.gradient(program.graphdef, loss_fn, inputs=inputs)(params, state, batch)
+    loss_fn, inputs, penalty, _ = program.options
+    gradient = program.gradient(program.graphdef, loss_fn, inputs=inputs, penalty=penalty)
+    return gradient(params, state, batch)
 
 
 def compiled_value_and_grad(
@@ -81,9 +82,10 @@ def compiled_value_and_grad(
     y: Any,
     inputs: bool,
     version: Any = None,
+    penalty: Callable[..., jax.Array] | None = None,
 ) -> tuple[jax.Array, Any]:
     """An engine's `gradient` on one batch, compiled once for each structure of model, loss and `version`."""
     graphdef, params, state = split(model)
-    program = _Program(gradient, graphdef, (loss_fn, inputs, version))
+    program = _Program(gradient, graphdef, (loss_fn, inputs, penalty, version))
     (loss, _), grads = _compiled(program, params, state, (x, y))
     return loss, grads

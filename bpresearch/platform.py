@@ -1,7 +1,10 @@
 """Where programs run, and in which number format: to be settled before JAX starts."""
 
 import contextlib
+import hashlib
 import os
+import platform as machine
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +35,8 @@ def start(platform: str | None = None, precision: str = "float32", cpu_devices: 
     if "xla_cpu_multi_thread_eigen" not in flags:  # one run per core beats many cores per product
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
     if platform == "cpu":
-        jax.config.update("jax_platforms", "cpu")
+        choose(platform)
+    _keep_programs()
     with contextlib.suppress(RuntimeError):  # JAX has started: a notebook keeps the devices it has
         jax.config.update("jax_num_cpu_devices", cpu_devices or available_cores())
     jax.config.update("jax_enable_x64", precision == "float64")
@@ -41,6 +45,53 @@ def start(platform: str | None = None, precision: str = "float32", cpu_devices: 
     found = sorted({device.platform for device in jax.devices()})
     if platform and platform not in found:
         raise ValueError(f"--platform={platform}: this machine has {', '.join(found)}")
+
+
+def choose(platform: str) -> None:
+    """Takes the CPU although the machine has more; other platforms are found by themselves."""
+    if platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+
+
+def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Joins the processes that compute together: to be called before `start`.
+
+    Args:
+        coordinator: address of process 0 as HOST:PORT. On Slurm, Kubernetes, Open MPI and Cloud TPU, None:
+            JAX finds it, and the numbers, by itself.
+        processes: how many there are.
+        process: the number of this one, from 0.
+
+    Raises:
+        ValueError: no cluster is found, or the others do not come.
+    """
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--distributed: {reason} Give --coordinator=HOST:PORT, --processes and --process"
+        ) from error
+
+
+def _keep_programs() -> None:
+    """Keeps compiled programs between processes, in a folder for this kind of processor, unless JAX is told
+    where: in JAX_COMPILATION_CACHE_DIR."""
+    if jax.config.jax_compilation_cache_dir:
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    processor = machine.machine() + machine.processor()
+    with contextlib.suppress(OSError):  # Linux has more: a program may use instructions that others lack
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor += "".join(sorted({line for line in lines if line.startswith(("flags", "model name"))}))
+    folder = base / "bpresearch" / f"programs-{hashlib.sha256(processor.encode()).hexdigest()[:12]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def available_cores() -> int:

@@ -6,7 +6,7 @@ rates from tables, the other hyper-parameters as numbers. So one compiled progra
 same shape, and a sweep is a map of this function over runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -72,11 +72,44 @@ class Training:
         return split(model)[0]
 
 
+class Moment(NamedTuple):
+    """What a diagnostic sees: a run at an evaluation, and the step that it takes next."""
+
+    training: Training
+    run: Run
+    seed: Integer[Array, ""]
+    """The run's seed."""
+    initial: Params
+    """The run's initial weights, within rounding."""
+    steps: Int[Array, ""]
+    """Number of updates before this moment."""
+    data: Examples
+    """All training examples."""
+    batch: Int[Array, " batch"]
+    """Which of them the next step takes."""
+    hyperparameters: dict[str, Array]
+    """The optimizer's hyper-parameters in the next step, `learning_rate` among them."""
+
+
+class Measured(NamedTuple):
+    """A result of a diagnostic: an array, and the coordinates of each of its dimensions by name, in order."""
+
+    values: Array
+    coordinates: dict[str, Sequence[Any]] = {}  # noqa: RUF012
+
+
+Diagnostic = Callable[[Moment], dict[str, Measured]]
+"""Measures a run: variables of the results by name, such as `{"distance": Measured(norm)}`."""
+
+
 def start(training: Training, seed: int | Integer[Array, ""], hyperparameters: dict[str, ArrayLike]) -> Run:
-    """A run before its first step: initial weights from the seed alone."""
+    """A run before its first step: initial weights from the seed alone.
+
+    The hyper-parameters are the optimizer's; the learning rate may be missing.
+    """
     _, params, state = split(training.build(nnx.Rngs(jax.random.key(seed))))
     params = jax.tree.map(lambda leaf: leaf.astype(training.dtype), params)
-    optimizer = training.optimizer(learning_rate=jnp.float32(0), **hyperparameters)
+    optimizer = training.optimizer(**({"learning_rate": jnp.float32(0)} | hyperparameters))
     return Run(params, state, optimizer.init(params), jnp.int32(-1))
 
 
@@ -85,7 +118,7 @@ def train(
     run: Run,
     data: Examples,
     order: Int[Array | np.ndarray, "steps batch"],
-    learning_rates: Float[Array | np.ndarray, " steps"],
+    scheduled: dict[str, Float[Array | np.ndarray, " steps"]],
     hyperparameters: dict[str, ArrayLike],
     first_step: int | Int[Array, ""],
     last_step: int | Int[Array, ""],
@@ -97,7 +130,8 @@ def train(
         run: its state before these steps.
         data: the training examples.
         order: which examples each step takes.
-        learning_rates: each step's learning rate.
+        scheduled: the hyper-parameters with a value for each step: `learning_rate`, and others if they are
+            scheduled too.
         hyperparameters: the optimizer's other hyper-parameters.
         first_step: number, from 1, of the first of these steps.
         last_step: number of the last step of the whole training; steps after it change nothing, so that
@@ -108,12 +142,19 @@ def train(
     """
     value_and_grad = training.gradient(training.graphdef, training.loss_fn)
 
-    def step(run: Run, inputs: tuple[Array, Array, Array]) -> tuple[Run, Array]:
-        number, index, learning_rate = inputs
+    def step(run: Run, inputs: tuple[Array, Array, dict[str, Array]]) -> tuple[Run, Array]:
+        number, index, values = inputs
         batch = (data.x[index], data.y[index])
         (loss, state), grads = value_and_grad(run.params, run.state, batch)
-        optimizer = training.optimizer(learning_rate=learning_rate, **hyperparameters)
-        updates, optimizer_state = optimizer.update(grads, run.optimizer_state, run.params)
+        optimizer = optax.with_extra_args_support(training.optimizer(**values, **hyperparameters))
+        updates, optimizer_state = optimizer.update(
+            grads,
+            run.optimizer_state,
+            run.params,
+            value=loss,  # some optimizers set their step by the loss, or search along a line
+            grad=grads,
+            value_fn=lambda params: batch_loss(training, params, run.state, batch),
+        )
         params = optax.apply_updates(run.params, updates)
 
         loss = loss.astype(jnp.float32)
@@ -130,7 +171,14 @@ def train(
         return kept._replace(diverged_at=diverged_at), jnp.where(diverged_at < 0, loss, jnp.nan)
 
     numbers = first_step + jnp.arange(order.shape[0], dtype=jnp.int32)
-    return jax.lax.scan(step, run, (numbers, jnp.asarray(order), jnp.asarray(learning_rates)))
+    values = {name: jnp.asarray(found) for name, found in scheduled.items()}
+    return jax.lax.scan(step, run, (numbers, jnp.asarray(order), values))
+
+
+def batch_loss(training: Training, params: Params, state: State, batch: tuple[Any, Any]) -> Float[Array, ""]:
+    """The mean loss of a batch `(x, y)` in training; the model's new state is dropped."""
+    x, y = batch
+    return jnp.mean(training.loss_fn(merge(training.graphdef, params, state)(*as_inputs(x)), y))
 
 
 def evaluate(
@@ -154,8 +202,9 @@ def evaluate(
         values = training.loss_fn(outputs, y).astype(jnp.float32)
         result = {"loss": jnp.sum(weight * jnp.mean(values.reshape(size, -1), axis=1))}
         if training.labels:
-            labels = y if y.ndim == 1 else jnp.argmax(y, axis=-1)
-            result["accuracy"] = jnp.sum(weight * (jnp.argmax(outputs, axis=-1) == labels))
+            labels = y if jnp.issubdtype(y.dtype, jnp.integer) else jnp.argmax(y, axis=-1)
+            right = (jnp.argmax(outputs, axis=-1) == labels).reshape(size, -1)
+            result["accuracy"] = jnp.sum(weight * jnp.mean(right, axis=1))
         return result
 
     totals = jax.lax.map(lambda part: sums(*part), (index, weight))

@@ -30,7 +30,7 @@ def main() -> int:
     console = Console()
 
     console.print(check_gradients(experiment).summary())
-    results = sweep.run(experiment, axes, workdir, quiet=flags.FLAGS.quiet)
+    results = shared.sweep_from_flags(experiment, axes, workdir)
     console.print(report.table(results))
     console.print(analysis.verdict(results))
     pictures = report.write(results, workdir / "report")
@@ -43,7 +43,7 @@ def main() -> int:
 def check_gradients(experiment: sweep.Experiment) -> verify.Report:
     """The chain rule against jax.grad, in float64, on sixteen examples."""
     data = experiment.dataset
-    model = experiment.training(optax.sgd).build(nnx.Rngs(0))
+    model = experiment.training({"optimizer": optax.sgd}).build(nnx.Rngs(0))
     return verify.model(
         model, experiment.loss_fn, data.x[:16], experiment.targets(data.y[:16]), dtype="float64"
     )

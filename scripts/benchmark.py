@@ -26,8 +26,11 @@ from rich.table import Table
 from bpresearch import autodiff, chainrule, data, models, optim, platform, sweep
 from bpresearch import flags as shared
 from bpresearch.optim import schedules
-from bpresearch.sweep import execute
-from bpresearch.sweep.population import population
+from bpresearch.sweep import execute, store
+from bpresearch.sweep.chunks import Pace
+from bpresearch.sweep.layout import planned
+from bpresearch.sweep.population import measured_variables
+from bpresearch.sweep.stream import Stream
 
 flags.DEFINE_bool("quick", False, "fewer steps and rounds: done within 50 s")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")
@@ -81,25 +84,22 @@ class Ours:
             batch_size=batch,
             seed=range(5),
         )
-        self.runs = execute.expand(axes)[:runs]
-        (self.block,) = execute.blocks_of(self.runs)
-        self.parts = self.experiment.examples()
-        self.program = population(self.experiment, self.runs, self.parts, self.block.size, self.block.seeds)
-        self.results = execute.empty_results(self.experiment, self.runs)
+        runs = sweep.expand(axes, model)[:runs]
+        self.data = self.experiment.examples()
+        metrics = measured_variables(self.experiment, runs[0], self.data)
+        group, rows = store.open_store(None, self.experiment, runs, metrics)
+        self.block = execute.Block(runs, rows)
+        self.program = planned(self.experiment, runs, self.data)
+        self.pace = Pace(self.experiment.parts_in_a_chunk)
+        self.stream = Stream(self.experiment, group, lambda **_: None)
 
     def __call__(self) -> float:
         begun = time.perf_counter()
         execute.train_block(
-            self.experiment,
-            self.program,
-            self.runs,
-            self.block,
-            self.parts,
-            self.results,
-            lambda **_: None,
-            threading.Event(),
+            self.experiment, self.program, self.block, self.data, self.pace, self.stream, threading.Event()
         )
-        return len(self.runs) * self.experiment.steps / (time.perf_counter() - begun)
+        self.stream.flush()
+        return len(self.block.rows) * self.experiment.steps / (time.perf_counter() - begun)
 
 
 class Loops:

@@ -34,7 +34,11 @@ def trained(training, data, rates, hyperparameters, batch=5, seed=0, last=None):
     order = train.shuffled_batches(seed, len(data.x), batch, 1, steps)
     advance = jax.jit(partial(train.train, training))
     last = steps if last is None else last
-    return run, order, *advance(run, data, order, jnp.asarray(rates), hyperparameters, 1, last)
+    return (
+        run,
+        order,
+        *advance(run, data, order, {"learning_rate": jnp.asarray(rates)}, hyperparameters, 1, last),
+    )
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov"])
@@ -90,7 +94,7 @@ def test_steps_after_the_last_change_nothing(float64):
 
 
 def test_two_calls_are_one(float64):
-    data, training, rates = examples(), regression(optim.momentum), jnp.full(6, 0.1)
+    data, training, rates = examples(), regression(optim.momentum), {"learning_rate": jnp.full(6, 0.1)}
     hyperparameters = {"momentum": jnp.asarray(0.9)}
     run, order, whole, losses = trained(training, data, np.full(12, 0.1), hyperparameters)
     advance = jax.jit(partial(train.train, training))

@@ -2,19 +2,43 @@
 
 from bpresearch.chainrule import (  # noqa: F401  (importing a file registers its rules)
     activations,
+    attention,
+    axis_activations,
     composites,
     convolution,
+    convolution_transpose,
+    ctc,
+    dropout,
+    embedding,
     linear,
+    lora,
     losses,
+    losses_divergence,
+    losses_margin,
+    losses_ranking,
+    losses_regression,
+    losses_segmentation,
+    normalization,
+    penalties,
     pooling,
+    recurrence,
+    recurrent,
+    reductions,
+    rotary,
+    shapes,
+    weight_normalization,
 )
+from bpresearch.chainrule.coverage import coverage
+from bpresearch.chainrule.custom_vjp import as_custom_vjp
 from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad
 from bpresearch.chainrule.registry import NoRuleError, Rule, registered, rule, rule_for
 
 __all__ = [
     "NoRuleError",
     "Rule",
+    "as_custom_vjp",
     "backward",
+    "coverage",
     "forward",
     "gradient",
     "registered",

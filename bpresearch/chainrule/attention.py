@@ -14,9 +14,8 @@ from flax import nnx
 from flax.nnx.module import first_from
 
 from bpresearch.chainrule import engine
-from bpresearch.chainrule.engine import backward, forward
+from bpresearch.chainrule.engine import backward, forward, location
 from bpresearch.chainrule.registry import rule, rule_for
-from bpresearch.functional import format_path
 from bpresearch.models.attention import (
     CausalAttention,
     MaskedAttention,
@@ -110,7 +109,7 @@ class _Attention:
         function = function.func if isinstance(function, partial) else function
         given = {**options, **dict(zip(self.NAMES, inputs, strict=False))}
         if given.get("module") is not None:
-            raise ValueError(f"attention at {_here()}: no chain-rule derivative with sow_weights=True")
+            raise ValueError(f"attention at {location()}: no chain-rule derivative with sow_weights=True")
         promote = given.get("promote_dtype", nnx.nn.dtypes.promote_dtype)
         arrays = given["query"], given["key"], given["value"]
         self.query, self.key, self.value = promote(arrays, dtype=given.get("dtype"))
@@ -147,10 +146,6 @@ class _Attention:
 def _laid_out(x):
     """x itself. On the CPU, a product whose factor is transposed in passing takes up to twice as long."""
     return jax.lax.optimization_barrier(x)
-
-
-def _here():
-    return format_path(engine._path.get()) or "the model itself"
 
 
 def _sum_to(array, x):
@@ -275,16 +270,16 @@ def _static_options(
     """The options of the attention function that are not arrays, from those of layer and call."""
     if layer.decode if decode is None else decode:
         raise ValueError(
-            f"nnx.MultiHeadAttention at {_here()}: decode mode is for generation and has no chain-rule "
+            f"nnx.MultiHeadAttention at {location()}: decode mode is for generation and has no chain-rule "
             "derivative; call it with decode=False"
         )
     if sow_weights:
         raise ValueError(
-            f"nnx.MultiHeadAttention at {_here()}: no chain-rule derivative with sow_weights=True"
+            f"nnx.MultiHeadAttention at {location()}: no chain-rule derivative with sow_weights=True"
         )
     if layer.dropout_rate > 0:
         asked = "deterministic=True or False is needed, in the call or in the constructor"
-        error = f"nnx.MultiHeadAttention at {_here()}: {asked}"
+        error = f"nnx.MultiHeadAttention at {location()}: {asked}"
         deterministic = first_from(deterministic, layer.deterministic, error_msg=error)
     else:
         deterministic = True
@@ -302,7 +297,7 @@ def _static_options(
 def _three_inputs(inputs):
     x_q, x_k, x_v = (*inputs, None, None)[:3]
     if x_k is None and x_v is not None:
-        raise ValueError(f"nnx.MultiHeadAttention at {_here()}: inputs_v is given without inputs_k")
+        raise ValueError(f"nnx.MultiHeadAttention at {location()}: inputs_v is given without inputs_k")
     x_k = x_q if x_k is None else x_k
     return x_q, x_k, x_k if x_v is None else x_v
 
@@ -311,6 +306,6 @@ def _dropout_key(layer, rngs):
     rngs = layer.rngs if rngs is None else rngs
     if rngs is None:
         raise ValueError(
-            f"nnx.MultiHeadAttention at {_here()}: dropout needs rngs, which keep_rngs=False left out"
+            f"nnx.MultiHeadAttention at {location()}: dropout needs rngs, which keep_rngs=False left out"
         )
     return (rngs.dropout if isinstance(rngs, nnx.Rngs) else rngs)()

@@ -55,7 +55,7 @@ class ConvRule:
         return grads, _unpad(x_bar, sources).reshape(x.shape).astype(x.dtype)
 
 
-def _per_axis(value, axes):
+def per_axis(value, axes):
     return (value,) * axes if isinstance(value, int) else tuple(value or (1,) * axes)
 
 
@@ -63,7 +63,7 @@ def _operands(layer, x):
     """What the bilinear map is given, the map, and per axis where each padded element comes from."""
     axes = len(layer.kernel_size)
     strides, x_dilation, kernel_dilation = (
-        _per_axis(value, axes) for value in (layer.strides, layer.input_dilation, layer.kernel_dilation)
+        per_axis(value, axes) for value in (layer.strides, layer.input_dilation, layer.kernel_dilation)
     )
     x = x.reshape(-1, *x.shape[-axes - 1 :])
     spread = [(k - 1) * d for k, d in zip(layer.kernel_size, kernel_dilation, strict=True)]

@@ -16,11 +16,13 @@ from bpresearch.functional import (
     State,
     as_inputs,
     compiled_value_and_grad,
+    format_path,
     merge,
     state_of,
 )
 
 Path = tuple[Any, ...]
+Loss = Callable[..., jax.Array]
 _path: ContextVar[Path] = ContextVar("path", default=())
 _replace: ContextVar[Callable[[Path, Layer, Rule], Rule]] = ContextVar(
     "replace", default=lambda path, layer, rule: rule
@@ -34,6 +36,11 @@ def _setting(variable: ContextVar, value: Any) -> Iterator[None]:
         yield
     finally:
         variable.reset(token)
+
+
+def location() -> str:
+    """Where in the model the rule that asks is at work, for its error messages."""
+    return format_path(_path.get()) or "the model itself"
 
 
 def replacing(replace: Callable[[Path, Layer, Rule], Rule]):
@@ -59,25 +66,33 @@ def backward(layer: Layer, residuals: Any, y_bar: Any, name: Path = ()) -> tuple
         return replaced.backward(layer, residuals, y_bar, **options)
 
 
-def gradient(graphdef: nnx.GraphDef, loss_fn: Callable[..., jax.Array], *, inputs: bool = False):
+def gradient(
+    graphdef: nnx.GraphDef, loss_fn: Loss, *, inputs: bool = False, penalty: Loss | None = None
+) -> Callable[..., Any]:
     """The pure function `(params, state, (x, y)) -> (loss, new_state), grads`, as `autodiff.gradient`.
 
-    Forward through the model and the loss; then backward, starting from the derivative of the mean.
+    Forward through the model and the loss; then backward, starting from the derivative of the mean. The
+    penalty's derivative adds to the gradient.
     """
 
     def value_and_grad(params: Params, state: State, batch: tuple[Any, Any]):
         x, y = batch
         model = merge(graphdef, params, state)
         outputs, residuals = forward(model, *as_inputs(x))
-        values, loss_residuals = forward(loss_fn, outputs, y, name=("loss",))
+        values, of_loss = forward(loss_fn, *as_inputs(outputs), *as_inputs(y), name=("loss",))
         values_bar = jnp.full(values.shape, 1 / values.size, values.dtype)
-        _, (outputs_bar, _) = backward(loss_fn, loss_residuals, values_bar, name=("loss",))
+        _, bars = backward(loss_fn, of_loss, values_bar, name=("loss",))
+        outputs_bar = bars[: len(outputs)] if isinstance(outputs, tuple) else as_inputs(bars)[0]
         grads, x_bar = backward(model, residuals, outputs_bar)
-        grads = gather(model, grads)
+        loss, grads = jnp.mean(values), gather(model, grads)
+        if penalty is not None:
+            value, of_penalty = forward(penalty, params, name=("penalty",))
+            _, params_bar = backward(penalty, of_penalty, jnp.ones_like(value), name=("penalty",))
+            loss, grads = loss + value, jax.tree.map(jnp.add, grads, params_bar)
         if inputs:
             x_bar = (x_bar,) if isinstance(x, tuple) and len(x) == 1 else x_bar
-            return (jnp.mean(values), state_of(model)), (grads, _floating(x, x_bar))
-        return (jnp.mean(values), state_of(model)), grads
+            return (loss, state_of(model)), (grads, _floating(x, x_bar))
+        return (loss, state_of(model)), grads
 
     return value_and_grad
 
@@ -90,14 +105,21 @@ def _floating(x: Any, x_bar: Any) -> Any:
 
 
 def value_and_grad(
-    model: nnx.Module, loss_fn: Callable[..., jax.Array], x: Any, y: Any, *, inputs: bool = False
+    model: nnx.Module,
+    loss_fn: Loss,
+    x: Any,
+    y: Any,
+    *,
+    inputs: bool = False,
+    penalty: Loss | None = None,
 ) -> tuple[jax.Array, Any]:
     """Loss and gradient of a model on one batch, by the hand-written rules.
 
     Takes and returns what `bpresearch.autodiff.value_and_grad` does. `loss_fn` is a function with a rule,
-    such as `optax.softmax_cross_entropy_with_integer_labels`.
+    such as `optax.softmax_cross_entropy_with_integer_labels`; so is `penalty`.
 
     Raises:
-        NoRuleError: a layer of the model, or the loss, has no rule.
+        NoRuleError: a layer of the model, the loss or the penalty has no rule.
     """
-    return compiled_value_and_grad(gradient, model, loss_fn, x, y, inputs, (_replace.get(), version()))
+    rules = _replace.get(), version()
+    return compiled_value_and_grad(gradient, model, loss_fn, x, y, inputs, rules, penalty)

@@ -22,10 +22,9 @@ from flax.nnx.nn.recurrent import flip_sequences
 from jax import lax
 
 from bpresearch.chainrule import engine
-from bpresearch.chainrule.engine import backward, forward
+from bpresearch.chainrule.engine import backward, forward, location
 from bpresearch.chainrule.recurrent import project_backward
 from bpresearch.chainrule.registry import rule, rule_for
-from bpresearch.functional import format_path
 
 
 @rule(nnx.RNN)
@@ -246,9 +245,8 @@ def _has_parts(cell):
 def _refuse_state_axes(layer):
     axes = layer.state_axes
     if tuple(axes.items()) != ((..., nnx.Carry),):
-        where = format_path(engine._path.get()) or "the model itself"
         raise ValueError(
-            f"nnx.RNN at {where}: state_axes={axes} has no chain-rule derivative; "
+            f"nnx.RNN at {location()}: state_axes={axes} has no chain-rule derivative; "
             "leave state_axes at its default, by which all state passes from step to step"
         )
 
@@ -315,16 +313,3 @@ def _options_of_both(
     return_carry = layer.return_carry if return_carry is None else return_carry
     both = {"seq_lengths": seq_lengths, "time_major": time_major, "return_carry": True}
     return both, return_carry
-
-
-@rule(nnx.Bidirectional.merge_fn)
-class MergeRule:
-    """y is a and b side by side on the last axis, the default of `merge_fn`.      y_bar is cut in two"""
-
-    def forward(function, a, b):
-        return function(a, b), (a, b)
-
-    def backward(function, residuals, y_bar):
-        a, b = residuals
-        a_bar, b_bar = jnp.split(y_bar, [a.shape[-1]], axis=-1)
-        return {}, (a_bar.astype(a.dtype), b_bar.astype(b.dtype))

@@ -5,6 +5,7 @@ The only place, with the scripts themselves, where flags are read and names beco
 
 from bpresearch.flags.axes import numbers, positive, sizes, values
 from bpresearch.flags.command import choose, fail, help_text, output_file, run
+from bpresearch.flags.experiment import define_experiment_flags, experiment_workdir
 from bpresearch.flags.sweep import (
     ENGINES,
     OPTIMIZERS,
@@ -12,6 +13,7 @@ from bpresearch.flags.sweep import (
     axes_from_flags,
     define_sweep_flags,
     experiment_from_flags,
+    sweep_from_flags,
     workdir_from_flags,
 )
 from bpresearch.flags.task import (
@@ -41,10 +43,12 @@ __all__ = [
     "axes_from_flags",
     "choose",
     "dataset_from_flags",
+    "define_experiment_flags",
     "define_precision_flag",
     "define_sweep_flags",
     "define_task_flags",
     "experiment_from_flags",
+    "experiment_workdir",
     "fail",
     "help_text",
     "loss_from_flags",
@@ -54,6 +58,7 @@ __all__ = [
     "positive",
     "run",
     "sizes",
+    "sweep_from_flags",
     "takes_labels",
     "targets",
     "values",

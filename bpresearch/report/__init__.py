@@ -4,6 +4,11 @@ from pathlib import Path
 
 import xarray as xr
 
+from bpresearch.report.checks import Check, conclude
+from bpresearch.report.figures import write_figures, write_picture
+from bpresearch.report.heatmap import heatmap
+from bpresearch.report.lines import axis, lines
+from bpresearch.report.network import network, unit_name
 from bpresearch.report.pictures import learning_rate_sensitivity, loss_curves, save
 from bpresearch.report.tables import table
 
@@ -20,4 +25,19 @@ def write(results: xr.Dataset, folder: Path) -> list[Path]:
     return written
 
 
-__all__ = ["learning_rate_sensitivity", "loss_curves", "save", "table", "write"]
+__all__ = [
+    "Check",
+    "axis",
+    "conclude",
+    "heatmap",
+    "learning_rate_sensitivity",
+    "lines",
+    "loss_curves",
+    "network",
+    "save",
+    "table",
+    "unit_name",
+    "write",
+    "write_figures",
+    "write_picture",
+]

@@ -1,9 +1,9 @@
 """Runs a sweep: axes to groups, groups to compiled programs, programs' results to disk."""
 
 import functools
-import hashlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -13,19 +13,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import xarray as xr
+import zarr
 
-from bpresearch.optim import hyperparameters
-from bpresearch.optim.schedules import table
 from bpresearch.platform import available_cores
+from bpresearch.sweep import checkpoint, store
+from bpresearch.sweep import prune as pruning
+from bpresearch.sweep.checks import axes_of, check
+from bpresearch.sweep.chunks import NO_PART, Pace, batches, chunks, tables, window
+from bpresearch.sweep.description import describe
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import OWN_AXES, Axes, Settings, expand, group_of
-from bpresearch.sweep.population import Population, hyperparameter_names, population
-from bpresearch.sweep.progress import Report, progress
-from bpresearch.sweep.store import empty, locked, open_store, provenance, write_runs
-from bpresearch.train import shuffled_batches
-
-RUNS_IN_A_BLOCK = 128
-"""Runs that are trained together, and saved together when they have finished."""
+from bpresearch.sweep.grid import Axes, Settings, constants, expand, groups
+from bpresearch.sweep.layout import LAYOUTS, planned
+from bpresearch.sweep.population import Common, Inputs, Population, measured_variables
+from bpresearch.sweep.progress import progress
+from bpresearch.sweep.stream import Call, Stream
+from bpresearch.train import Measured
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,166 +35,233 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run(
-    experiment: Experiment, axes: Axes, workdir: str | Path | None = None, *, quiet: bool = False
+    experiment: Experiment,
+    axes: Axes | list[Settings],
+    workdir: str | Path | None = None,
+    *,
+    source: dict[str, Any] | None = None,
+    quiet: bool = False,
+    layout: str = "auto",
+    memory_fraction: float = 0.6,
+    checkpoint_every: float | int = 20,
+    prune: str | None = None,
 ) -> xr.Dataset:
     """Trains every combination of the axes' values, in compiled programs that each train many runs.
 
     Args:
         experiment: what the runs have in common.
         axes: as `grid` gives them; `optimizer`, `schedule`, `lr`, `batch_size` and `seed` must be there.
+            Or a list of runs, each with one value on every axis; in a workdir they are appended to the
+            runs that are there.
         workdir: folder for `results.zarr` and `config.json`. Runs that are finished there are not done
             again, so the same call resumes a sweep that was stopped. None keeps the results in memory.
+        source: where a list of runs comes from, in JSON, for `config.json`; a workdir with another source
+            is refused.
         quiet: show no progress.
+        layout: "map" takes runs one after another on each device, "vmap" several at a time; "auto" takes
+            what is faster.
+        memory_fraction: fraction of the memory of the devices, or of what the host has left, for runs
+            that are trained together.
+        checkpoint_every: seconds between two checkpoints of the state of unfinished runs; more where
+            saving it would take more than 2 % of the time.
+        prune: `halving`, `hyperband` or `median`: end poor runs early; see `prune.pruner`.
 
     Returns:
         A dataset with dimensions `run`, `step` and `eval_step`, every axis a coordinate on `run`, and
         variables `train_loss` (mini-batch loss before each update), `valid_loss`, `valid_accuracy`,
-        `test_loss`, `test_accuracy`, `diverged_at` (-1, or the first step with a NaN or infinite loss).
+        `test_loss`, `test_accuracy`, those of the diagnostics, `diverged_at` (-1, or the first step with a
+        NaN or infinite loss) and `pruned_at` (-1, or the step after which a poor run was ended). Of a list
+        of runs, those runs in the order of the list. With a workdir, variables are read from there when
+        they are used.
 
     Raises:
         ValueError: an axis is missing or holds a value that does not fit, or the workdir is in use, holds
             another sweep, or cannot be read or written.
         Interrupted: a signal stopped the sweep.
     """
-    _check(experiment, axes)
-    runs = expand(axes)
-    results = empty_results(experiment, runs)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout} is not one of {', '.join(LAYOUTS)}")
+    if prune is not None and prune not in pruning.PRUNERS:
+        raise ValueError(f"prune={prune} is not one of {', '.join(pruning.PRUNERS)}")
+    options = {"layout": layout, "memory_fraction": memory_fraction}
+    listed = isinstance(axes, list)
+    check(experiment, axes_of(axes) if isinstance(axes, list) else axes)
+    runs = axes if isinstance(axes, list) else expand(axes, experiment.model)
     path = None if workdir is None else Path(workdir)
-    with locked(path) if path else nullcontext():
+    data = experiment.examples()
+    metrics: dict[str, Measured] = {}
+    for group in groups(runs):
+        metrics |= measured_variables(experiment, group[0], data)
+    with store.locked(path) if path else nullcontext():
         if path:
-            results = open_store(path, describe(experiment, axes), results)
-        blocks = [block for block in blocks_of(runs) if not results.finished[block.runs].all()]
-        if blocks:
-            _train(experiment, runs, blocks, results, path, quiet)
-    return results
+            asked = (source or {}) if isinstance(axes, list) else axes
+            store.check_config(path, describe(experiment, asked | ({"prune": prune} if prune else {})))
+        group, rows = store.open_store(path, experiment, runs, metrics)
+        finished = group["finished"][:]
+        todo = [block for block in _groups(runs, rows) if prune or not finished[block.rows].all()]
+        if not finished[rows].all():
+            try:
+                _train(experiment, todo, data, group, path, checkpoint_every, quiet, options, prune)
+            except OSError as error:
+                raise ValueError(
+                    f"--workdir={path}: cannot write there ({error.strerror or error}); what is saved is "
+                    f"whole, the same command goes on from there"
+                ) from error
+    results = store.dataset(group)
+    return results if len(rows) == len(finished) and not listed else results.isel(run=rows)
+
+
+def _groups(runs: list[Settings], rows: np.ndarray) -> list["Block"]:
+    """The runs of each group, each run once."""
+    found: dict[int, Settings] = dict(zip(rows.tolist()[::-1], runs[::-1], strict=True))
+    row = {id(settings): number for number, settings in found.items()}
+    ordered = [found[number] for number in dict.fromkeys(rows.tolist())]
+    return [Block(group, np.array([row[id(s)] for s in group])) for group in groups(ordered)]
 
 
 class Block(NamedTuple):
-    runs: slice
-    size: int  # of every block of this group: they share their programs
-    seeds: int
+    """Runs that are trained together."""
+
+    settings: list[Settings]
+    rows: np.ndarray  # in the store
 
 
-def blocks_of(runs: list[Settings]) -> list[Block]:
-    """Consecutive runs of one group, at most RUNS_IN_A_BLOCK together."""
-    blocks, begin = [], 0
-    while begin < len(runs):
-        group = [s for s in runs[begin:] if group_of(s) == group_of(runs[begin])]
-        count = -(-len(group) // RUNS_IN_A_BLOCK)
-        size = -(-len(group) // count)
-        seeds = min(size, len({s["seed"] for s in group}))
-        end = begin + len(group)
-        blocks += [Block(slice(i, min(i + size, end)), size, seeds) for i in range(begin, end, size)]
-        begin = end
-    return blocks
+def blocks_of(group: Block, size: int) -> Iterator[Block]:
+    """The runs of a group in blocks of nearly one size, at most `size`."""
+    count = -(-len(group.rows) // size)
+    size = -(-len(group.rows) // count)
+    for begin in range(0, len(group.rows), size):
+        part = slice(begin, begin + size)
+        yield Block(group.settings[part], group.rows[part])
 
 
 def _train(
     experiment: Experiment,
-    runs: list[Settings],
-    blocks: list[Block],
-    results: xr.Dataset,
+    todo: list[Block],
+    data: dict[str, Any],
+    group: zarr.Group,
     path: Path | None,
+    checkpoint_every: float | int,
     quiet: bool,
+    options: dict[str, Any],
+    prune: str | None = None,
 ) -> None:
-    parts = experiment.examples()
-    groups = {group_of(runs[block.runs.start]): block for block in blocks}
-    todo = sum(block.runs.stop - block.runs.start for block in blocks)
+    finished = group["finished"][:]
+    runs = int((~finished[np.concatenate([block.rows for block in todo])]).sum())
     with (
         ThreadPoolExecutor(available_cores()) as pool,
-        progress(todo, todo * experiment.steps, quiet) as report,
+        progress(runs, runs * experiment.steps, quiet) as report,
         _stopping() as stop,
     ):
-        report(note=f"compiling {len(groups)} program{'s' if len(groups) > 1 else ''} for {todo} runs")
-        programs = {
-            key: pool.submit(population, experiment, runs[b.runs], parts, b.size, b.seeds)
-            for key, b in groups.items()
-        }
+        report(note=f"compiling {len(todo)} program{'s' if len(todo) > 1 else ''} for {runs} runs")
+        programs = [pool.submit(planned, experiment, block.settings, data, **options) for block in todo]
+        stream = Stream(experiment, group, report)
+        saves = None if prune else path  # a pruned sweep starts its unfinished runs again
+        paces = [Pace(experiment.parts_in_a_chunk) for _ in todo]
+
+        def train(number: int, runs: Block, **stage: Any) -> None:
+            program = programs[number].result()
+            for block in blocks_of(runs, program.size):
+                if not finished[block.rows].all():
+                    arguments = (experiment, program, block, data, paces[number], stream, stop)
+                    train_block(*arguments, saves, checkpoint_every, **stage)
+
         try:
-            for block in blocks:
-                program = programs[group_of(runs[block.runs.start])].result()
-                train_block(experiment, program, runs[block.runs], block, parts, results, report, stop)
-                if path:
-                    write_runs(path, results, block.runs)
-                diverged = int((results.diverged_at[block.runs] > 0).sum())
-                report(runs=block.runs.stop - block.runs.start, diverged=diverged)
+            if prune:
+                pruning.train_in_rungs(prune, experiment, todo, train, stream)
+            else:
+                for number, one in enumerate(todo):
+                    train(number, one)
+            stream.flush()
         except Interrupted as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            saved = int(results.finished.sum())
+            stream.flush()
+            finished = group["finished"][:]
             kept = f"saved in {path}; the same command goes on from there" if path else "not saved"
-            raise Interrupted(f"stopped: {saved} of {len(runs)} runs are done, {kept}") from error
+            raise Interrupted(
+                f"stopped: {int(finished.sum())} of {len(finished)} runs are done, {kept}"
+            ) from error
+    if path:
+        checkpoint.discard(path)
 
 
 def train_block(
     experiment: Experiment,
     program: Population,
-    settings: list[Settings],
     block: Block,
-    parts: dict[str, Any],
-    results: xr.Dataset,
-    report: Report,
+    data: dict[str, Any],
+    pace: Pace,
+    stream: Stream,
     stop: threading.Event,
+    path: Path | None = None,
+    checkpoint_every: float | int = 20,
+    *,
+    kept: pruning.Kept | None = None,
+    until: int | None = None,
 ) -> None:
-    """Trains a block's runs and puts their results into `results`."""
-    rows = settings + settings[-1:] * (program.size - len(settings))  # padding repeats the last run
+    """Trains a block's runs and gives their results to the stream.
+
+    With `kept` the runs go on from where it has them, until `until` steps, and it keeps them there.
+    """
+    settings = block.settings
+    places, counts = program.places(len(settings))
     common = functools.partial(jax.device_put, device=program.everywhere)
-    per_run = functools.partial(jax.device_put, device=program.runs)
+
+    def per_run(values: Any) -> Any:
+        """One value for each run, each put into its place."""
+        values = np.asarray(values)
+        placed = np.zeros((program.size, *values.shape[1:]), values.dtype)
+        placed[places] = values
+        return jax.device_put(placed, program.runs)
+
     seeds = sorted({s["seed"] for s in settings})
-    seeds += seeds[-1:] * (block.seeds - len(seeds))
-    slots = per_run(np.array([seeds.index(s["seed"]) for s in rows], np.int32))
-    hyper = {
-        name: per_run(np.array([s[name] for s in rows], np.float32))
-        for name in hyperparameter_names(settings)
+    slots = per_run(np.array([seeds.index(s["seed"]) for s in settings], np.int32))
+    seeds += seeds[-1:] * (program.seeds - len(seeds))
+    keys = per_run(np.array([s["seed"] for s in settings], np.uint32))
+    fixed = {
+        name: per_run(np.array([s[name] for s in settings], np.float32)) for name in constants(settings[0])
     }
-    rates = learning_rates(experiment, rows)
-    every, count = experiment.eval_every, len(settings)
-    examples, batch = experiment.training_examples, settings[0]["batch_size"]
-    parts = common(parts)
-    state, metrics = program.start(per_run(np.array([s["seed"] for s in rows], np.uint32)), hyper, parts)
-    outputs = [(0, None, metrics)]
-    for number in range(experiment.evaluations):
-        first = number * every + 1
-        orders = common(np.stack([shuffled_batches(seed, examples, batch, first, every) for seed in seeds]))
-        window = per_run(rates[:, first - 1 : first - 1 + every])
-        state, losses, metrics = program.advance(
+    values = tables(experiment, settings)
+    data = common(data)
+    counts = jax.device_put(np.int32(counts), program.runs)
+    state = program.start(
+        counts, keys, fixed | {name: per_run(found[:, 0]) for name, found in values.items()}
+    )
+    step = 0
+    if kept:
+        state, step = kept.put(block.rows, places, state), kept.step
+    if path and (found := checkpoint.restore(path, state, block.rows)):
+        state, step = jax.device_put(found[0], program.runs), found[1]
+    before, pause = 0, checkpoint_every
+    saved = begun = time.monotonic()
+    for chunk in chunks(experiment, step, pace, until):
+        filled = chunk + [NO_PART] * (experiment.parts_in_a_chunk - len(chunk))
+        first, last, evaluation = (np.array(column) for column in zip(*filled, strict=True))
+        orders = batches(experiment, seeds, settings[0]["batch_size"], filled)
+        now = {name: per_run(window(experiment, found, filled)) for name, found in values.items()}
+        state, losses, measured = program.advance(
+            counts,
             state,
-            slots,
-            window,
-            hyper,
-            orders,
-            parts,
-            common(np.int32(first)),
-            common(np.int32(experiment.steps)),
+            Inputs(keys, slots, now, fixed),
+            common(Common(np.int32(first), np.int32(last), evaluation, orders, data)),
         )
-        outputs.append((first, losses, metrics))
-        _collect(results, block.runs, *outputs.pop(0))  # while the devices work on the next
-        if number:
-            report(steps=count * every)
+        over = chunk[-1].first > experiment.steps
+        diverged_at = state.diverged_at if over else None
+        stream.add(Call(block.rows, places, chunk, losses, measured, diverged_at))
+        if before:  # its results have just been collected
+            pace.took(before, time.monotonic() - begun)
+        before, begun = len(chunk), time.monotonic()
+        if stop.is_set() or (begun - saved > pause and not over):
+            stream.flush()  # the results are never behind the checkpoint
+            if path and not over:
+                saved = time.monotonic()
+                checkpoint.save(path, state, block.rows, chunk[-1].last)
+                pause = max(checkpoint_every, 50 * (time.monotonic() - saved))
+            before, saved = 0, time.monotonic()
         if stop.is_set():
             raise Interrupted
-    _collect(results, block.runs, *outputs.pop())
-    results["diverged_at"][block.runs] = np.asarray(state.diverged_at)[:count]
-    results["finished"][block.runs] = True
-    report(steps=count * (experiment.steps - (experiment.evaluations - 1) * every))
-
-
-def _collect(results: xr.Dataset, runs: slice, first: int, losses: Any, metrics: dict[str, Any]) -> None:
-    count = runs.stop - runs.start
-    every = 0
-    if losses is not None:
-        every = losses.shape[1]
-        train_loss = results["train_loss"].values[runs, first - 1 : first - 1 + every]
-        train_loss[:] = np.asarray(losses)[:count, : train_loss.shape[1]]
-    for name, values in metrics.items():
-        results[name].values[runs, (first - 1 + every) // every if every else 0] = np.asarray(values)[:count]
-
-
-def learning_rates(experiment: Experiment, settings: list[Settings]) -> np.ndarray:
-    """Every run's learning rate at each step, with zeros up to the end of the last evaluation interval."""
-    steps = experiment.steps
-    tables = {s["schedule"]: table(s["schedule"](steps), steps) for s in settings}
-    rates = np.stack([np.float32(s["lr"]) * tables[s["schedule"]] for s in settings])
-    return np.pad(rates, ((0, 0), (0, experiment.evaluations * experiment.eval_every - steps)))
+    if kept:
+        kept.keep(block.rows, places, state)
 
 
 @contextmanager
@@ -217,79 +286,3 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
-
-
-def empty_results(experiment: Experiment, runs: list[Settings]) -> xr.Dataset:
-    """The results with NaN for what is to come."""
-    names = [part for part in experiment.examples() if part != "train"]
-    kinds = ["loss"] if experiment.dataset.classes is None else ["loss", "accuracy"]
-    metrics = [f"{part}_{kind}" for part in names for kind in kinds]
-    every, steps = experiment.eval_every, experiment.steps
-    eval_steps = np.minimum(np.arange(experiment.evaluations + 1) * every, steps)
-    coordinates: dict[str, Any] = {}
-    for axis in runs[0]:
-        values = [getattr(s[axis], "__name__", s[axis]) for s in runs]
-        text = isinstance(values[0], str)  # of any length: zarr has no stable format for a fixed one
-        coordinates[axis] = ("run", np.array(values, object if text else None))
-    description = describe(experiment, {})
-    coordinates |= {
-        key: ("run", np.full(len(runs), description[key], object)) for key in ("model", "dataset", "loss")
-    }
-    coordinates |= {
-        "run": np.arange(len(runs)),
-        "step": np.arange(1, steps + 1),
-        "eval_step": eval_steps,
-    }
-    found = {key: str(value) for key, value in provenance().items()}
-    return xr.Dataset(empty(len(runs), steps, eval_steps, metrics), coordinates, attrs=found)
-
-
-def _check(experiment: Experiment, axes: Axes) -> None:
-    for name in OWN_AXES:
-        if name not in axes:
-            raise ValueError(f"the axes lack {name}: give it one value or many")
-    taken = {name for optimizer in axes["optimizer"] for name in hyperparameters(optimizer)}
-    for name in set(axes) - set(OWN_AXES) - taken:
-        names = ", ".join(o.__name__ for o in axes["optimizer"])
-        raise ValueError(f"axis {name} is not a hyper-parameter of {names}")
-    for optimizer in axes["optimizer"]:
-        for name in set(hyperparameters(optimizer, required=True)) - set(axes):
-            raise ValueError(f"the axes lack {name}, which {optimizer.__name__} takes")
-    for batch_size in axes["batch_size"]:
-        if not 1 <= batch_size <= experiment.training_examples:
-            raise ValueError(
-                f"batch_size={batch_size}: takes 1 to {experiment.training_examples}, "
-                f"the number of training examples"
-            )
-    for seed in axes["seed"]:
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed}: takes an integer from 0 to 2^32 - 1")
-
-
-def describe(experiment: Experiment, axes: Axes) -> dict[str, Any]:
-    """What the results depend on, in JSON: two sweeps with the same description have the same results."""
-
-    def name(value: Any) -> Any:
-        if isinstance(value, functools.partial):
-            return f"{name(value.func)}({', '.join(f'{k}={v}' for k, v in value.keywords.items())})"
-        if isinstance(value, np.generic):
-            return value.item()
-        return getattr(value, "__name__", value)
-
-    data = experiment.dataset
-    digest = hashlib.sha256()
-    for array in (data.x, data.y, data.x_test, data.y_test):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return {
-        "model": name(experiment.model),
-        "model_options": {key: name(value) for key, value in experiment.model_options.items()},
-        "dataset": data.name,
-        "dataset_sha256": digest.hexdigest(),
-        "loss": name(experiment.loss_fn),
-        "gradient": experiment.gradient.__module__.rsplit(".", 1)[-1],
-        "steps": experiment.steps,
-        "eval_every": experiment.eval_every,
-        "validation": experiment.validation,
-        "dtype": np.dtype(experiment.dtype).name,
-        "axes": {axis: [name(value) for value in found] for axis, found in axes.items()},
-    }

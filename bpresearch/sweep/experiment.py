@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,11 @@ from flax import nnx
 
 from bpresearch.autodiff import gradient as autodiff_gradient
 from bpresearch.data import Dataset
-from bpresearch.train import Examples, Training
+from bpresearch.sweep.grid import Settings, model_options, structural
+from bpresearch.train import Diagnostic, Examples, Training
+
+STEPS_IN_A_CHUNK = 500
+"""Steps of each run, at most, after which a program returns to the host."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Experiment:
         validation: fraction of the training examples held out to choose hyper-parameters by; the
             examples are drawn with a fixed seed. 0 holds none out.
         dtype: format of parameters, data and arithmetic.
+        diagnostics: functions evaluated inside the program at each evaluation, whose results become
+            variables of the results, with the dimensions that they name.
     """
 
     dataset: Dataset
@@ -42,6 +49,7 @@ class Experiment:
     eval_every: int = 50
     validation: float = 0.1
     dtype: Any = jnp.float32
+    diagnostics: tuple[Diagnostic, ...] = ()
 
     def __post_init__(self):
         if self.steps < 1:
@@ -63,12 +71,28 @@ class Experiment:
         """Number of evaluations of a run after the one before its first step."""
         return -(-self.steps // self.eval_every)
 
-    def training(self, optimizer: Callable[..., Any]) -> Training:
-        """What a program trains, with one optimizer."""
+    @property
+    def steps_in_a_part(self) -> int:
+        """Steps that a program takes between two looks at whether to evaluate."""
+        return -(-self.eval_every // -(-self.eval_every // STEPS_IN_A_CHUNK))
+
+    @property
+    def parts_in_a_chunk(self) -> int:
+        """Parts that a program can do before it returns to the host."""
+        return min(STEPS_IN_A_CHUNK // self.steps_in_a_part, self.evaluations) or 1
+
+    def training(self, settings: Settings) -> Training:
+        """What a program trains: runs with these settings, but for what is an input of the program."""
+
+        model = settings.get("model", self.model)
+        taken = model_options(model)
+        options = {**self.model_options, **settings}
+        options = {name: options[name] for name in taken if name in options}
+        fixed = structural(settings)
+        optimizer = partial(settings["optimizer"], **fixed) if fixed else settings["optimizer"]
 
         def build(rngs: nnx.Rngs) -> nnx.Module:
-            shape, outputs = self.dataset.input_shape, self.dataset.outputs
-            return self.model(shape, outputs, rngs=rngs, **self.model_options)
+            return model(self.dataset.input_shape, self.dataset.outputs, rngs=rngs, **options)
 
         labels = self.dataset.classes is not None
         return Training(build, self.loss_fn, self.gradient, optimizer, self.dtype, labels)

@@ -1,8 +1,12 @@
 """The compiled programs that train a population.
 
-A population's runs are spread over all devices. On the CPU each device, one core, takes its runs one after
-another (`lax.map`), which keeps a run's arrays in the core's cache and gives each run exactly the numbers
-it would get alone; on an accelerator each takes all of its runs at once (`vmap`).
+A population's runs are spread over all devices; each device takes `width` of them at a time, by `vmap`, until
+it has done its share. On the CPU a width of 1 keeps a run's arrays in the core's cache and gives each run
+exactly the numbers it would get alone. With a larger width a run's last bits depend on the width, not on the
+other runs; so the width never depends on how many runs there are, and places left over are filled up.
+
+How many places hold a run is an input of the program, so a program serves any number of runs that it has
+room for, and never compiles its loop over runs away when there is one.
 """
 
 from collections.abc import Callable
@@ -14,116 +18,249 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bpresearch.optim import hyperparameters
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Settings
-from bpresearch.train import Run, evaluate, start, train
+from bpresearch.sweep.grid import Settings, constants, scheduled
+from bpresearch.train import Measured, Moment, Run, Training, evaluate, start, train
 
-RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
-BLOCK = 16
-"""Runs that an accelerator trains at once are padded to a multiple of this."""
+RUNS, EVERYWHERE = PartitionSpec("devices"), PartitionSpec()
+BATCHES = PartitionSpec(None, None, None, "devices")
 
 
 class Population(NamedTuple):
     """The programs of one group of runs, and where their arrays live.
 
     Attributes:
-        start: `(seeds, hyperparameters, parts) -> runs, metrics` before the first step.
-        advance: `(runs, orders, slots, rates, hyperparameters, parts, first, last) -> runs, losses, metrics`
-            after the steps in `rates`; run i meets the batches `orders[slots[i]]`.
-        size: number of runs, padding included.
-        runs, everywhere: shardings of arrays with one row for each run, and of common arrays.
+        start: `(counts, seeds, hyperparameters) -> runs` before the first step.
+        advance: `(counts, runs, inputs, common) -> runs, losses, metrics` after one chunk; see `Inputs`,
+            `Common`. `counts` is how many runs each device has.
+        size: room for runs, on all devices together.
+        seeds: room for different seeds.
+        width: runs that a device takes at a time.
+        runs, everywhere, orders: shardings of arrays with one row for each run, of common arrays, and of the
+            batches among those.
     """
 
     start: Callable[..., Any]
     advance: Callable[..., Any]
     size: int
+    seeds: int
+    width: int
     runs: NamedSharding
     everywhere: NamedSharding
+    orders: NamedSharding
+
+    def places(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of `runs` runs in arrays of `size` rows, and how many each device has.
+
+        Each device has rows that follow each other; runs are dealt to devices `width` at a time. With each
+        run spread over all devices, they count as one.
+        """
+        devices = self.runs.mesh.size if self.runs.spec == RUNS else 1
+        run = np.arange(runs)
+        device = run // self.width % devices
+        within = run // (self.width * devices) * self.width + run % self.width
+        return device * (self.size // devices) + within, np.bincount(device, minlength=devices)
 
 
-def padded_size(runs: int, devices: int, on_cpu: bool) -> int:
-    """Runs including padding: at least two for each device, and as many on each.
+class Inputs(NamedTuple):
+    """What one chunk takes for each run: arrays whose first axis is the run."""
 
-    With one run for a device, the compiler would do away with the loop over runs, and fuse differently:
-    the same run would not give the same bits.
-    """
-    share = max(2, -(-runs // devices))
-    return devices * (share if on_cpu else BLOCK * -(-share // BLOCK))
+    seeds: Any
+    slots: Any
+    """The run meets the batches `orders[slot]`."""
+    scheduled: Any
+    """Hyper-parameters with a value for each step: (runs, parts, steps of a part)."""
+    hyperparameters: Any
+
+
+class Common(NamedTuple):
+    """What one chunk takes for all runs: each part's first and last step, batches, and the data."""
+
+    first: Any
+    last: Any
+    evaluation: Any
+    orders: Any
+    """(seeds, parts, steps of a part, batch)"""
+    data: Any
 
 
 def population(
-    experiment: Experiment, settings: list[Settings], parts: dict[str, Any], size: int, seeds: int
+    experiment: Experiment,
+    settings: Settings,
+    data: dict[str, Any],
+    size: int,
+    seeds: int,
+    width: int,
+    spread: str = "runs",
 ) -> Population:
-    """Compiles the programs for `size` runs of one optimizer and batch size with `seeds` seeds among them."""
-    devices = jax.devices()
-    on_cpu = devices[0].platform == "cpu"
-    mesh = Mesh(np.array(devices), ("runs",))
-    training = experiment.training(settings[0]["optimizer"])
-    size = padded_size(size, len(devices), on_cpu)
-    each = partial(jax.lax.map, batch_size=None) if on_cpu else _vmap
+    """Compiles the programs for `size` runs of one group, a multiple of the devices times `width`.
 
-    def metrics(run: Run, parts: dict[str, Any]) -> dict[str, jax.Array]:
-        held_out = {name: part for name, part in parts.items() if name != "train"}
-        return {
-            f"{name}_{metric}": value
-            for name, part in held_out.items()
-            for metric, value in evaluate(training, run, part).items()
-        }
+    With `spread="data"` all devices train the same run, each on its part of every batch; the compiler adds
+    the sums over devices that make its gradients, losses and batch statistics those of the whole batch.
+    """
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    everywhere = NamedSharding(mesh, EVERYWHERE)
+    runs = NamedSharding(mesh, RUNS) if spread == "runs" else everywhere
+    split_batches = everywhere if spread == "runs" else NamedSharding(mesh, BATCHES)
+    training = experiment.training(settings)
 
-    def start_one(inputs, parts):
-        run = start(training, *inputs)
-        return run, metrics(run, parts)
+    def start_all(counts, seeds, hyperparameters):
+        one = lambda _, inputs: start(training, *inputs)  # noqa: E731
+        inputs = (seeds, hyperparameters)
+        return each(one, 1, counts[0], blank(jax.eval_shape(jax.vmap(partial(one, None)), inputs)), inputs)
 
-    def advance_one(inputs, orders, parts, first, last):
-        run, slot, rates, hyperparameters = inputs
-        run, losses = train(training, run, parts["train"], orders[slot], rates, hyperparameters, first, last)
-        return run, losses, metrics(run, parts)
+    def advance_all(counts, runs, inputs, common):
+        def one(carried, inputs):
+            return advance(experiment, training, carried[0], inputs, common, width == 1)
 
-    def start_all(seeds, hyperparameters, parts):
-        return each(lambda inputs: start_one(inputs, parts), (seeds, hyperparameters))
+        found = jax.eval_shape(jax.vmap(one), (runs,), inputs)
+        return each(one, width, counts[0], (runs, *blank(found[1:])), inputs)
 
-    def advance_all(runs, slots, rates, hyperparameters, orders, parts, first, last):
-        inputs = (runs, slots, rates, hyperparameters)
-        return each(lambda one: advance_one(one, orders, parts, first, last), inputs)
+    if spread == "runs":
+        shard = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
+        start_all = shard(start_all, in_specs=RUNS)
+        advance_all = shard(advance_all, in_specs=(RUNS, RUNS, RUNS, EVERYWHERE))
+    first_program = jax.jit(start_all, out_shardings=runs)
+    program = jax.jit(advance_all, donate_argnums=1, out_shardings=runs)
 
-    runs, everywhere = NamedSharding(mesh, RUNS), NamedSharding(mesh, EVERYWHERE)
-    shard = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
-    first_program = jax.jit(shard(start_all, in_specs=(RUNS, RUNS, EVERYWHERE)))
-    common = (EVERYWHERE,) * 4
-    program = jax.jit(shard(advance_all, in_specs=(RUNS,) * 4 + common), donate_argnums=0)
+    keys, hyper, inputs, common = shapes(experiment, settings, data, size, seeds)
 
-    def shape(*dimensions: int, dtype: Any = jnp.float32, sharding: Any = runs) -> Any:
-        return jax.ShapeDtypeStruct(dimensions, dtype, sharding=sharding)
+    def placed(tree: Any, sharding: NamedSharding) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
-    every, batch = experiment.eval_every, settings[0]["batch_size"]
-    names = hyperparameter_names(settings)
-    keys, hyper = shape(size, dtype=jnp.uint32), {name: shape(size) for name in names}
-    parts = jax.tree.map(lambda a: shape(*a.shape, dtype=a.dtype, sharding=everywhere), parts)
-    begin = first_program.lower(keys, hyper, parts)
-    state = jax.tree.map(
-        lambda a: shape(*a.shape, dtype=a.dtype),
-        jax.eval_shape(first_program, keys, hyper, parts)[0],
+    keys, hyper, inputs = placed((keys, hyper, inputs), runs)
+    common = placed(common, everywhere)._replace(orders=placed(common.orders, split_batches))
+    shares = mesh.size if spread == "runs" else 1
+    counts = jax.ShapeDtypeStruct((shares,), jnp.int32, sharding=runs)
+    begin = first_program.lower(counts, keys, hyper)
+    state = placed(jax.eval_shape(first_program, counts, keys, hyper), runs)
+    compiled = program.lower(counts, state, inputs, common).compile()
+    return Population(begin.compile(), compiled, size, seeds, width, runs, everywhere, split_batches)
+
+
+def each(function: Callable[..., Any], width: int, count: Any, carried: Any, inputs: Any) -> Any:
+    """`function(carried, inputs)` of the first `count` rows, `width` at a time; the other rows stay."""
+
+    def body(number, carried):
+        def take(array):
+            rows = jax.lax.dynamic_slice_in_dim(array, number * width, width)
+            return rows[0] if width == 1 else rows
+
+        def put(array, rows):
+            rows = rows[None] if width == 1 else rows
+            return jax.lax.dynamic_update_slice_in_dim(array, rows, number * width, 0)
+
+        one = function if width == 1 else jax.vmap(function)
+        found = one(jax.tree.map(take, carried), jax.tree.map(take, inputs))
+        return jax.tree.map(put, carried, found)
+
+    return jax.lax.fori_loop(0, -(-count // width), body, carried)
+
+
+def blank(shapes: Any) -> Any:
+    """Arrays of NaN, of zeros, or of some random key."""
+
+    def fill(shape):
+        if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(jax.random.key(0), shape.shape)
+        value = jnp.nan if jnp.issubdtype(shape.dtype, jnp.floating) else 0
+        return jnp.full(shape.shape, value, shape.dtype)
+
+    return jax.tree.map(fill, shapes)
+
+
+def shapes(
+    experiment: Experiment, settings: Settings, data: dict[str, Any], size: int, seeds: int
+) -> tuple[Any, dict[str, Any], Inputs, Common]:
+    """Shapes of the programs' inputs: seeds, the hyper-parameters at the start, and a chunk's."""
+    parts, steps = experiment.parts_in_a_chunk, experiment.steps_in_a_part
+
+    def shape(*dimensions: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(dimensions, dtype)
+
+    keys = shape(size, dtype=jnp.uint32)
+    fixed = {name: shape(size) for name in constants(settings)}
+    tables = {name: shape(size, parts, steps) for name in scheduled(settings)}
+    inputs = Inputs(keys, shape(size, dtype=jnp.int32), tables, fixed)
+    number, flag = shape(parts, dtype=jnp.int32), shape(parts, dtype=jnp.bool_)
+    orders = shape(seeds, parts, steps, settings["batch_size"], dtype=jnp.int32)
+    common = Common(
+        number, number, flag, orders, jax.tree.map(lambda a: shape(*a.shape, dtype=a.dtype), data)
     )
-    scalar = shape(dtype=jnp.int32, sharding=everywhere)
-    orders = shape(seeds, every, batch, dtype=jnp.int32, sharding=everywhere)
-    advance = program.lower(
-        state,
-        shape(size, dtype=jnp.int32),
-        shape(size, every),
-        hyper,
-        orders,
-        parts,
-        scalar,
-        scalar,
-    )
-    return Population(begin.compile(), advance.compile(), size, runs, everywhere)
+    return keys, fixed | {name: shape(size) for name in tables}, inputs, common
 
 
-def hyperparameter_names(settings: list[Settings]) -> list[str]:
-    """The axes that are hyper-parameters of these runs' optimizer."""
-    return [name for name in hyperparameters(settings[0]["optimizer"]) if name in settings[0]]
+def advance(
+    experiment: Experiment, training: Training, run: Run, inputs: Inputs, common: Common, alone: bool
+) -> tuple[Run, Any, dict[str, jax.Array]]:
+    """One run over the parts of a chunk: the run after them, its losses, and what was measured.
+
+    A run that has diverged is skipped if the program takes one run at a time (`alone`).
+    """
+
+    def choose(condition, run, one, other):
+        inner = (lambda: jax.lax.cond(run.diverged_at < 0, one, other)) if alone else one
+        return jax.lax.cond(condition, inner, other)
+
+    def part(run: Run, one: tuple[Any, ...]):
+        first, last, evaluation, order, values = one
+        now = {name: value[0] for name, value in values.items()} | inputs.hyperparameters
+        moment = Moment(training, run, inputs.seeds, initial, first - 1, common.data["train"], order[0], now)
+
+        def measured() -> dict[str, jax.Array]:
+            return {name: result.values for name, result in measure(experiment, moment, common.data).items()}
+
+        def trained() -> tuple[Run, jax.Array]:
+            data, fixed = common.data["train"], inputs.hyperparameters
+            return train(training, run, data, order, values, fixed, first, last)
+
+        metrics = choose(evaluation, run, measured, lambda: blank(jax.eval_shape(measured)))
+        run, losses = choose(
+            first <= last, run, trained, lambda: (run, jnp.full(order.shape[0], jnp.nan, jnp.float32))
+        )
+        return run, (losses, metrics)
+
+    begin = {name: values[0, 0] for name, values in inputs.scheduled.items()} | inputs.hyperparameters
+    initial = start(training, inputs.seeds, begin).params  # computed only if a diagnostic uses it
+    orders = common.orders[inputs.slots]
+    scanned = (common.first, common.last, common.evaluation, orders, inputs.scheduled)
+    run, (losses, metrics) = jax.lax.scan(part, run, scanned)
+    return run, losses, metrics
 
 
-def _vmap(function: Callable[..., Any], inputs: Any) -> Any:
-    return jax.vmap(function)(inputs)
+def measure(experiment: Experiment, moment: Moment, data: dict[str, Any]) -> dict[str, Measured]:
+    """A run's losses and accuracies on the held-out parts, and its diagnostics; NaN once it has diverged."""
+    held_out = {name: part for name, part in data.items() if name != "train"}
+    found = {
+        f"{name}_{metric}": Measured(value)
+        for name, part in held_out.items()
+        for metric, value in evaluate(moment.training, moment.run, part).items()
+    }
+    healthy = moment.run.diverged_at < 0
+    for diagnostic in experiment.diagnostics:
+        for name, result in diagnostic(moment).items():
+            values = jnp.where(healthy, result.values.astype(jnp.float32), jnp.nan)
+            found[name] = Measured(values, result.coordinates)
+    return found
+
+
+def measured_variables(
+    experiment: Experiment, settings: Settings, data: dict[str, Any]
+) -> dict[str, Measured]:
+    """What an evaluation of these runs gives, without computing it: shapes in place of the values."""
+    training = experiment.training(settings)
+    keys, hyper, _, common = shapes(experiment, settings, data, 1, 1)
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (keys, hyper))
+    coordinates: dict[str, dict[str, Any]] = {}
+
+    def values(key, hyperparameters, index, data):
+        run = start(training, key, hyperparameters)
+        rates = {"learning_rate": jnp.float32(0)} | hyperparameters
+        moment = Moment(training, run, key, run.params, jnp.int32(0), data["train"], index, rates)
+        found = measure(experiment, moment, data)
+        coordinates.update({name: result.coordinates for name, result in found.items()})
+        return {name: result.values for name, result in found.items()}
+
+    index = jax.ShapeDtypeStruct(common.orders.shape[3:], common.orders.dtype)
+    found = jax.eval_shape(values, *one, index, common.data)
+    return {name: Measured(found[name], coordinates[name]) for name in found}

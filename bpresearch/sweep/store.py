@@ -1,62 +1,33 @@
-"""A sweep's results on disk: `results.zarr`, an xarray.Dataset, and `config.json` beside it."""
+"""A sweep's results on disk: `results.zarr`, which opens as an xarray.Dataset, and `config.json` beside it.
+
+Every write replaces a file whole, so a kill leaves the old or the new; the arrays carry checksums, so damage
+is seen when they are read. A run's `finished` is written last.
+"""
 
 import fcntl
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import xarray as xr
+import zarr
+from zarr.abc.store import Store
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from bpresearch.sweep.description import coordinates, difference, provenance
+from bpresearch.sweep.experiment import Experiment
+from bpresearch.sweep.grid import Settings
+from bpresearch.train import Measured
 
 RUNS_IN_A_CHUNK = 64
-
-
-def provenance() -> dict[str, Any]:
-    """What a result depends on beside its settings: versions, device, revision, command."""
-    packages = ("bpresearch", "jax", "jaxlib", "flax", "optax", "numpy")
-    return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
-        "git_revision": git_revision(),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ImportError:
-        return "unknown"
-
-
-def git_revision() -> str:
-    """The revision of the source tree that is running, "+changes" if it differs from it, or "unknown"."""
-    here = Path(__file__).parent
-    try:
-        describe = [
-            "git",
-            "-C",
-            str(here),
-            "describe",
-            "--always",
-            "--dirty=+changes",
-            "--abbrev=12",
-        ]
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+STEPS_IN_A_CHUNK = 500
+TO_COME = {"diverged_at": -1, "pruned_at": -1, "finished": False}
+"""What variables hold until they are written; the others hold NaN."""
 
 
 @contextmanager
@@ -75,65 +46,169 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def open_store(workdir: Path, config: dict[str, Any], template: xr.Dataset) -> xr.Dataset:
-    """The results so far: those of the workdir if its configuration is this one, or an empty store.
+def check_config(workdir: Path, config: dict[str, Any]) -> None:
+    """Writes `config.json`, or compares it with what is there.
 
     Args:
         workdir: the folder.
-        config: what the results depend on; compared with that of a folder that holds results.
-        template: the whole results with NaN for what is to come.
+        config: what the results depend on.
 
     Raises:
         ValueError: the folder holds results of another configuration, or cannot be read.
     """
-    path, zarr = workdir / "config.json", workdir / "results.zarr"
+    path = workdir / "config.json"
     if not path.exists():
-        if zarr.exists():
+        if (workdir / "results.zarr").exists():
             raise ValueError(
                 f"--workdir={workdir} holds results.zarr without config.json; take another folder"
             )
         write_text(path, json.dumps({"experiment": config, "provenance": provenance()}, indent=2))
     try:
         found = json.loads(path.read_text())["experiment"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--workdir={workdir}: config.json cannot be read; take another folder") from error
-    if difference := _difference(found, json.loads(json.dumps(config))):
+    if other := difference(found, json.loads(json.dumps(config))):
         raise ValueError(
-            f"--workdir={workdir} holds a sweep with other settings ({difference}); take another folder"
+            f"--workdir={workdir} holds a sweep with other settings ({other}); take another folder"
         )
-    if not zarr.exists():
-        _create(zarr, template)
+
+
+def open_store(
+    workdir: Path | None, experiment: Experiment, runs: list[Settings], metrics: dict[str, Measured]
+) -> tuple[zarr.Group, np.ndarray]:
+    """The store of a workdir with these runs in it, and the row of each; runs that it lacks are appended.
+
+    Args:
+        workdir: the folder; None keeps the store in memory.
+        experiment: what the runs have in common.
+        runs: their settings.
+        metrics: what an evaluation measures, with the dimensions that each adds.
+
+    Raises:
+        ValueError: the store cannot be read, or these runs have other axes than those in it.
+    """
+    columns = coordinates(experiment, runs)
+    if workdir is None:
+        return _append(_create(zarr.storage.MemoryStore(), experiment, columns, metrics), columns)
+    path = workdir / "results.zarr"
+    if not path.exists():
+        unfinished = workdir / "results.zarr.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _create(zarr.storage.LocalStore(unfinished), experiment, columns, metrics)
+        unfinished.rename(path)
+    for partial in path.rglob("*.partial"):  # of a write that a kill cut short
+        partial.unlink()
     try:
-        return xr.open_zarr(zarr, consolidated=False).load()
+        group = zarr.open_group(path, mode="r+")
+        _read_through(group)
     except Exception as error:  # zarr and its codecs raise errors of many types on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"--workdir={workdir}: results.zarr cannot be read ({reason}); take another folder"
         ) from error
+    for axis in columns.keys() | _axes(group):
+        if axis not in columns or axis not in _axes(group):
+            raise ValueError(f"--workdir={workdir} holds runs {'without' if axis in columns else 'with'} "
+                             f"the axis {axis}; take another folder")  # fmt: skip
+        if columns[axis].dtype.kind not in {"O": "OU", "T": "OU", "f": "fi"}.get(group[axis].dtype.kind, "i"):
+            raise ValueError(f"--workdir={workdir}: the axis {axis} holds {group[axis].dtype.name} there, "
+                             f"{columns[axis].dtype.name} here; take another folder")  # fmt: skip
+    return _append(group, columns)
 
 
-def _create(zarr: Path, template: xr.Dataset) -> None:
-    """Writes the empty store whole or not at all."""
-    unfinished = zarr.with_name("results.zarr.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    encoding = {
-        name: {"chunks": (min(RUNS_IN_A_CHUNK, variable.shape[0]), *variable.shape[1:])}
-        for name, variable in template.data_vars.items()
+def _create(
+    store: Store, experiment: Experiment, columns: dict[str, np.ndarray], metrics: dict[str, Measured]
+) -> zarr.Group:
+    """A store without runs."""
+    attributes = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in provenance().items()
     }
-    template.to_zarr(unfinished, mode="w", encoding=encoding, consolidated=False)
-    unfinished.rename(zarr)
+    group = zarr.create_group(store, attributes=attributes)
+    steps = np.minimum(np.arange(experiment.evaluations + 1) * experiment.eval_every, experiment.steps)
+    axes = {"step": np.arange(1, experiment.steps + 1), "eval_step": steps}
+    for measured in metrics.values():
+        axes |= {name: np.asarray(found) for name, found in measured.coordinates.items()}
 
-
-def write_runs(workdir: Path, results: xr.Dataset, runs: slice) -> None:
-    """Writes the variables of some runs; `finished` last, so that a kill leaves them to be done again."""
-    part = results.isel(run=runs).drop_vars([name for name in results.coords])
-    for names in ([n for n in part.data_vars if n != "finished"], ["finished"]):
-        part[names].to_zarr(
-            workdir / "results.zarr",
-            region={"run": runs},
-            consolidated=False,
-            safe_chunks=False,
+    def add(name: str, dtype: Any, dimensions: tuple[str, ...], fill: Any = None) -> None:
+        shape = tuple(len(axes[dimension]) if dimension != "run" else 0 for dimension in dimensions)
+        chunks = {"run": RUNS_IN_A_CHUNK if len(dimensions) > 1 else 1024, "step": STEPS_IN_A_CHUNK,
+                  "eval_step": STEPS_IN_A_CHUNK}  # fmt: skip
+        group.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=tuple(
+                min(chunks.get(d, n), n) or chunks["run"] for d, n in zip(dimensions, shape, strict=True)
+            ),
+            dimension_names=dimensions,
+            fill_value=fill,
+            compressors=(ZstdCodec(level=1), Crc32cCodec()),
         )
+
+    for name, values in axes.items():
+        kind = str if values.dtype.kind in "OU" else values.dtype
+        add(name, kind, (name,))
+        group[name][:] = values
+    for name, values in columns.items():
+        add(name, str if values.dtype == object else values.dtype, ("run",))
+    add("run", np.int64, ("run",))
+    add("train_loss", np.float32, ("run", "step"), np.nan)
+    for name, measured in metrics.items():
+        add(name, np.float32, ("run", "eval_step", *measured.coordinates), np.nan)
+    for name, value in TO_COME.items():
+        add(name, np.asarray(value).astype(bool if name == "finished" else np.int32).dtype, ("run",), value)
+    group.attrs["axes"] = sorted(columns)
+    return group
+
+
+def _axes(group: zarr.Group) -> set[str]:
+    return set(group.attrs["axes"])
+
+
+def _per_run(group: zarr.Group) -> list[Any]:
+    return [array for _, array in sorted(group.arrays()) if array.metadata.dimension_names[0] == "run"]
+
+
+def _append(group: zarr.Group, columns: dict[str, np.ndarray]) -> tuple[zarr.Group, np.ndarray]:
+    """Appends the runs that the store lacks."""
+    names = sorted(columns)
+    count = min(array.shape[0] for array in _per_run(group))  # a kill may have cut an append short
+    for array in _per_run(group):
+        if array.shape[0] > count:
+            array.resize((count, *array.shape[1:]))
+    stored = [group[name][:].tolist() for name in names]
+    rows = {repr(key): row for row, key in enumerate(zip(*stored, strict=True))}
+    asked = [
+        repr(key)
+        for key in zip(*(columns[name].astype(group[name].dtype).tolist() for name in names), strict=True)
+    ]
+    new = list({key: number for number, key in reversed(list(enumerate(asked))) if key not in rows}.values())[
+        ::-1
+    ]
+    if new:
+        rows |= {asked[number]: count + place for place, number in enumerate(new)}
+        for array in _per_run(group):
+            array.resize((count + len(new), *array.shape[1:]))
+        for name in names:
+            group[name][count:] = columns[name][new]
+        group["run"][count:] = np.arange(count, count + len(new))
+    return group, np.array([rows[key] for key in asked])
+
+
+def _read_through(group: zarr.Group) -> None:
+    """Reads every chunk once, so that damage is found before anything is written."""
+    for _, array in group.arrays():
+        for begin in range(0, array.shape[0], RUNS_IN_A_CHUNK):
+            array[begin : begin + RUNS_IN_A_CHUNK]
+
+
+def dataset(group: zarr.Group) -> xr.Dataset:
+    """The store as a Dataset; what is on disk is read when it is used."""
+    found = xr.open_zarr(group.store, consolidated=False, chunks=None)
+    del found.attrs["axes"]
+    found = found.set_coords(group.attrs["axes"])
+    texts = {name for name, values in found.coords.items() if values.dtype.kind == "T"}
+    return found.assign_coords({name: found[name].astype(object) for name in texts})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -144,33 +219,3 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _difference(found: Any, asked: Any, path: str = "") -> str:
-    """The first place where two configurations differ, in words; empty if they are equal."""
-    if isinstance(found, dict) and isinstance(asked, dict):
-        for name in sorted({*found, *asked}):
-            inner = f"{path}.{name}" if path else name
-            if text := _difference(found.get(name), asked.get(name), inner):
-                return text
-        return ""
-    if found == asked:
-        return ""
-    return f"{path}: {_brief(found)} there, {_brief(asked)} here"
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def empty(runs: int, steps: int, eval_steps: np.ndarray, metrics: list[str]) -> dict[str, Any]:
-    """The variables of the results with NaN for what is to come."""
-    nan = np.float32(np.nan)
-    curves = {name: (("run", "eval_step"), np.full((runs, len(eval_steps)), nan)) for name in metrics}
-    return {
-        "train_loss": (("run", "step"), np.full((runs, steps), nan)),
-        **curves,
-        "diverged_at": ("run", np.full(runs, -1, np.int32)),
-        "finished": ("run", np.zeros(runs, bool)),
-    }

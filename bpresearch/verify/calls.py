@@ -162,7 +162,11 @@ class Watch:
 
         def noted_forward(layer, *inputs, **options):
             shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), v.dtype), inputs)
-            self.inside.setdefault(path, (Call(path, take_apart(layer)[0], tested, options), shapes))
+            static, _, state = take_apart(layer)
+            self.inside.setdefault(path, (Call(path, static, tested, options), shapes))
+            tested.forward(layer, *inputs, **options)  # notes the calls that it makes itself
+            if state:
+                nnx.update(layer, nnx.State(state))
             return reference.forward(layer, *inputs, **options)
 
         return SimpleNamespace(forward=noted_forward, backward=reference.backward)
@@ -172,7 +176,7 @@ def walk(model: nnx.Module, loss_fn: Callable[..., Any], x: Any, y: Any, replace
     """The mean loss, computed through the rules' own chaining with each rule replaced."""
     with replacing(replace):
         outputs, _ = forward(model, *as_inputs(x))
-        values, _ = forward(loss_fn, outputs, y, name=("loss",))
+        values, _ = forward(loss_fn, *as_inputs(outputs), *as_inputs(y), name=("loss",))
     return jnp.mean(values)
 
 

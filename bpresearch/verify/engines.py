@@ -60,4 +60,5 @@ def by_autodiff(graphdef: nnx.GraphDef, loss_fn: Any) -> Callable[..., Any]:
 
 def mean_loss(graphdef: nnx.GraphDef, loss_fn: Any, params: Any, state: Any, x: Any, y: Any) -> jax.Array:
     """The scalar that is differentiated."""
-    return jnp.mean(loss_fn(merge(graphdef, params, state)(*as_inputs(x)), y))
+    outputs = merge(graphdef, params, state)(*as_inputs(x))
+    return jnp.mean(loss_fn(*as_inputs(outputs), *as_inputs(y)))

@@ -44,13 +44,18 @@ def random_model():
     """`random_model(lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)), seed=0, dtype=float64)`.
 
     The model with Gaussian parameters, biases too, made without compiling its initialisation.
-    `dtype=None` leaves the parameters the dtypes they were declared with.
+    `dtype=None` leaves the parameters the dtypes they were declared with. Keys and counters of random
+    streams are those of seed 0.
     """
 
     def random_model(build, seed=0, dtype=jnp.float64):
         graphdef, state = nnx.split(nnx.eval_shape(build))
 
         def draw(index, leaf):
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.split(jax.random.key(0), leaf.shape) if leaf.shape else jax.random.key(0)
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                return jnp.zeros(leaf.shape, leaf.dtype)
             scale = 1 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
             return _normal((seed, index), *leaf.shape, dtype=leaf.dtype, scale=scale)
 
@@ -116,6 +121,23 @@ def assert_matches_finite_differences():
     The error is relative to the norm of the leaf's gradient.
     """
     return _assert_matches_finite_differences
+
+
+@pytest.fixture(scope="session")
+def assert_rules_right():
+    """`assert_rules_right({name: (function, inputs, wrt)}, tolerance=1e-11)`, all in one compilation.
+
+    The value of each function by its rule is the function's own, and for a random cotangent of it those of
+    the inputs number `wrt` are autodiff's, where it gives a number, and those that central differences
+    measure. The largest error against autodiff is returned. Inputs of integers have no cotangent.
+    """
+    return _assert_rules_right
+
+
+@pytest.fixture(scope="session")
+def assert_rules_sound_in():
+    """`assert_rules_sound_in(dtype, {name: (function, inputs, wrt)})`: as `assert_sound_in`, for rules."""
+    return _assert_rules_sound_in
 
 
 # In double precision nothing hangs on the compiler's optimisations, which take most of its time.
@@ -237,7 +259,7 @@ def _assert_matches_finite_differences(model, loss_fn, x, y, tolerance=1e-7):
                 for i, leaf in enumerate(leaves)
             ]
             params, xs = structure.unflatten(moved)
-            return jnp.mean(loss_fn(merge(graphdef, params, state)(*xs), y))
+            return jnp.mean(loss_fn(*as_inputs(merge(graphdef, params, state)(*xs)), *as_inputs(y)))
 
         def central(h):
             return (value(h) - value(-h)) / (2 * h)
@@ -261,3 +283,117 @@ def _assert_matches_finite_differences(model, loss_fn, x, y, tolerance=1e-7):
         assert error <= tolerance * size + 1e-10 * max(abs(float(loss)), 1), (
             f"leaf {index} of shape {bar.shape}: off by {error:.3g}, norm {size:.3g}"
         )
+
+
+def _of_some(function, inputs, wrt):
+    """The function of its inputs number `wrt` alone, and these."""
+
+    def of_some(*some):
+        filled = dict(enumerate(inputs)) | dict(zip(wrt, some, strict=True))
+        return function(*filled.values())
+
+    return of_some, [inputs[i] for i in wrt]
+
+
+def _random_cotangent(function, inputs):
+    shapes = jax.eval_shape(function, *inputs)
+    return jax.tree.map(lambda y: _normal(7, *y.shape).astype(y.dtype), shapes)
+
+
+def _by_autodiff(function, inputs, wrt, y_bar):
+    of_some, some = _of_some(function, inputs, wrt)
+    y, pullback = jax.vjp(of_some, *some)
+    return y, pullback(y_bar)
+
+
+def _by_rule(function, inputs, wrt, y_bar):
+    y, residuals = chainrule.forward(function, *inputs)
+    grads, bars = chainrule.backward(function, residuals, y_bar)
+    assert grads == {}
+    bars = as_inputs(bars)
+    for x, bar in zip(inputs, bars, strict=True):
+        if x is None or not jnp.issubdtype(x.dtype, jnp.inexact):
+            assert bar is None
+        else:
+            assert (bar.shape, bar.dtype) == (x.shape, x.dtype)
+    return y, tuple(bars[i] for i in wrt)
+
+
+def _by_differences(function, inputs, wrt, y_bar, step=1e-3):
+    """For each input, three directions and the derivatives along them, to the fourth order of the step."""
+    of_some, some = _of_some(function, inputs, wrt)
+    found = []
+    for place, x in enumerate(some):
+        directions = _normal(11, 3, *x.shape)
+
+        def value(distance, direction, place=place):
+            moved = [x + distance * direction if i == place else x for i, x in enumerate(some)]
+            products = jax.tree.map(lambda y, bar: jnp.sum(y * bar), of_some(*moved), y_bar)
+            return sum(jax.tree.leaves(products))
+
+        distances = step * jnp.array([-1, -0.5, 0.5, 1])
+        values = jax.vmap(jax.vmap(value, (0, None)), (None, 0))(distances, directions)
+        found.append((directions, values @ jnp.array([1.0, -8.0, 8.0, -1.0]) / (6 * step)))
+    return found
+
+
+def _assert_rules_right(problems, tolerance=1e-11):
+    def all_of_them(arrays):
+        answers = {}
+        for name, (function, _, wrt) in problems.items():
+            inputs, y_bar = arrays[name]
+            ways = (_by_autodiff, _by_rule, _by_differences)
+            answers[name] = [way(function, inputs, wrt, y_bar) for way in ways]
+        return answers
+
+    arrays = {n: (inputs, _random_cotangent(f, inputs)) for n, (f, inputs, _) in problems.items()}
+    answers = jax.device_get(jax.jit(all_of_them, compiler_options=COMPILE_QUICKLY)(arrays))
+    worst = 0.0
+    for name, ((right_y, right), (y, bars), differences) in answers.items():
+        for own, found in zip(jax.tree.leaves(right_y), jax.tree.leaves(y), strict=True):
+            np.testing.assert_allclose(found, own, rtol=1e-13, atol=1e-15, err_msg=name)
+        for place, (bar, expected, (directions, measured)) in enumerate(
+            zip(bars, right, differences, strict=True)
+        ):
+            finite = np.isfinite(expected)
+            assert finite.any(), f"{name}: autodiff's own cotangent is not finite"
+            error, size = _largest((bar - expected)[finite]), _largest(expected[finite])
+            assert error <= tolerance * size, f"{name}, input {place}: error {error:.3g} of {size:.3g}"
+            worst = max(worst, error / size if size else 0.0)
+            along = np.sum(directions * bar, axis=tuple(range(1, directions.ndim)))
+            close = 1e-7 * np.linalg.norm(bar) + 1e-10
+            assert _largest(along - measured) <= close, f"{name}, input {place}: {along} and {measured}"
+    return worst
+
+
+def _narrow(tree):
+    """Integers in 32 bits, as they are without double precision."""
+    return jax.tree.map(lambda x: x.astype(jnp.int32) if x.dtype == jnp.int64 else x, tree)
+
+
+def _assert_rules_sound_in(dtype, problems):
+    def all_of_them(arrays, ways):
+        return {
+            name: [way(function, inputs, wrt, y_bar)[1] for way in ways]
+            for name, (function, _, wrt) in problems.items()
+            for inputs, y_bar in [arrays[name]]
+        }
+
+    compiled = jax.jit(all_of_them, static_argnums=1)
+    quickly = jax.jit(all_of_them, static_argnums=1, compiler_options=COMPILE_QUICKLY)
+    with jax.enable_x64(False):
+        low = {n: _narrow(cast(inputs, dtype)) for n, (_, inputs, _) in problems.items()}
+        low = {n: (inputs, _random_cotangent(problems[n][0], inputs)) for n, inputs in low.items()}
+        answers = compiled(low, (_by_autodiff, _by_rule))
+    with jax.enable_x64(True):
+        exact = quickly(cast(low, jnp.float64), (_by_autodiff,))
+    for name, (right, ours) in answers.items():
+        for place, (autodiffs, found, leaf) in enumerate(zip(right, ours, exact[name][0], strict=True)):
+            eps = float(jnp.finfo(found.dtype).eps)
+            autodiffs, found, leaf = _numbers(autodiffs), _numbers(found), _numbers(leaf)
+            assert np.isfinite(found).all(), f"{name}, input {place} is not finite"
+            known = np.isfinite(autodiffs) & np.isfinite(leaf)
+            autodiffs, found, leaf = autodiffs[known], found[known], leaf[known]
+            own, error = np.linalg.norm(autodiffs - leaf), np.linalg.norm(found - leaf)
+            bar = 8 * max(own, 0.25 * eps * np.linalg.norm(leaf))
+            assert error <= bar, f"{name}, input {place}: error {error:.3g}, autodiff's own {own:.3g}"

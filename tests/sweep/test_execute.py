@@ -1,62 +1,17 @@
-"""Sweeps: what they compute, and that they lose nothing."""
+"""Sweeps: what they compute."""
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import xarray as xr
 
-from bpresearch import chainrule, models, optim, sweep
-from bpresearch.data import Dataset
+from bpresearch import chainrule, models, optim, sweep, train
 from bpresearch.optim import schedules
-from bpresearch.sweep import execute
-from bpresearch.sweep.store import locked
-
-
-def dataset(classes=3):
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(90, 4)).astype(np.float32)
-    rule = x @ generator.normal(size=(4, 3))
-    y = rule.argmax(1).astype(np.int32) if classes else rule[:, :1].astype(np.float32)
-    return Dataset(
-        name="toy",
-        x=x[:60],
-        y=y[:60],
-        x_test=x[60:],
-        y_test=y[60:],
-        classes=classes,
-        description="",
-    )
-
-
-def experiment(**changes):
-    settings = {
-        "dataset": dataset(),
-        "model": models.mlp,
-        "model_options": {"widths": (8,)},
-        "loss_fn": optax.losses.softmax_cross_entropy_with_integer_labels,
-        "steps": 25,
-        "eval_every": 10,
-    }
-    return sweep.Experiment(**(settings | changes))
-
-
-def axes(**changes):
-    base = {
-        "optimizer": [optim.sgd, optim.momentum],
-        "schedule": [schedules.constant, schedules.cosine],
-    }
-    base |= {"lr": [0.1, 0.01], "momentum": 0.9, "batch_size": 10, "seed": range(2)}
-    return sweep.grid(**(base | changes))
+from tests.sweep.toy import axes, dataset, experiment
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +41,34 @@ def test_results_have_a_coordinate_for_every_axis_and_a_value_for_every_step(res
     assert cosine.sizes == {"step": 25}
 
 
-def test_a_run_is_the_same_alone_and_in_company_bit_for_bit(results):
-    for settings in ({"optimizer": optim.momentum, "schedule": schedules.cosine, "lr": 0.1, "seed": 1},):
-        alone = sweep.run(experiment(), axes(**settings), quiet=True)
-        chosen = (results.optimizer == "momentum") & (results.schedule == "cosine")
-        company = results.isel(run=chosen & (results.lr == 0.1) & (results.seed == 1))
+@pytest.mark.parametrize("layout", ["map", "vmap"])
+def test_a_run_is_the_same_alone_and_among_256_bit_for_bit(layout):
+    settings = {"optimizer": optim.momentum, "schedule": schedules.cosine}
+    lr, seeds = np.geomspace(1e-3, 1.0, 64).tolist(), [3, 0, 1, 2]
+    company = sweep.run(experiment(), axes(**settings, lr=lr, seed=seeds), quiet=True, layout=layout)
+    assert company.sizes["run"] == 256
+    for rate, seed in ((lr[0], 3), (lr[41], 2)):
+        alone = sweep.run(experiment(), axes(**settings, lr=rate, seed=seed), quiet=True, layout=layout)
+        among = company.isel(run=((company.lr == rate) & (company.seed == seed)).values)
         for name in ("train_loss", "test_loss", "valid_accuracy"):
-            np.testing.assert_array_equal(alone[name].values, company[name].values)
+            np.testing.assert_array_equal(alone[name].values, among[name].values)
+
+
+def test_sixty_four_learning_rates_and_eight_momenta_are_one_training_program():
+    programs = []
+
+    def count(event, seconds, **attributes):
+        if event == "/jax/core/compile/backend_compile_duration" and seconds > 0:
+            programs.append(attributes.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        lr, momentum = np.geomspace(1e-3, 1.0, 64).tolist(), np.linspace(0.1, 0.9, 8).tolist()
+        settings = {"optimizer": optim.momentum, "lr": lr, "momentum": momentum, "seed": 0}
+        sweep.run(experiment(steps=26), axes(**settings), quiet=True)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert [sum(name in str(found) for found in programs) for name in ("advance_all", "start_all")] == [1, 1]
 
 
 def test_seeds_are_paired(results):
@@ -103,16 +79,14 @@ def test_seeds_are_paired(results):
 
 
 def test_a_population_trains_as_the_plain_training_function_does(results):
-    from bpresearch import train
-
     task = experiment()
-    training, parts = task.training(optim.momentum), task.examples()
+    training, parts = task.training({"optimizer": optim.momentum}), task.examples()
     hyperparameters = {"momentum": np.float32(0.9)}
     run = train.start(training, 1, hyperparameters)
     order = train.shuffled_batches(1, task.training_examples, 10, 1, 25)
     rates = np.float32(0.1) * schedules.table(schedules.cosine(25), 25)
-    data = train.Examples(*map(jax.numpy.asarray, parts["train"]))
-    _, losses = train.train(training, run, data, order, rates, hyperparameters, 1, 25)
+    data = train.Examples(*map(jnp.asarray, parts["train"]))
+    _, losses = train.train(training, run, data, order, {"learning_rate": rates}, hyperparameters, 1, 25)
     chosen = (results.optimizer == "momentum") & (results.schedule == "cosine")
     company = results.train_loss.isel(run=chosen & (results.lr == 0.1) & (results.seed == 1))
     np.testing.assert_allclose(company.values[0], losses, rtol=1e-4)
@@ -130,77 +104,14 @@ def test_regression_has_losses_and_no_accuracy():
     assert "valid_loss" not in found
 
 
-def test_a_diverged_run_disturbs_nobody(results):
-    mixed = sweep.run(experiment(), axes(lr=[0.1, 1e30, 0.01]), quiet=True)
+@pytest.mark.parametrize("layout", ["map", "vmap"])
+def test_a_diverged_run_disturbs_nobody(layout):
+    results = sweep.run(experiment(), axes(), quiet=True, layout=layout)
+    mixed = sweep.run(experiment(), axes(lr=[0.1, 1e30, 0.01]), quiet=True, layout=layout)
     assert (mixed.diverged_at[mixed.lr == 1e30] > 0).all()
     healthy = mixed.isel(run=mixed.lr != 1e30)
     assert (healthy.diverged_at == -1).all()
     np.testing.assert_array_equal(healthy.train_loss.values, results.train_loss.values)
-
-
-def test_finished_runs_are_not_done_again(tmp_path, results, monkeypatch):
-    first = sweep.run(experiment(), axes(), tmp_path / "w", quiet=True)
-    stored = xr.open_zarr(tmp_path / "w" / "results.zarr", consolidated=False)
-    np.testing.assert_array_equal(stored.train_loss, results.train_loss)
-    monkeypatch.setattr(execute, "_train", None)  # nothing is left to train
-    again = sweep.run(experiment(), axes(), tmp_path / "w", quiet=True)
-    xr.testing.assert_identical(again.drop_attrs(), first.drop_attrs())
-    config = json.loads((tmp_path / "w" / "config.json").read_text())
-    assert config["experiment"]["steps"] == 25
-    assert {"versions", "device", "git_revision", "command"} <= set(config["provenance"])
-
-
-def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, results, monkeypatch):
-    monkeypatch.setattr(execute, "RUNS_IN_A_BLOCK", 4)
-    train_block, calls = execute.train_block, []
-
-    def stop_at_the_third(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise sweep.Interrupted
-        train_block(*arguments)
-
-    monkeypatch.setattr(execute, "train_block", stop_at_the_third)
-    with pytest.raises(sweep.Interrupted, match=r"8 of 16 runs are done, saved in .*same command"):
-        sweep.run(experiment(), axes(), tmp_path / "w", quiet=True)
-    calls[:] = [1] * 3
-    resumed = sweep.run(experiment(), axes(), tmp_path / "w", quiet=True)
-    assert len(calls) == 3 + 2
-    for name in ("train_loss", "test_loss", "valid_accuracy", "diverged_at"):
-        np.testing.assert_array_equal(resumed[name], results[name])
-
-
-def test_a_workdir_with_another_sweep_is_refused_with_the_difference(tmp_path):
-    sweep.run(experiment(), axes(seed=0), tmp_path, quiet=True)
-    before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(ValueError, match=r"workdir=.*other settings \(steps: 25 there, 30 here\)"):
-        sweep.run(experiment(steps=30), axes(seed=0), tmp_path, quiet=True)
-    assert (tmp_path / "config.json").read_bytes() == before
-
-
-def test_a_workdir_in_use_is_refused(tmp_path):
-    with (
-        locked(tmp_path),
-        pytest.raises(ValueError, match=r"workdir=.* is in use"),
-        locked(tmp_path),
-    ):
-        pass
-
-
-@pytest.mark.parametrize("file", ["config.json", "results.zarr/zarr.json", "results.zarr/train_loss/c/0/0"])
-def test_a_damaged_workdir_is_one_line_and_stays_as_it_is(tmp_path, file):
-    sweep.run(experiment(), axes(seed=0), tmp_path, quiet=True)
-    (tmp_path / file).write_bytes(b"\0damaged")
-    with pytest.raises(ValueError, match=r"workdir=.*cannot be read.*take another folder") as error:
-        sweep.run(experiment(), axes(seed=0), tmp_path, quiet=True)
-    assert "\n" not in str(error.value)
-    assert (tmp_path / file).read_bytes() == b"\0damaged"
-
-
-def test_an_unusable_workdir_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"workdir=.*cannot write there"):
-        sweep.run(experiment(), axes(seed=0), tmp_path / "file", quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +152,7 @@ def test_the_held_out_examples_are_not_trained_on():
 
 def test_bfloat16_trains():
     found = sweep.run(
-        dataclasses.replace(experiment(), dtype=jax.numpy.bfloat16),
+        dataclasses.replace(experiment(), dtype=jnp.bfloat16),
         axes(seed=0, lr=0.1),
         quiet=True,
     )
@@ -249,30 +160,106 @@ def test_bfloat16_trains():
     assert (found.test_loss[:, -1] < found.test_loss[:, 0]).all()
 
 
-def test_a_signal_stops_the_sweep_and_it_resumes(tmp_path):
-    script = textwrap.dedent(
-        f"""
-        import sys
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
-        import test_execute as t
-        from bpresearch import platform, sweep
-        platform.start("cpu")
-        try:
-            sweep.run(t.experiment(steps=400_000), t.axes(seed=0), {str(tmp_path / "w")!r})
-        except sweep.Interrupted as error:
-            print(error)
-            sys.exit(130)
-        """
+def test_a_list_of_runs_is_appended_to_a_workdir(tmp_path, results):
+    runs = sweep.expand(axes(), models.mlp)
+    source = {"sampler": "random"}
+    first = sweep.run(experiment(), runs[5:2:-1], tmp_path, source=source, quiet=True)
+    assert first.run.values.tolist() == [0, 1, 2]
+    again = sweep.run(experiment(), [runs[4], *runs[7:9], runs[4]], tmp_path, source=source, quiet=True)
+    assert again.run.values.tolist() == [1, 3, 4, 1]
+    np.testing.assert_array_equal(first.train_loss, results.train_loss[5:2:-1])
+    np.testing.assert_array_equal(again.train_loss, results.train_loss[[4, 7, 8, 4]])
+    stored = xr.open_zarr(tmp_path / "results.zarr", consolidated=False)
+    assert stored.sizes["run"] == 5 and bool(stored.finished.all())
+    assert stored.optimizer.values.tolist() == ["sgd", "sgd", "sgd", "sgd", "momentum"]
+    with pytest.raises(ValueError, match=r'axes.sampler: "random" there, "tpe" here'):
+        sweep.run(experiment(), runs[:1], tmp_path, source={"sampler": "tpe"}, quiet=True)
+    with pytest.raises(ValueError, match="no runs"):
+        sweep.run(experiment(), [], quiet=True)
+
+
+def test_diagnostics_are_variables_with_their_own_dimensions(results):
+    def sizes(moment):
+        leaves = dict(jax.tree_util.tree_leaves_with_path(moment.run.params))
+        norms = jnp.stack([jnp.linalg.norm(leaf) for leaf in leaves.values()])
+        first = train.start(moment.training, moment.seed, moment.hyperparameters)
+        moved = optax.tree.norm(jax.tree.map(jnp.subtract, moment.run.params, first.params))
+        return {
+            "norm": train.Measured(norms, {"leaf": [jax.tree_util.keystr(path) for path in leaves]}),
+            "moved": train.Measured(moved),
+            "rate": train.Measured(moment.hyperparameters["learning_rate"]),
+            "step_loss": train.Measured(
+                train.batch_loss(
+                    moment.training, moment.run.params, moment.run.state,
+                    (moment.data.x[moment.batch], moment.data.y[moment.batch]),
+                )
+            ),
+        }  # fmt: skip
+
+    measured = sweep.run(experiment(diagnostics=(sizes,)), axes(lr=[0.1, 1e30]), quiet=True)
+    assert measured.norm.dims == ("run", "eval_step", "leaf")
+    assert measured.leaf.size == 4 and all(
+        "kernel" in name or "bias" in name for name in measured.leaf.values
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    assert (measured.moved[:, 0] < 1e-6).all()
+    chosen = {"run": (measured.lr == 0.1).values}
+    assert (measured.moved[chosen][:, 1:] > 1e-3).all()
+    assert np.isnan(measured.moved[{"run": (measured.lr == 1e30).values}][:, -1]).all()
+    # The next step's batch and learning rate: the loss there is the loss that the step records.
+    np.testing.assert_allclose(
+        measured.step_loss[chosen][:, :3], measured.train_loss[chosen][:, [0, 10, 20]], rtol=1e-5
     )
-    for line in process.stderr:  # wait for the first sign of training
-        if "%" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    begun = time.monotonic()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert "the same command goes on" in output
-    assert time.monotonic() - begun < 60
+    constant = (measured.schedule == "constant").values & chosen["run"]
+    np.testing.assert_array_equal(measured.rate[constant], np.float32(0.1))
+    untouched = results.train_loss[(results.lr == 0.1).values]
+    np.testing.assert_array_equal(measured.train_loss[chosen], untouched)
+
+
+def test_optimizers_that_need_the_loss_get_it():
+    def polyak(learning_rate):
+        return optax.polyak_sgd(scaling=learning_rate / 50, max_learning_rate=1.0)
+
+    def line_search(learning_rate):
+        return optax.chain(optax.sgd(learning_rate), optax.scale_by_backtracking_linesearch(60))
+
+    optimizers = [polyak, line_search, optim.sgd]
+    settings = sweep.grid(optimizer=optimizers, schedule=schedules.constant, lr=50.0, batch_size=54, seed=0)
+    found = sweep.run(experiment(), settings, quiet=True)
+    by_polyak, by_search, plain = found.train_loss.values
+    assert by_polyak[-1] < 0.7 * by_polyak[0]
+    assert by_search[-1] < 0.7 * by_search[0] and (np.diff(by_search) < 1e-6).all()  # of all examples
+    assert (np.diff(plain) > 0.1).any()  # steps of this size are too long by themselves
+
+
+def test_a_scheduled_momentum_follows_its_table():
+    constant = sweep.run(experiment(), axes(optimizer=optim.momentum, lr=0.1, seed=0), quiet=True)
+    ramp = sweep.run(
+        experiment(),
+        axes(
+            optimizer=optim.momentum, lr=0.1, seed=0, momentum_schedule=[schedules.constant, schedules.cosine]
+        ),
+        quiet=True,
+    )
+    same = ramp.sel(run=ramp.momentum_schedule == "constant")
+    np.testing.assert_allclose(same.train_loss, constant.train_loss, rtol=1e-4)
+    other = ramp.sel(run=ramp.momentum_schedule == "cosine")
+    assert (abs(other.train_loss[:, -1] - same.train_loss[:, -1]) > 1e-3).all()
+
+
+def test_models_and_their_options_are_axes():
+    found = sweep.run(
+        experiment(),
+        axes(
+            model=[models.linear, models.mlp], widths=[(8,), (4, 4)], optimizer=optim.momentum, seed=0, lr=0.1
+        ),
+        quiet=True,
+    )
+    assert found.sizes["run"] == 2 * 3
+    assert set(zip(found.model.values, found.widths.values, strict=True)) == {
+        ("linear", ""),
+        ("mlp", "8"),
+        ("mlp", "4,4"),
+    }
+    plain = sweep.run(experiment(), axes(optimizer=optim.momentum, seed=0, lr=0.1), quiet=True)
+    chosen = found.sel(run=found.widths == "8")
+    np.testing.assert_array_equal(chosen.train_loss, plain.train_loss)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from bpresearch import optim, sweep
+from bpresearch import models, optim, sweep
 from bpresearch.optim import schedules
 from bpresearch.sweep.grid import expand, group_of
 
@@ -26,7 +26,7 @@ def test_a_single_value_is_an_axis_of_one():
 
 
 def test_the_sweep_is_the_product_without_what_an_optimizer_does_not_take():
-    runs = expand(axes())
+    runs = expand(axes(), models.mlp)
     assert len(runs) == 2 * 3 + 2 * 2 * 3
     for run in runs:
         assert math.isnan(run["momentum"]) == (run["optimizer"] is optim.sgd)
@@ -34,7 +34,7 @@ def test_the_sweep_is_the_product_without_what_an_optimizer_does_not_take():
 
 
 def test_runs_of_one_program_stand_together():
-    groups = [group_of(run) for run in expand(axes(batch_size=[10, 20]))]
+    groups = [group_of(run) for run in expand(axes(batch_size=[10, 20]), models.mlp)]
     changes = sum(before != after for before, after in itertools.pairwise(groups))
     assert changes == len(set(groups)) - 1 == 3
 

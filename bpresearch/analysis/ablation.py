@@ -1,0 +1,150 @@
+"""One kind of factor of the gradient replaced everywhere: what does it contribute?
+
+A gradient's factors downstream of a parameter are of three kinds: weights, derivatives of activations and
+the derivative of the loss. The chain rule's backward passes are run with one kind replaced, the forward
+passes as they are.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Key
+
+from bpresearch import chainrule
+from bpresearch.functional import format_path
+from bpresearch.models import patch_convolution
+
+KINDS = ("weight", "activation", "loss")
+BILINEAR = (patch_convolution, lax.conv_general_dilated)
+
+Replacement = Callable[[Float[Array, "..."], Key[Array, ""]], Float[Array, "..."]]
+"""`(factors, key) -> factors` of the same shape; the key is fixed for each place in the model."""
+
+
+def ones(factors: Float[Array, "*shape"], key: Key[Array, ""]) -> Float[Array, "*shape"]:
+    """1 everywhere: the factor is left out."""
+    return jnp.ones_like(factors)
+
+
+def mean(factors: Float[Array, "*shape"], key: Key[Array, ""]) -> Float[Array, "*shape"]:
+    """Their mean everywhere: the right size and sign on average, without the differences."""
+    return jnp.full_like(factors, jnp.mean(factors))
+
+
+def random(factors: Float[Array, "*shape"], key: Key[Array, ""]) -> Float[Array, "*shape"]:
+    """Normal numbers that stay the same, with their spread: feedback alignment (Lillicrap et al. 2016)."""
+    return jnp.std(factors) * jax.random.normal(key, factors.shape, factors.dtype)
+
+
+def kind_of(layer: Any) -> str | None:
+    """The kind of factor that a layer contributes to the gradients before it; None for any other layer.
+
+    Weights are those of dense layers and convolutions, activations the functions of each element.
+    """
+    function = layer.func if isinstance(layer, functools.partial) else layer
+    if isinstance(layer, nnx.Linear | nnx.Conv) or function in BILINEAR:
+        return "weight"
+    rule = getattr(chainrule.rule_for(layer)[0], "__qualname__", "")
+    return "activation" if rule.startswith("elementwise.") else None
+
+
+def ablated(kind: str, replacement: Replacement) -> Callable[..., Any]:
+    """A gradient function as `chainrule.gradient`, with one kind of factor replaced in every backward pass.
+
+    Args:
+        kind: "weight", "activation" or "loss".
+        replacement: what the factors become: `ones`, `mean`, `random`.
+
+    Returns:
+        `(graphdef, loss_fn, *, inputs=False) -> ((params, state, (x, y)) -> (loss, new_state), grads)`.
+    """
+    rules = {"weight": _weight, "activation": _activation, "loss": _loss}
+    if kind not in rules:
+        raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
+
+    def replace(path: tuple[Any, ...], layer: Any, rule: chainrule.Rule) -> chainrule.Rule:
+        found = "loss" if path == ("loss",) else kind_of(layer)
+        if found != kind or isinstance(layer, nnx.Conv):  # whose map has a rule of its own
+            return rule
+        key = functools.partial(jax.random.key, zlib.crc32(format_path(path).encode()))
+        return rules[kind](rule, lambda factors: replacement(factors, key()))
+
+    def gradient(graphdef: nnx.GraphDef, loss_fn: Callable[..., Array], *, inputs: bool = False):
+        engine = chainrule.gradient(graphdef, loss_fn, inputs=inputs)
+
+        def value_and_grad(params: Any, state: Any, batch: Any):
+            with chainrule.replacing(replace):
+                return engine(params, state, batch)
+
+        return value_and_grad
+
+    return gradient
+
+
+def _weight(rule: Any, replaced: Callable[[Array], Array]) -> Any:
+    """x_bar = y_bar W'^T for a matrix, and the same with W' for a convolution; W_bar as it was."""
+
+    class Ablated:
+        forward = rule.forward
+
+        def backward(layer, residuals, y_bar, **options):
+            grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
+            if isinstance(layer, nnx.Linear):
+                return grads, jnp.matmul(y_bar, replaced(layer.kernel[...]).T)
+            x, kernel = residuals
+            _, (x_bar_ablated, _) = rule.backward(layer, (x, replaced(kernel)), y_bar, **options)
+            return grads, (x_bar_ablated, x_bar[1])
+
+    return Ablated
+
+
+def _activation(rule: Any, replaced: Callable[[Array], Array]) -> Any:
+    """x_bar = y_bar times what f'(x) is replaced by."""
+
+    class Ablated:
+        forward = rule.forward
+
+        def backward(layer, residuals, y_bar, **options):
+            _, derivative = rule.backward(layer, residuals, jnp.ones_like(y_bar), **options)
+            return {}, y_bar * replaced(derivative)
+
+    return Ablated
+
+
+def _loss(rule: Any, replaced: Callable[[Array], Array]) -> Any:
+    """o_bar is what c'(o) is replaced by, over the number of values that the mean takes."""
+
+    class Ablated:
+        forward = rule.forward
+
+        def backward(layer, residuals, values_bar, **options):
+            unit = jnp.ones_like(values_bar)
+            _, (derivative, targets_bar) = rule.backward(layer, residuals, unit, **options)
+            return {}, (replaced(derivative) * jnp.mean(values_bar), targets_bar)
+
+    return Ablated
+
+
+def angle(a: Any, b: Any) -> float:
+    """The angle between two gradients, taken as vectors, in degrees; NaN where one of them is zero.
+
+    >>> angle({"w": np.array([1.0, 0.0])}, {"w": np.array([0.0, 2.0])})
+    90.0
+    """
+    u, v = (
+        np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(g)])
+        for g in (a, b)
+    )
+    lengths = np.linalg.norm(u), np.linalg.norm(v)
+    if 0 in lengths:
+        return float("nan")
+    u, v = u / lengths[0], v / lengths[1]
+    # Kahan's formula: exact also where the cosine rounds to one.
+    return float(np.degrees(2 * np.arctan2(np.linalg.norm(u - v), np.linalg.norm(u + v))))

@@ -1,0 +1,124 @@
+"""The curvature that full-batch training settles at: the edge of stability (Cohen et al. 2021)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from bpresearch import autodiff
+from bpresearch.functional import split
+
+
+class Trajectory(NamedTuple):
+    """A training with the whole data set as its batch.
+
+    Attributes:
+        steps: numbers of the steps after which the sharpness was measured.
+        loss: before each step.
+        sharpness: the largest eigenvalue of the Hessian after each of `steps`.
+    """
+
+    steps: np.ndarray
+    loss: np.ndarray
+    sharpness: np.ndarray
+
+
+def full_batch(
+    model: nnx.Module,
+    loss_fn: Callable[..., Array],
+    x: Any,
+    y: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    every: int,
+    iterations: int = 20,
+) -> Trajectory:
+    """Trains on the whole data set and measures the sharpness every so many steps.
+
+    The largest eigenvalue of the Hessian by power iteration with Hessian-vector products, each measurement
+    going on from the eigenvector before it.
+
+    Args:
+        model: the model.
+        loss_fn: `(outputs, targets) -> values`; the loss is their mean.
+        x, y: all examples.
+        optimizer: of Optax.
+        steps: number of updates, a multiple of `every`.
+        every: updates between two measurements.
+        iterations: power iterations for a measurement.
+    """
+    graphdef, params, state = split(model)
+    gradient = autodiff.gradient(graphdef, loss_fn)
+    weights, unravel = ravel_pytree(params)
+
+    def slope(w: Float[Array, " n"]) -> tuple[Array, Array]:
+        (loss, _), grads = gradient(unravel(w), state, (x, y))
+        return ravel_pytree(grads)[0], loss
+
+    def step(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], Array]:
+        w, optimizer_state = carry
+        g, loss = slope(w)
+        updates, optimizer_state = optimizer.update(g, optimizer_state, w)
+        return (optax.apply_updates(w, updates), optimizer_state), loss
+
+    def sharpest(w: Float[Array, " n"], vector: Float[Array, " n"]) -> tuple[Array, Array]:
+        def iterate(_: int, found: tuple[Array, Array]) -> tuple[Array, Array]:
+            v, _value = found
+            product = jax.jvp(slope, (w,), (v,), has_aux=True)[1]
+            return product / jnp.linalg.norm(product), jnp.vdot(v, product)
+
+        return jax.lax.fori_loop(0, iterations, iterate, (vector, jnp.zeros((), vector.dtype)))
+
+    def stretch(carry: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
+        w, optimizer_state, vector = carry
+        (w, optimizer_state), losses = jax.lax.scan(step, (w, optimizer_state), None, every)
+        vector, value = sharpest(w, vector)
+        return (w, optimizer_state, vector), (losses, value)
+
+    first = jax.random.normal(jax.random.key(0), weights.shape, weights.dtype)
+    carry = (weights, optimizer.init(weights), first / jnp.linalg.norm(first))
+    run = jax.jit(lambda carry: jax.lax.scan(stretch, carry, None, steps // every)[1])
+    losses, values = run(carry)
+    return Trajectory(np.arange(every, steps + 1, every), np.ravel(losses), np.asarray(values))
+
+
+def settles_at(trajectory: Trajectory, fraction: float = 0.25) -> float:
+    """The median sharpness over the last part of a training."""
+    count = max(1, round(fraction * len(trajectory.sharpness)))
+    return float(np.median(trajectory.sharpness[-count:]))
+
+
+def decrease(
+    model: nnx.Module, loss_fn: Callable[..., Array], x: Any, y: Any, learning_rates: Float[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], float]:
+    """What one step of gradient descent does to the loss, for several learning rates.
+
+    Returns:
+        The decrease that the slope predicts, lr ||g||^2; the decrease observed; and the curvature along the
+        gradient, g^T H g / ||g||^2, with which observed / predicted = 1 - lr curvature / 2 + O(lr^2), exact
+        on a quadratic.
+    """
+    graphdef, params, state = split(model)
+    gradient = autodiff.gradient(graphdef, loss_fn)
+    w, unravel = ravel_pytree(params)
+
+    def slope(w: Float[Array, " n"]) -> tuple[Array, Array]:
+        (loss, _), grads = gradient(unravel(w), state, (x, y))
+        return ravel_pytree(grads)[0], loss
+
+    @jax.jit
+    def measure(w: Array, rates: Array) -> tuple[Array, Array, Array]:
+        g, loss = slope(w)
+        curved = jax.jvp(slope, (w,), (g,), has_aux=True)[1]
+        after = jax.vmap(lambda rate: slope(w - rate * g)[1])(rates)
+        return rates * jnp.vdot(g, g), loss - after, jnp.vdot(g, curved) / jnp.vdot(g, g)
+
+    predicted, observed, curvature = measure(w, jnp.asarray(learning_rates, w.dtype))
+    return np.asarray(predicted), np.asarray(observed), float(curvature)

@@ -1,0 +1,35 @@
+"""The flags that every experiment of the theory takes."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+FLAGS = flags.FLAGS
+
+
+def define_experiment_flags() -> None:
+    """`--quick`, `--json`, `--workdir` and `--platform`."""
+    flags.DEFINE_bool("quick", False, "reduced size: done within 50 s")
+    flags.DEFINE_string("json", None, "file for the figures, as one flat object")
+    flags.DEFINE_string(
+        "workdir", None, "folder of the results; by default one in results/ named after the settings"
+    )
+    flags.DEFINE_string("platform", None, "cpu, gpu, tpu; by default the best there is")
+
+
+def experiment_workdir(name: str) -> Path:
+    """--workdir, or a folder in results/ named after the experiment and its settings; made if need be."""
+    if FLAGS.workdir == "":
+        raise ValueError("--workdir= is empty: give the name of a folder")
+    own = {flag.name: flag.value for flag in FLAGS.flags_by_module_dict().get(sys.argv[0], [])}
+    settings = own | {"quick": FLAGS.quick}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    workdir = Path(FLAGS.workdir or f"results/{name}-{digest[:8]}")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--workdir={workdir}: cannot write there ({error.strerror})") from error
+    return workdir

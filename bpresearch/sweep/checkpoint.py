@@ -1,0 +1,113 @@
+"""The state of the runs that are being trained, on disk: what `results.zarr` lacks to go on from there.
+
+One checkpoint is kept, written by Orbax beside the one before and renamed when it is whole.
+"""
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+def save(workdir: Path, state: Any, rows: np.ndarray, step: int) -> None:
+    """Saves the state of a block's runs after `step` steps, in place of any checkpoint before it."""
+    leaves = {str(number): plain(leaf) for number, leaf in enumerate(jax.tree.leaves(state))}
+    what = {"rows": rows.tolist(), "step": step, "sha256": _digest(leaves)}
+    folder = workdir / "checkpoints"
+    before = list(folder.iterdir()) if folder.exists() else []
+    name = f"{int(rows[0])}-{step}"
+    shutil.rmtree(folder / name, ignore_errors=True)
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(leaves), what=ocp.args.JsonSave(what))
+    with _checkpointer() as checkpointer:
+        try:
+            checkpointer.save((folder / name).absolute(), args=arguments)
+        except OSError:
+            raise
+        except Exception as error:  # Orbax's storage has errors of its own for a full disk, say
+            raise OSError(_line(error)) from error
+    for old in before:
+        if old.name != name:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(workdir: Path, state: Any, rows: np.ndarray) -> tuple[Any, int] | None:
+    """The state of these runs and the number of steps behind them; None if there is no such checkpoint.
+
+    Args:
+        workdir: the folder.
+        state: arrays, or their shapes, of the runs' state before the first step.
+        rows: which runs.
+
+    Raises:
+        ValueError: there is one, and it is damaged.
+    """
+    folder = workdir / "checkpoints"
+    found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.exists() else []
+    whole = [path for path in found if path.name.replace("-", "").isdigit()]  # others were cut short
+    if not whole:
+        return None
+    try:
+        with _checkpointer() as checkpointer:
+            read = checkpointer.restore(whole[-1].absolute())
+        leaves, what = read["state"], read["what"]
+        sound = what["sha256"] == _digest(leaves)
+    except Exception as error:  # many types, from Orbax and from the libraries under it
+        raise ValueError(_damaged(workdir, whole[-1], _line(error))) from error
+    if not sound:
+        raise ValueError(_damaged(workdir, whole[-1], "its checksum is wrong"))
+    expected, tree = jax.tree.flatten(state)
+    if what["rows"] != rows.tolist() or len(leaves) != len(expected):
+        return None
+    ordered = [leaves[str(number)] for number in range(len(expected))]
+    if any(new.shape[: old.ndim] != old.shape for new, old in zip(ordered, expected, strict=True)):
+        return None
+    return jax.tree.unflatten(tree, list(map(as_before, ordered, expected))), what["step"]
+
+
+def discard(workdir: Path) -> None:
+    """Removes the checkpoint: its runs have finished."""
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step it takes
+    state, what = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=state, what=what))
+
+
+def plain(leaf: Any) -> np.ndarray:
+    """A copy on the host; of a random key, its data."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.array(leaf)
+
+
+def as_before(array: np.ndarray, leaf: Any) -> Any:
+    """What `plain` made of a leaf, as an array of the leaf's kind."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array))
+    return array
+
+
+def _digest(leaves: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for number in sorted(leaves, key=int):
+        digest.update(np.ascontiguousarray(leaves[number]).tobytes())
+    return digest.hexdigest()
+
+
+def _damaged(workdir: Path, path: Path, reason: str) -> str:
+    return (
+        f"--workdir={workdir}: the checkpoint {path.name} cannot be read ({reason}); "
+        f"without {path}, its runs start again from their first step"
+    )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,53 @@
+"""Whether axes and runs fit the experiment; what does not is refused in one line."""
+
+from bpresearch.optim import hyperparameters
+from bpresearch.sweep.description import label
+from bpresearch.sweep.distribution import Uniform
+from bpresearch.sweep.experiment import Experiment
+from bpresearch.sweep.grid import OWN_AXES, Axes, Settings, model_options
+
+
+def axes_of(runs: list[Settings]) -> Axes:
+    """Every value that some run has on each axis."""
+    if not runs:
+        raise ValueError("there are no runs to train")
+    axes: Axes = {}
+    for name in runs[0]:
+        if any(name not in settings for settings in runs):
+            raise ValueError(f"some runs lack {name}: give every run a value on every axis")
+        axes[name] = list({repr(settings[name]): settings[name] for settings in runs}.values())
+    return axes
+
+
+def check(experiment: Experiment, axes: Axes) -> None:
+    """Raises a ValueError if an axis is missing, or has a name or a value that does not fit."""
+    for name in OWN_AXES:
+        if name not in axes:
+            raise ValueError(f"the axes lack {name}: give it one value or many")
+    for name, values in axes.items():
+        if any(isinstance(value, Uniform) for value in values):
+            raise ValueError(f"axis {name} is a distribution: sweep.search draws from it")
+    found = axes.get("model", [experiment.model])
+    options = {name for model in found for name in model_options(model)}
+    taken = {name for optimizer in axes["optimizer"] for name in hyperparameters(optimizer)}
+    known = {*OWN_AXES, "model", "warmup", *options, *taken, *(f"{name}_schedule" for name in taken)}
+    for name, values in axes.items():
+        if name not in known and any(value == value for value in values):  # NaN: of runs like others' runs
+            names = ", ".join(label(function) for function in (*axes["optimizer"], *found))
+            raise ValueError(f"axis {name} is not a hyper-parameter of {names}")
+    for optimizer in axes["optimizer"]:
+        for name in set(hyperparameters(optimizer, required=True)) - set(axes):
+            raise ValueError(f"the axes lack {name}, which {optimizer.__name__} takes")
+    for name, values in axes.items():
+        labels = [repr(label(value)) for value in values]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"axis {name} holds two values with one name: {', '.join(labels)}")
+    for batch_size in axes["batch_size"]:
+        if not 1 <= batch_size <= experiment.training_examples:
+            raise ValueError(
+                f"batch_size={batch_size}: takes 1 to {experiment.training_examples}, "
+                f"the number of training examples"
+            )
+    for seed in axes["seed"]:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed}: takes an integer from 0 to 2^32 - 1")

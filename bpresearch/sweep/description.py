@@ -1,0 +1,128 @@
+"""What a sweep's results depend on, in words and numbers: for `config.json`, coordinates and comparisons."""
+
+import functools
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bpresearch.sweep.experiment import Experiment
+from bpresearch.sweep.grid import Axes, Settings
+
+
+def describe(experiment: Experiment, axes: Axes | dict[str, Any]) -> dict[str, Any]:
+    """What the results depend on, in JSON: two sweeps with the same description have the same results."""
+    data = experiment.dataset
+    digest = hashlib.sha256()
+    for array in (data.x, data.y, data.x_test, data.y_test):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return {
+        "model": label(experiment.model),
+        "model_options": {key: label(value) for key, value in experiment.model_options.items()},
+        "dataset": data.name,
+        "dataset_sha256": digest.hexdigest(),
+        "loss": label(experiment.loss_fn),
+        "gradient": experiment.gradient.__module__.rsplit(".", 1)[-1],
+        "steps": experiment.steps,
+        "eval_every": experiment.eval_every,
+        "validation": experiment.validation,
+        "dtype": np.dtype(experiment.dtype).name,
+        "diagnostics": [label(diagnostic) for diagnostic in experiment.diagnostics],
+        "axes": {axis: label(found) for axis, found in axes.items()},
+    }
+
+
+def label(value: Any) -> Any:
+    """A setting in JSON: numbers and text as they are, functions by name, tuples and lists item by item."""
+    if isinstance(value, functools.partial):
+        options = ", ".join(f"{key}={label(found)}" for key, found in value.keywords.items())
+        return f"{label(value.func)}({options})"
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [label(found) for found in value]
+    return getattr(value, "__name__", value)
+
+
+def coordinate(value: Any) -> Any:
+    """A setting as a coordinate of the results: a number, or text."""
+    value = label(value)
+    if isinstance(value, list):
+        return ",".join(str(found) for found in value)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def coordinates(experiment: Experiment, runs: list[Settings]) -> dict[str, np.ndarray]:
+    """Each run's settings, by axis: arrays of numbers, or of text where a value is none.
+
+    The text is empty in runs that the axis does not concern.
+    """
+    columns = {axis: [coordinate(settings[axis]) for settings in runs] for axis in runs[0]}
+    for key, value in (("model", experiment.model), ("loss", experiment.loss_fn)):
+        columns.setdefault(key, [label(value)] * len(runs))
+    columns["dataset"] = [experiment.dataset.name] * len(runs)
+    found = {}
+    for axis, values in columns.items():
+        if any(isinstance(value, str) for value in values):
+            text = ["" if value != value else str(value) for value in values]
+            found[axis] = np.array(text, object)
+        else:
+            whole = all(isinstance(value, int) for value in values)
+            found[axis] = np.array(values, np.int64 if whole else np.float64)
+    return found
+
+
+def difference(found: Any, asked: Any, path: str = "") -> str:
+    """The first place where two configurations differ, in words; empty if they are equal."""
+    if isinstance(found, dict) and isinstance(asked, dict):
+        for name in sorted({*found, *asked}):
+            inner = f"{path}.{name}" if path else name
+            if text := difference(found.get(name), asked.get(name), inner):
+                return text
+        return ""
+    if found == asked:
+        return ""
+    return f"{path}: {_brief(found)} there, {_brief(asked)} here"
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def provenance() -> dict[str, Any]:
+    """What a result depends on beside its settings: versions, device, revision, command."""
+    packages = ("bpresearch", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "git_revision": git_revision(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:
+        return "unknown"
+
+
+def git_revision() -> str:
+    """The revision of the source tree that is running, "+changes" if it differs from it, or "unknown"."""
+    here = str(Path(__file__).parent)
+    describe = ["git", "-C", here, "describe", "--always", "--dirty=+changes", "--abbrev=12"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,86 @@
+"""How runs are laid out on the devices: how many each takes at a time, how many a program has room for."""
+
+import os
+from typing import Any
+
+import jax
+from flax import nnx
+
+from bpresearch.functional import split
+from bpresearch.sweep.experiment import Experiment
+from bpresearch.sweep.grid import Settings
+from bpresearch.sweep.population import Population, population
+
+RUNS_IN_A_BLOCK = 128
+"""Runs that are trained together, unless memory allows fewer."""
+LAYOUTS = ("auto", "map", "vmap")
+CPU_WIDTH, ACCELERATOR_WIDTH = 16, 64
+"""Runs that a device takes at a time by `vmap`."""
+SMALL = 1.5e6
+"""Products of a step, 6 x parameters x batch, up to which `vmap` is faster on the CPU. Measured on MNIST-1D,
+two cores: runs a second of width 16 against width 1 are 1.5 at 0.1e6 (linear: 1.4 at 0.2e6), 1.3 at 0.5e6,
+1.1 at 1.5e6, 0.7 at 9e6. It is a constant, not measured anew by each sweep, so that the same run has the same
+layout, and the same bits, in every sweep."""
+
+
+def planned(
+    experiment: Experiment,
+    settings: list[Settings],
+    data: dict[str, Any],
+    layout: str = "auto",
+    memory_fraction: float = 0.6,
+) -> Population:
+    """The programs for the runs of one group, with room for as many as memory allows.
+
+    The room is a power of two for each device, so that sweeps of other sizes find the program in JAX's
+    compilation cache.
+
+    Raises:
+        ValueError: not even the smallest number of runs fits into memory.
+    """
+    devices = len(jax.devices())
+    width = width_of(experiment, settings[0], layout)
+    least = devices * width
+    size = least
+    while size < min(len(settings), RUNS_IN_A_BLOCK):
+        size *= 2
+    different = len({s["seed"] for s in settings})
+    budget = memory_fraction * memory()
+    while True:
+        seeds = min(size, 1 << (different - 1).bit_length())
+        program = population(experiment, settings[0], data, size, seeds, width)
+        if (need := memory_of(program)) <= budget:
+            return program
+        if size == least:
+            raise ValueError(
+                f"--memory_fraction={memory_fraction:g}: {size} runs at a time take {need / 2**30:.2f} GiB, "
+                f"and {budget / 2**30:.2f} of {memory() / 2**30:.2f} GiB are allowed: take a larger "
+                f"fraction, a smaller model or a smaller batch"
+            )
+        size = max(least, size // 2)
+
+
+def width_of(experiment: Experiment, settings: Settings, layout: str) -> int:
+    """Runs that a device takes at a time."""
+    on_cpu = jax.default_backend() == "cpu"
+    if layout == "auto":
+        training = experiment.training(settings)
+        params = jax.eval_shape(lambda: split(training.build(nnx.Rngs(0)))[1])
+        products = 6 * sum(leaf.size for leaf in jax.tree.leaves(params)) * settings["batch_size"]
+        layout = "map" if on_cpu and products > SMALL else "vmap"
+    return {"map": 1, "vmap": CPU_WIDTH if on_cpu else ACCELERATOR_WIDTH}[layout]
+
+
+def memory() -> int:
+    """Bytes of memory that programs may share: of all devices together, or what the host has left."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(found and "bytes_limit" in found for found in stats):
+        return sum(found["bytes_limit"] for found in stats if found)
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_of(program: Population) -> int:
+    """Bytes that a call of the program needs on all devices, by XLA's account."""
+    found = program.advance.memory_analysis()  # type: ignore[attr-defined]
+    each = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return (each - found.alias_size_in_bytes) * program.runs.mesh.size

@@ -1,0 +1,94 @@
+"""Results on their way from the devices to the store."""
+
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+
+from bpresearch.sweep.chunks import Part
+from bpresearch.sweep.experiment import Experiment
+from bpresearch.sweep.progress import Report
+
+SECONDS_BETWEEN_WRITES = 2.0
+
+
+class Call(NamedTuple):
+    """What a program gave for the parts of a chunk, first axis the place of the run."""
+
+    rows: np.ndarray
+    """In the store."""
+    places: np.ndarray
+    """Of the runs in the arrays."""
+    parts: list[Part]
+    losses: Any
+    metrics: dict[str, Any]
+    diverged_at: Any | None
+    """At the end of these runs; None before."""
+
+
+class Stream:
+    """Takes the programs' results and writes them every few seconds, and when runs finish.
+
+    A call's results are collected when the next one has been started, while the devices work on it.
+    """
+
+    def __init__(self, experiment: Experiment, group: zarr.Group, report: Report):
+        self.experiment, self.group, self.report = experiment, group, report
+        self.calls: list[Call] = []
+        self.collected: list[Call] = []
+        self.written = time.monotonic()
+
+    def add(self, call: Call) -> None:
+        """Takes a call that has been started."""
+        self.calls.append(call)
+        if len(self.calls) > 1:
+            self._collect()
+
+    def flush(self) -> None:
+        """Waits for all calls, and writes."""
+        while self.calls:
+            self._collect()
+        self._write()
+
+    def _collect(self) -> None:
+        call = self.calls.pop(0)
+        losses = np.asarray(call.losses)[call.places]
+        pieces = [losses[:, i, : max(part.last - part.first + 1, 0)] for i, part in enumerate(call.parts)]
+        evaluated = np.array([part.evaluation for part in call.parts])
+        metrics = {
+            name: np.asarray(values)[call.places, : len(evaluated)][:, evaluated]
+            for name, values in call.metrics.items()
+        }
+        diverged_at = None if call.diverged_at is None else np.asarray(call.diverged_at)[call.places]
+        self.collected.append(
+            call._replace(losses=np.concatenate(pieces, 1), metrics=metrics, diverged_at=diverged_at)
+        )
+        self.report(steps=self.collected[-1].losses.size)
+        if diverged_at is not None or time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
+            self._write()
+
+    def _write(self) -> None:
+        while self.collected:
+            rows = self.collected[0].rows
+            same = [call for call in self.collected if call.rows is rows]
+            self.collected = self.collected[len(same) :]
+            parts = [part for call in same for part in call.parts]
+            losses = np.concatenate([call.losses for call in same], axis=1)
+            first = parts[0].first - 1
+            self._put("train_loss", rows, slice(first, first + losses.shape[1]), losses)
+            evaluations = [-(-(p.first - 1) // self.experiment.eval_every) for p in parts if p.evaluation]
+            for name in same[0].metrics if evaluations else ():
+                values = np.concatenate([call.metrics[name] for call in same], axis=1)
+                self._put(name, rows, slice(evaluations[0], evaluations[-1] + 1), values)
+            if (diverged_at := same[-1].diverged_at) is not None:
+                self._put("diverged_at", rows, None, diverged_at)
+                self._put("finished", rows, None, np.ones(len(rows), bool))
+                self.report(runs=len(rows), diverged=int((diverged_at > 0).sum()))
+        self.written = time.monotonic()
+
+    def _put(self, name: str, rows: np.ndarray, columns: slice | None, values: np.ndarray) -> None:
+        """Writes some columns of some runs."""
+        together = rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all()
+        where: Any = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
+        self.group[name].oindex[where if columns is None else (where, columns)] = values
