@@ -97,7 +97,9 @@ def plant_all(case: cases.Case, faults: dict[str, verify.Plant], tally: Tally, p
 
 def table(tally: Tally, peers: list[str]) -> Table:
     """One line for each checker."""
-    shown = Table("checker", "faults found", "culprit named", "right rejected", "ms a check")
+    shown = Table()
+    for heading in ("checker", "faults found", "culprit named", "right rejected", "ms a check"):
+        shown.add_column(heading, no_wrap=heading == "checker")
     for name in ["bpresearch", *peers]:
         each = tally.seconds[name] / max(tally.planted + tally.right, 1)
         shown.add_row(
@@ -122,7 +124,7 @@ def main() -> int:
     choose = random.Random(flags.FLAGS.seed)
     known, missing = cases.cases()
     if quick:
-        known, count = choose.sample(known, min(3, len(known))), min(count, 10)
+        known, count, draws = choose.sample(known, min(3, len(known))), min(count, 9), min(draws, 3)
     peers = [name for name, available in PEERS.items() if available()] if flags.FLAGS.peers else []
     tally = Tally()
     for case in track(known, "planting", console=console, transient=True):

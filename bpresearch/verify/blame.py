@@ -270,9 +270,8 @@ def between_sides(call: Call, answer: Answer) -> bool:
     if compare_trees(answer.found[:2], answer.expected[:2]) > MATHEMATICS:
         return False
     point = [jnp.asarray(leaf) for leaf in jax.tree.leaves(answer.inputs) if is_floating(leaf)]
-    rest = jax.tree.map(lambda leaf: None if is_floating(leaf) else leaf, answer.inputs)
     found, expected = ([leaf[0] for leaf in jax.tree.leaves(t[2:])] for t in (answer.found, answer.expected))
-    others = (rest, answer.params, answer.state, answer.y_bar)
+    others = (answer.inputs, answer.params, answer.state, answer.y_bar)
     return only_kinks(call.scalar, point, found, expected, MATHEMATICS, others)
 
 

@@ -30,15 +30,14 @@ class Call:
 
     @cached_property
     def scalar(self) -> Callable[..., jax.Array]:
-        """<y_bar, y> of `(floating inputs, other inputs, params, state, y_bar)`, for finite differences.
+        """<y_bar, y> of `(point, inputs, params, state, y_bar)`, for finite differences.
 
-        `other inputs` is the tuple of the layer's inputs with None for every floating leaf.
+        The elements of `point` take the places of the floating leaves of `inputs`.
         """
 
-        def scalar(point, rest, params, state, y_bar):
+        def scalar(point, inputs, params, state, y_bar):
             remaining = iter(point)
-            leaves, structure = jax.tree.flatten(rest, is_leaf=lambda leaf: leaf is None)
-            inputs = structure.unflatten([next(remaining) if leaf is None else leaf for leaf in leaves])
+            inputs = jax.tree.map(lambda leaf: next(remaining) if is_floating(leaf) else leaf, inputs)
             outputs = jax.tree.leaves(own_computation(self.layer, state, self.options)(params, *inputs))
             y_bars = jax.tree.leaves(y_bar)
             floating = [y for y in outputs if is_floating(y)]

@@ -18,8 +18,9 @@ from flax import nnx
 
 from bpresearch import chainrule, models
 from bpresearch.functional import split
+from bpresearch.models.attention import CausalAttention
 from bpresearch.verify.blame import where_it_is
-from bpresearch.verify.calls import Path, Plant, list_calls
+from bpresearch.verify.calls import Path, Plant, list_calls, put_together, take_apart
 from bpresearch.verify.engines import by_rules
 from bpresearch.verify.faults import FAULTS
 from bpresearch.verify.mutations import MUTATIONS
@@ -79,7 +80,18 @@ LAYERS: dict[str, tuple[tuple[int, ...], Make]] = {
     "Dropout": ((4,), lambda s, rngs: nnx.Dropout(0.4, rngs=rngs)),
     "MultiHeadAttention": ((3, 4), attention),
     "dot_product_attention": ((3, 4), attention),
+    "attend": ((3, 4), attention),
+    "CausalAttention": (
+        (3, 4),
+        lambda s, rngs: CausalAttention(2, s[-1], decode=False, rngs=rngs),
+    ),
+    "logsumexp": ((4,), lambda s, rngs: partial(nnx.logsumexp, axis=-1, keepdims=True)),
+    "smooth_labels": ((4,), lambda s, rngs: partial(optax.losses.smooth_labels, alpha=0.1)),
     "RNN": ((3, 4), recurrent(nnx.SimpleCell)),
+    "_concatenate": (
+        (3, 4),
+        lambda s, rngs: nnx.Bidirectional(*(nnx.RNN(nnx.SimpleCell(s[-1], 2, rngs=rngs)) for _ in range(2))),
+    ),
     "SimpleCell": ((3, 4), recurrent(nnx.SimpleCell)),
     "GRUCell": ((3, 4), recurrent(nnx.GRUCell)),
     "LSTMCell": ((3, 4), recurrent(nnx.LSTMCell)),
@@ -117,6 +129,11 @@ def probabilities(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
     return rng.dirichlet(np.ones(shape[-1]), shape[:-1])
 
 
+def positives_and_negatives(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """Two points for each example, one that should be near it and one that should not."""
+    return rng.normal(size=shape), rng.normal(size=shape)
+
+
 TARGETS: dict[str, Callable[..., Any]] = {
     "softmax_cross_entropy_with_integer_labels": labels,
     "poly_loss_cross_entropy": probabilities,
@@ -127,6 +144,7 @@ TARGETS: dict[str, Callable[..., Any]] = {
     "multiclass_perceptron_loss": labels,
     "multiclass_sparsemax_loss": labels,
     "ntxent": labels,
+    "triplet_margin_loss": positives_and_negatives,
     "binary_dice_loss": zeros_and_ones,
     "sigmoid_binary_cross_entropy": zeros_and_ones,
     "sigmoid_focal_loss": zeros_and_ones,
@@ -169,7 +187,7 @@ def case_of(target: Any, seed: int = 0) -> Case:
     x: Any
     loss_fn: Any = optax.losses.squared_error
     try:
-        if getattr(target, "__module__", "").startswith("optax"):
+        if name not in LAYERS and getattr(target, "__module__", "").startswith("optax"):
             model, x, loss_fn = nnx.Linear(4, 4, rngs=rngs), rng.normal(size=(EXAMPLES, 4)), target
         elif name in INTEGER_INPUTS:
             count, embed = INTEGER_INPUTS[name]
@@ -179,12 +197,12 @@ def case_of(target: Any, seed: int = 0) -> Case:
             before = nnx.Linear(shape[-1], shape[-1], rngs=rngs)
             model = nnx.Sequential(before, make(shape, rngs), nnx.tanh)
             x = rng.normal(size=(EXAMPLES, *shape))
-        shape = jax.eval_shape(lambda x: model(x), x).shape
+        shape = shapes_of(model, x).shape
         y = TARGETS.get(getattr(loss_fn, "__name__", ""), probabilities)(rng, shape)
         perturb(model, rng)
         calls = [(path, layer) for path, layer in list_calls(model, loss_fn, x, y)]
-    except (TypeError, ValueError, LookupError) as error:
-        raise NoCaseError(f"{name}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # any reason why a guess at how it is used does not fit
+        raise NoCaseError(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     rule = chainrule.registered()[target]
     paths = [path for path, layer in calls if chainrule.rule_for(layer)[0] is rule]
     paths = [path for path in paths if path] or paths  # rather inside than the model itself
@@ -193,6 +211,12 @@ def case_of(target: Any, seed: int = 0) -> Case:
     path = paths[-1]
     leaf = not any(other[: len(path)] == path and other != path for other, _ in calls)
     return Case(name, model, loss_fn, x, y, path, where_it_is(model, path), leaf)
+
+
+def shapes_of(layer: Any, x: Any) -> Any:
+    """Shapes and dtypes of what a layer makes of an input, without computing it."""
+    static, params, state = take_apart(layer)
+    return jax.eval_shape(lambda p, s, x: put_together(static, p, s)(x), params, state, x)
 
 
 def perturb(model: nnx.Module, rng: np.random.Generator, scale: float = 0.3) -> None:

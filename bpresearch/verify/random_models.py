@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from bpresearch import chainrule
-from bpresearch.verify.cases import INTEGER_INPUTS, LAYERS, TARGETS, perturb, probabilities
+from bpresearch.functional import as_inputs
+from bpresearch.verify.cases import INTEGER_INPUTS, LAYERS, TARGETS, perturb, probabilities, shapes_of
 from bpresearch.verify.check_model import DTYPES, prepare
 from bpresearch.verify.precision import is_floating
 from bpresearch.verify.report import Report
@@ -38,14 +39,15 @@ class Architecture:
         else:
             x = (10 ** rng.uniform(-3, 3) * rng.normal(size=self.shape)).astype(np.float32)
         y = TARGETS.get(self.loss_fn.__name__, probabilities)(rng, self.outputs)
-        return model, x, y.astype(np.float32) if is_floating(y) else y
+        return model, x, jax.tree.map(lambda leaf: leaf.astype(np.float32) if is_floating(leaf) else leaf, y)
 
 
 def random_architecture(rng: np.random.Generator) -> Architecture:
     """One to five layers and a loss, of any that have rules; every dimension is 1 to 5, the batch 1 to 4."""
     while True:
         registered = {getattr(target, "__name__", ""): target for target in chainrule.registered()}
-        losses = [t for t in registered.values() if getattr(t, "__module__", "").startswith("optax")]
+        optax = [n for n, t in registered.items() if getattr(t, "__module__", "").startswith("optax")]
+        losses = [registered[name] for name in optax if name not in LAYERS]
         functions = [n for n, t in registered.items() if not isinstance(t, type) and t not in losses]
         names = sorted({n for n in registered if n in LAYERS} | set(functions))
         rngs = nnx.Rngs(int(rng.integers(2**31)))
@@ -62,7 +64,7 @@ def random_architecture(rng: np.random.Generator) -> Architecture:
             x = jax.ShapeDtypeStruct((batch, *shape[:2]), np.int32)
         else:
             x = jax.ShapeDtypeStruct((batch, *shape), np.float32)
-        inputs, outputs = x, jax.eval_shape(layers[0], x) if layers else x
+        inputs, outputs = x, shapes_of(layers[0], x) if layers else x
         for _ in range(rng.integers(1, 6)):
             name = str(rng.choice(names))
             layer, after = _fitting(name, registered[name], outputs, rngs)
@@ -82,7 +84,7 @@ def _fitting(name: str, target: Any, x: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
         return None, None
     try:
         layer = make(x.shape[1:], rngs)
-        after = jax.eval_shape(lambda x: layer(x), x)
+        after = shapes_of(layer, x)
     except Exception:  # any reason why a layer does not take such a shape
         return None, None
     fits = hasattr(after, "shape") and after.shape[:1] == x.shape[:1]
@@ -93,7 +95,7 @@ def _fitting(name: str, target: Any, x: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
 def _takes(loss_fn: Any, shape: tuple[int, ...], rng: np.random.Generator) -> bool:
     y = TARGETS.get(loss_fn.__name__, probabilities)(rng, shape)
     try:
-        jax.eval_shape(loss_fn, jax.ShapeDtypeStruct(shape, np.float32), y)
+        jax.eval_shape(loss_fn, jax.ShapeDtypeStruct(shape, np.float32), *as_inputs(y))
     except Exception:
         return False
     return True

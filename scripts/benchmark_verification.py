@@ -1,0 +1,90 @@
+"""How long does it take to verify every parameter of an MLP, in every coordinate?
+
+An MLP 64-128-128-10 (26,122 parameters) on 16 random examples: every coordinate of every parameter by finite
+differences (bpresearch), the same by torch.autograd.gradcheck in slow mode on the same weights where PyTorch
+is installed, and engine against engine, for the first time in this process and again with its programs
+compiled. In float64. Exit code 1 if a gradient is rejected.
+"""
+
+import importlib.util
+import json
+import time
+
+import jax
+import numpy as np
+import optax
+from absl import flags
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from bpresearch import flags as shared
+from bpresearch import models, platform, sweep, verify
+from bpresearch.functional import split
+
+flags.DEFINE_bool("quick", False, "an MLP 16-32-10 of 874 parameters: done within 50 s")
+flags.DEFINE_string("json", None, "file for the figures, as one flat object")
+
+EXAMPLES, CLASSES = 16, 10
+
+
+def gradcheck_seconds(model: nnx.Module, x: np.ndarray, y: np.ndarray) -> float:
+    """Seconds of `torch.autograd.gradcheck`, slow mode, on the same loss of the same weights."""
+    import torch
+
+    _, params, _ = split(model)
+    layers = [params["layers"][i] for i in sorted(params["layers"])]
+    flat = [torch.tensor(np.array(layer[n], np.float64)) for layer in layers for n in ("kernel", "bias")]
+    inputs, labels = torch.tensor(x, dtype=torch.float64), torch.tensor(y)
+
+    def loss(*weights):
+        h = inputs
+        for index in range(0, len(weights), 2):
+            h = h @ weights[index] + weights[index + 1]
+            h = torch.relu(h) if index < len(weights) - 2 else h
+        return torch.nn.functional.cross_entropy(h, labels)
+
+    begun = time.perf_counter()
+    if not torch.autograd.gradcheck(loss, [w.requires_grad_() for w in flat]):
+        raise ValueError("torch.autograd.gradcheck rejects PyTorch's own gradient")
+    return time.perf_counter() - begun
+
+
+def main() -> int:
+    json_file = shared.output_file("json")
+    platform.start("cpu")
+    inputs, widths = (16, (32,)) if flags.FLAGS.quick else (64, (128, 128))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(EXAMPLES, inputs)), rng.integers(0, CLASSES, EXAMPLES)
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels
+    model = models.mlp((inputs,), CLASSES, widths=widths, rngs=nnx.Rngs(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(split(model)[1]))
+    figures: dict[str, float] = {"parameters": count}
+
+    check = verify.prepare(model, loss, x, y, "float64", ["autodiff"])
+    for name in ("engine_against_engine_first_s", "engine_against_engine_again_s"):
+        begun = time.perf_counter()
+        right = check(model, x, y).passed
+        figures[name] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    report = verify.model(
+        model, loss, x, y, dtype="float64", oracles=["finite differences"], every_coordinate_up_to=count
+    )
+    figures["every_coordinate_s"] = time.perf_counter() - begun
+    if importlib.util.find_spec("torch"):
+        figures["gradcheck_slow_s"] = gradcheck_seconds(model, x, y)
+        figures["speedup_vs_gradcheck"] = figures["gradcheck_slow_s"] / figures["every_coordinate_s"]
+
+    table = Table(f"{count} parameters", "")
+    for name, value in figures.items():
+        if name != "parameters":
+            table.add_row(name, f"{value:.2f}")
+    Console().print(table)
+    print(report)
+    if json_file:
+        sweep.write_text(json_file, json.dumps(figures, indent=2))
+    return 0 if right and report.passed else 1
+
+
+if __name__ == "__main__":
+    shared.run(main)
