@@ -65,7 +65,7 @@ def main() -> int:
     }
     console.print(reliability_table(final, FLAGS.target, len(seeds)))
 
-    partial = variances[variances.measured > 0]
+    partial = variances[variances.expected > 0]
     worst = float((partial.measured / partial.expected - 1).abs().max())
     spread = {size: float(np.std(values, ddof=1)) for size, values in final.items()}
     checks = [

@@ -22,7 +22,7 @@ from bpresearch import flags as shared
 
 shared.define_experiment_flags()
 flags.DEFINE_string(
-    "lr", "logspace:1e-3:1:7", "learning rates (alpha) of which each optimizer takes its best"
+    "lr", "logspace:1e-3:10:9", "learning rates (alpha) of which each optimizer takes its best"
 )
 flags.DEFINE_string("damping", "0,0.1,10", "added to the squared norm of the quotient updates")
 flags.DEFINE_string("batch_size", "10,500", "batch sizes: with much noise and with little")
@@ -93,8 +93,8 @@ def main() -> int:
     console.print(table(rows))
     console.print(
         "One step at alpha = 1 goes to the tangent's zero: right where the cost has a zero and bends little, "
-        "too far where g is small and c is not. Element by element each parameter removes the whole cost "
-        "alone, so alpha must be of the order of one over their number."
+        "too far where g is small and c is not. Element by element, each parameter would remove the whole "
+        "cost alone: alpha must be small, and many runs diverge."
     )
     picture = report.lines(
         lines,
