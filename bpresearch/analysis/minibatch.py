@@ -52,9 +52,8 @@ def measured_variance(
     seed: int = 0,
 ) -> float:
     """The mean of ||g_B - g||^2 over randomly drawn batches."""
-    rng, count, total = np.random.default_rng([seed, batch_size, replacement]), len(gradients), 0.0
-    mean = gradients.mean(axis=0)
-    for _ in range(draws):
-        chosen = rng.choice(count, batch_size, replace=replacement)
-        total += float(np.sum((gradients[chosen].mean(axis=0) - mean) ** 2))
-    return total / draws
+    rng, count = np.random.default_rng([seed, batch_size, replacement]), len(gradients)
+    drawn = [rng.choice(count, batch_size, replace=replacement) for _ in range(draws)]
+    shares = np.stack([np.bincount(chosen, minlength=count) for chosen in drawn]) / batch_size
+    # The deviations' own mean is zero, so a batch's mean deviation is that of its gradient.
+    return float(np.mean(np.sum((shares @ (gradients - gradients.mean(axis=0))) ** 2, axis=1)))

@@ -97,4 +97,7 @@ def lines(
 
 
 def _format(axis: dict) -> dict[str, Any]:
-    return {"format": "~g"} if axis["scale"].to_dict().get("type") == "log" else {}
+    """Numbers of a logarithmic axis as 0.01, 100 and 10M."""
+    if axis["scale"].to_dict().get("type") != "log":
+        return {}
+    return {"labelExpr": "format(datum.value, datum.value < 1e5 && datum.value > 1e-5 ? '~g' : '~s')"}

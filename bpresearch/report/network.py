@@ -78,7 +78,7 @@ def _units(anatomy: Anatomy) -> pd.DataFrame:
     rows = []
     for column, link in enumerate(anatomy.links, start=1):
         size = int(np.prod(link.shape))
-        for unit in np.unique(np.linspace(0, size - 1, min(size, 200)).astype(int)):
+        for unit in map(int, np.unique(np.linspace(0, size - 1, min(size, 200)).astype(int).tolist())):
             name = unit_name(link, unit)
             rows.append({"column": column, "height": _height(link, unit), "layer": link.layer, "unit": name})
     return pd.DataFrame(rows)

@@ -1,0 +1,64 @@
+"""The pictures, checks and figures of the theory's experiments."""
+
+import json
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from bpresearch import report
+from bpresearch.analysis import Anatomy
+from bpresearch.analysis.anatomy import Link, Path
+
+
+def test_a_check_that_fails_or_is_nan_makes_the_exit_code_one():
+    console = Console(record=True, width=100)
+    right = report.Check("right", 1.009, 1, 0.01)
+    assert report.conclude(console, [right]) == 0
+    for wrong in (report.Check("off", 1.011, 1, 0.01), report.Check("lost", float("nan"), 1, 0.01)):
+        assert report.conclude(console, [right, wrong]) == 1
+    assert "NO" in console.export_text()
+
+
+def test_figures_are_one_flat_object(tmp_path):
+    report.write_figures(tmp_path / "figures.json", {"a": 1, "b": 0.5, "c": True})
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"a": 1, "b": 0.5, "c": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["figures.json"]
+    report.write_figures(None, {"a": 1})
+
+
+def test_lines_have_a_panel_for_each_group_and_points_beside_them():
+    frame = pd.DataFrame(
+        {"x": [1.0, 10, 1, 10], "y": [1.0, 2, 3, 4], "who": ["a", "b"] * 2, "part": list("ppqq")}
+    )
+    chart = report.lines(
+        frame, x=report.axis("x", "size", log=True), y=report.axis("y", "cost"), line="who", panel="part",
+        points=frame, title="How much?", subtitle="made up",
+    )  # fmt: skip
+    panels = chart.to_dict()["concat"]
+    assert [panel["title"] for panel in panels] == ["p", "q"]
+    for panel in panels:
+        marks = [layer["mark"]["type"] for layer in panel["layer"]]
+        assert marks == ["line", "point"]
+        encoding = panel["layer"][0]["encoding"]
+        assert encoding["x"]["scale"]["type"] == "log" and encoding["color"]["scale"]["domain"] == ["a", "b"]
+
+
+def test_a_heatmap_keeps_the_order_of_the_frame():
+    frame = pd.DataFrame({"r": ["z", "a"], "c": ["k", "k"], "v": [1.0, 2.0], "t": ["one", "two"]})
+    chart = report.heatmap(frame, row="r", column="c", value="v", text="t", title="T", subtitle="S")
+    assert chart.to_dict()["layer"][0]["encoding"]["y"]["sort"] == ["z", "a"]
+
+
+@pytest.mark.parametrize("paths", [(), (Path(0.5, (1.0, 0.5), (1, 0), 0),)])
+def test_the_network_shows_each_factor_once(paths):
+    links = (Link("input", "layers.1", (2,)), Link("loss", "squared", ()))
+    chart = report.network(Anatomy(links, paths, len(paths), 0.5, 0.5), "T").to_dict()
+    data = chart["datasets"][chart["layer"][1]["data"]["name"]]
+    assert [(row["kind"], row["from"], row["to"]) for row in data] == (
+        [("input", "the weight", "[1]"), ("loss", "[1]", "loss")] if paths else []
+    )
+
+
+def test_units_are_named_by_their_place():
+    assert report.unit_name(Link("weight", "layers.0", (3, 4)), 6) == "[1,2]"
