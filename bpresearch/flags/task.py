@@ -34,6 +34,9 @@ LOSSES = {
     "softmax_cross_entropy_with_integer_labels": optax.losses.softmax_cross_entropy_with_integer_labels,
     "squared_error": optax.losses.squared_error,
     "l2_loss": optax.losses.l2_loss,
+    "huber_loss": optax.losses.huber_loss,
+    "log_cosh": optax.losses.log_cosh,
+    "multiclass_hinge_loss": optax.losses.multiclass_hinge_loss,
 }
 LOSS_ALIASES = {
     "cross_entropy": "softmax_cross_entropy_with_integer_labels",
