@@ -32,7 +32,8 @@ def assert_right(model, loss_fn, x, y, normal, tolerance=1e-11):
         return jax.jvp(lambda p: gradient(p, state, (x, y))[1], (params,), (vector,))[1]
 
     expected = jax.jit(by_autodiff, compiler_options=QUICKLY)(params, vector)
-    found = chainrule.hvp(model, loss_fn, x, y, vector)
+    by_rules = second_order.hessian_vector_product(graphdef, loss_fn)
+    found = jax.jit(by_rules, compiler_options=QUICKLY)(params, state, (x, y), vector)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
     for (path, right), ours in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
