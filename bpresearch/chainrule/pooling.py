@@ -97,8 +97,9 @@ class MinPoolRule:
 
 
 def _to_the_winner(residuals, y_bar, window_shape, strides, padding, outside):
-    x, y = residuals
+    x, _ = residuals
     windows = _Windows(x, window_shape, strides, padding)
+<<<<<<< HEAD
     x, y, y_bar = (windows.fold(array) for array in (x, y, y_bar))
     x, y_bar = pad(x, windows.pads, outside), lax.optimization_barrier(y_bar)  # computed once, not per offset
     open_, parts = jnp.ones(y.shape, bool), []
@@ -107,3 +108,23 @@ def _to_the_winner(residuals, y_bar, window_shape, strides, padding, outside):
         parts.append(jnp.where(won, y_bar, 0))
         open_ &= ~won
     return windows.adjoint(parts)
+=======
+    y_bar = windows.fold(y_bar)
+    parts = [jnp.where(won, y_bar, 0) for won in winners(windows, x, y_bar.shape[1:-1], outside)]
+    return windows.adjoint(jnp.concatenate(parts, axis=-1))
+
+
+def winners(windows, x, size, outside):
+    """For each element of the window, in row-major order, the positions at which it wins.
+
+    The elements are compared with each other and not with the pooled value: inside a compiled program that
+    may have been computed from other roundings of the same x, and then no element would equal it.
+    """
+    x = pad(windows.fold(x), windows.pads, outside)
+    best, winner = take(x, windows.offsets[0], windows.strides, size), 0
+    for index, offset in enumerate(windows.offsets[1:], start=1):
+        element = take(x, offset, windows.strides, size)
+        better = element > best if outside < 0 else element < best
+        best, winner = jnp.where(better, element, best), jnp.where(better, index, winner)
+    return [winner == index for index in range(len(windows.offsets))]
+>>>>>>> losses

@@ -87,7 +87,7 @@ def hvp(model: nnx.Module, loss_fn: Callable[..., jax.Array], x: Any, y: Any, ve
     graphdef, params, state = split(model)
     if jax.tree.map(jnp.shape, vector) != jax.tree.map(jnp.shape, params):
         raise ValueError("hvp: the vector must have the paths and shapes of the model's parameters")
-    program = Program(hessian_vector_product, graphdef, (loss_fn, version()))
+    program = Program(hessian_vector_product, graphdef, (loss_fn, version(), tuple(_second.items())))
     return _compiled(program, params, state, (x, y), vector)
 
 

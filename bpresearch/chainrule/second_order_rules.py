@@ -13,7 +13,7 @@ from flax import nnx
 from bpresearch.chainrule.attention import attend
 from bpresearch.chainrule.broadcast import along
 from bpresearch.chainrule.losses import onehot
-from bpresearch.chainrule.pooling import _Windows
+from bpresearch.chainrule.pooling import _Windows, winners
 from bpresearch.chainrule.second_order import composite, second_order_rule
 from bpresearch.models.attention import CausalAttention, by_head, from_heads
 from bpresearch.models.combinators import Residual, Unembed, add_channel, flatten
@@ -90,13 +90,10 @@ class ExtremePoolSecondOrder:
         (x, y), (x_dot,) = residuals, inputs_dot
         windows = _Windows(x, window_shape, strides, padding)
         outside = jnp.inf if function_of(function) is nnx.min_pool else -jnp.inf
-        x, x_dot, winner = (windows.fold(array) for array in (x, x_dot, y))
-        x, x_dot = pad(x, windows.pads, outside), pad(x_dot, windows.pads)
-        open_, y_dot = jnp.ones(winner.shape, bool), jnp.zeros_like(winner)
-        for offset in windows.offsets:
-            won = open_ & (take(x, offset, windows.strides, winner.shape[1:-1]) == winner)
-            y_dot = jnp.where(won, take(x_dot, offset, windows.strides, winner.shape[1:-1]), y_dot)
-            open_ &= ~won
+        x_dot, size = pad(windows.fold(x_dot), windows.pads), windows.fold(y).shape[1:-1]
+        won = winners(windows, x, size, outside)
+        parts = [take(x_dot, offset, windows.strides, size) for offset in windows.offsets]
+        y_dot = sum(jnp.where(w, part, 0) for w, part in zip(won, parts, strict=True))
         return y_dot.reshape(y.shape), None
 
     def backward_dot(function, tangent, residuals, residuals_dot, y_bar, y_bar_dot, **options):

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from bpresearch import autodiff, chainrule
+from bpresearch.chainrule import second_order
 from bpresearch.functional import merge, split
 from bpresearch.models import Residual, flatten, patch_convolution
 from bpresearch.models.attention import CausalAttention, dot_product_attention
@@ -31,7 +32,8 @@ def assert_right(model, loss_fn, x, y, normal, tolerance=1e-11):
         return jax.jvp(lambda p: gradient(p, state, (x, y))[1], (params,), (vector,))[1]
 
     expected = jax.jit(by_autodiff, compiler_options=QUICKLY)(params, vector)
-    found = chainrule.hvp(model, loss_fn, x, y, vector)
+    by_rules = second_order.hessian_vector_product(graphdef, loss_fn)
+    found = jax.jit(by_rules, compiler_options=QUICKLY)(params, state, (x, y), vector)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
     for (path, right), ours in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
@@ -151,6 +153,38 @@ def test_a_layer_without_a_second_order_rule_is_named(normal):
     with pytest.raises(chainrule.NoRuleError, match=r"no second-order rule for log_cosh at loss"):
         model = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
         chainrule.hvp(model, optax.log_cosh, normal(1, 4, 3), normal(2, 4, 3), split(model)[1])
+
+
+def test_a_layer_of_ones_own(normal, monkeypatch):
+    """y = x^3 has one; without it there is an error, with it the product, at once."""
+    monkeypatch.setattr(second_order, "_second", dict(second_order._second))
+
+    def cube(x):
+        return x**3
+
+    @chainrule.rule(cube)
+    class CubeRule:
+        def forward(layer, x):
+            return layer(x), x
+
+        def backward(layer, x, y_bar):
+            return {}, 3 * x**2 * y_bar
+
+    model = nnx.Sequential(nnx.Linear(3, 2, param_dtype=jnp.float64, rngs=nnx.Rngs(0)), cube)
+    x, y = normal(1, 4, 3), normal(2, 4, 2)
+    with pytest.raises(chainrule.NoRuleError, match=r"no second-order rule for cube at layers\.1"):
+        chainrule.hvp(model, optax.l2_loss, x, y, split(model)[1])
+
+    @chainrule.second_order_rule(cube)
+    class CubeSecondOrder:
+        def forward_dot(layer, tangent, x, inputs, inputs_dot):
+            (x_dot,) = inputs_dot
+            return 3 * x**2 * x_dot, x_dot
+
+        def backward_dot(layer, tangent, x, x_dot, y_bar, y_bar_dot):
+            return {}, 3 * x**2 * y_bar_dot + 6 * x * x_dot * y_bar
+
+    assert_right(model, optax.l2_loss, x, y, normal)
 
 
 def test_a_vector_of_another_shape_is_refused(normal):
