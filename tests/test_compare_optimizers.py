@@ -65,7 +65,12 @@ def test_help_shows_the_flags(tmp_path):
 BAD = {
     "--model=mpl": "did you mean mlp",
     "--dataset=mnist": "mnist1d",
-    "--optimizer=adam": "sgd, momentum, nesterov",
+    "--optimizer=adma": "did you mean adam",
+    "--b1=0.9": "not a flag of --optimizer=sgd,momentum,nesterov",
+    "--warmup=1": "below 1",
+    "--weight_decay=": "is empty",
+    "--clip_norm=-1": "at least 0",
+    "--momentum_schedule=up": "constant, cosine",
     "--schedule=cosin": "did you mean cosine",
     "--loss=mae": "squared_error",
     "--activation=rely": "relu",

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bpresearch import data
 from bpresearch import flags as shared
+from bpresearch.sweep.distribution import Uniform
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,43 @@ def test_ranges_hold_both_ends_and_equal_steps(low, factor, count):
     np.testing.assert_allclose(found[0], low, rtol=1e-10)
     np.testing.assert_allclose(found[-1], high, rtol=1e-10)
     np.testing.assert_allclose(np.diff(np.log(found)), math.log(factor) / (count - 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("uniform:0:1", float, [Uniform(0.0, 1.0)]),
+        ("loguniform:1e-4:1", float, [Uniform(1e-4, 1.0, log=True)]),
+        ("loguniform:8:128", int, [Uniform(8, 128, log=True)]),
+        ("choice:0.1,1", float, [0.1, 1.0]),
+        ("choice:logspace:1:100:3", float, [1.0, 10.0, 100.0]),
+        ("choice:adam,sgd", str, ["adam", "sgd"]),
+    ],
+)
+def test_a_distribution_to_draw_from(text, kind, expected):
+    assert shared.values("lr", text, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("uniform:1:0.1", "first end, 1.0, must be below the second, 0.1"),
+        ("loguniform:0:1", "first end, 0.0, must be above 0"),
+        ("uniform:0:nan", "below"),
+        ("uniform:0", "cannot read it"),
+        ("choice:", "cannot read it"),
+    ],
+)
+def test_a_distribution_that_is_none_is_named(text, message):
+    with pytest.raises(ValueError, match=f"--lr=.*{message}"):
+        shared.values("lr", text)
+
+
+def test_both_ends_of_a_distribution_must_be_in_the_range():
+    assert shared.numbers("momentum", "uniform:0:0.99", low=0, high=1) == [Uniform(0.0, 0.99)]
+    for text in ("uniform:0:1", "uniform:-1:0.9"):
+        with pytest.raises(ValueError, match=r"--momentum=.*at least 0 and below 1"):
+            shared.numbers("momentum", text, low=0, high=1)
 
 
 @pytest.mark.parametrize("text", ["", " ", "a", "1,,2", "logspace:1:2", "linspace:0:1:x", "1:2", "0.1,0.1"])

@@ -5,6 +5,7 @@ The only place, with the scripts themselves, where flags are read and names beco
 
 from bpresearch.flags.axes import numbers, positive, sizes, values
 from bpresearch.flags.command import choose, fail, help_text, output_file, run
+from bpresearch.flags.running import start_from_flags
 from bpresearch.flags.sweep import (
     ENGINES,
     OPTIMIZERS,
@@ -12,6 +13,7 @@ from bpresearch.flags.sweep import (
     axes_from_flags,
     define_sweep_flags,
     experiment_from_flags,
+    sweep_from_flags,
     workdir_from_flags,
 )
 from bpresearch.flags.task import (
@@ -54,6 +56,8 @@ __all__ = [
     "positive",
     "run",
     "sizes",
+    "start_from_flags",
+    "sweep_from_flags",
     "takes_labels",
     "targets",
     "values",

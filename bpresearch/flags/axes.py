@@ -1,4 +1,4 @@
-"""How a flag's text becomes values: one or many."""
+"""How a flag's text becomes values: one, many, or a distribution to draw them from."""
 
 import math
 from typing import Any
@@ -6,14 +6,19 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from bpresearch.sweep.distribution import NoDistributionError, Uniform
+
 FLAGS = flags.FLAGS
+
+DISTRIBUTIONS = ("uniform:", "loguniform:")
 
 
 def values(flag: str, text: str, kind: type = float) -> list[Any]:
     """The values of an axis, from what the user wrote.
 
     `0.01,0.1` is a list, `linspace:0:1:5` and `logspace:1e-3:1:7` are ranges with both ends, `0:5` is the
-    integers 0 to 4 (`2:10:2` with a step).
+    integers 0 to 4 (`2:10:2` with a step). To draw from: `uniform:0:1`, `loguniform:1e-4:1` (the logarithm
+    is uniform; both of integers where the flag takes integers), and `choice:0.1,1`, any of the forms above.
 
     Raises:
         ValueError: the text is empty or not of these forms, or a value occurs twice; names the flag.
@@ -22,8 +27,12 @@ def values(flag: str, text: str, kind: type = float) -> list[Any]:
     example = {int: "3, 0,1,2 or 0:5", float: "0.1, 0.01,0.1 or logspace:1e-3:1:7"}.get(kind, "a,b")
     if not text:
         raise ValueError(f"--{flag}= is empty: give one value or many, such as {example}")
+    text = text.removeprefix("choice:")
     try:
-        if kind is not str and text.startswith(("linspace:", "logspace:")):
+        if kind is not str and text.startswith(DISTRIBUTIONS):
+            name, low, high = text.split(":")
+            found: list[Any] = [Uniform(kind(low), kind(high), log=name == "loguniform")]
+        elif kind is not str and text.startswith(("linspace:", "logspace:")):
             name, low, high, count = text.split(":")
             space = np.linspace if name == "linspace" else np.geomspace
             found = [
@@ -34,6 +43,8 @@ def values(flag: str, text: str, kind: type = float) -> list[Any]:
             found = list(range(*(int(part) for part in text.split(":"))))
         else:
             found = [kind(part.strip()) for part in text.split(",")]
+    except NoDistributionError as error:
+        raise ValueError(f"--{flag}={text}: {error}") from error
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"--{flag}={text}: cannot read it; give one value or many, such as {example}"
@@ -51,9 +62,11 @@ def numbers(
     """`values` that are numbers with low <= value < high."""
     found = values(flag, text, kind)
     for value in found:
-        if not (math.isfinite(value) and low <= value < high):
-            below = "" if high == math.inf else f" and below {high:g}"
-            raise ValueError(f"--{flag}={value}: takes values of at least {low:g}{below}")
+        for end in value.ends if isinstance(value, Uniform) else [value]:
+            if not (math.isfinite(end) and low <= end < high):
+                below = "" if high == math.inf else f" and below {high:g}"
+                least = "finite values" if low == -math.inf else f"values of at least {low:g}{below}"
+                raise ValueError(f"--{flag}={end}: takes {least}")
     return found
 
 

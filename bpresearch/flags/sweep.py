@@ -3,13 +3,23 @@
 import functools
 import hashlib
 import json
+import math
+import sys
 from pathlib import Path
+from typing import Any
 
+import xarray as xr
 from absl import flags
 
 from bpresearch import autodiff, chainrule, optim, sweep
 from bpresearch.flags.axes import numbers, positive, values
 from bpresearch.flags.command import choose
+from bpresearch.flags.running import (
+    define_running_flags,
+    describe_and_stop,
+    replay_and_stop,
+    running_options,
+)
 from bpresearch.flags.task import (
     dataset_from_flags,
     define_precision_flag,
@@ -19,35 +29,55 @@ from bpresearch.flags.task import (
 )
 from bpresearch.optim import schedules
 from bpresearch.platform import DTYPES
+from bpresearch.sweep import sample
+from bpresearch.sweep.prune import PRUNERS
 
 FLAGS = flags.FLAGS
 
+UNRECORDED = {"workdir", "quiet", "platform", "dry_run", "replay", "memory_fraction", "distributed"}
+UNRECORDED |= {"coordinator", "processes", "process"}
+"""Flags on which the results do not depend."""
+
 ENGINES = {"autodiff": autodiff.gradient, "chainrule": chainrule.gradient}
-OPTIMIZERS = {f.__name__: f for f in (optim.sgd, optim.momentum, optim.nesterov)}
-SCHEDULES = {
-    f.__name__: f
-    for f in (
-        schedules.constant,
-        schedules.step,
-        schedules.exponential,
-        schedules.cosine,
-        schedules.warmup_cosine,
-    )
+OPTIMIZERS = optim.BY_NAME
+SCHEDULES = {name: getattr(schedules, name) for name in schedules.__all__}
+SCHEDULES_COMPARED = "constant,step,exponential,cosine,warmup_cosine"
+
+TAKEN_BY = {
+    name: [optimizer for optimizer, function in OPTIMIZERS.items() if name in optim.hyperparameters(function)]
+    for optimizer_function in OPTIMIZERS.values()
+    for name in optim.hyperparameters(optimizer_function)
+    if name != "seed"  # every run has one
 }
+"""The optimizers that take each hyper-parameter: a flag of its name says which values it gets."""
+
+BELOW_ONE = {"momentum", "b1", "b2", "b3", "decay", "rho", "adam_b1", "adam_b2", "decrease_factor"}
+ANY_NUMBER = {"f_min", "lower_bound", "alpha"}
 
 
 def define_sweep_flags() -> None:
     """The flags of a sweep: its axes, how long a run is, and where the results go."""
     flags.DEFINE_string("optimizer", "sgd,momentum,nesterov", f"one or many of {', '.join(OPTIMIZERS)}")
     flags.DEFINE_string(
-        "schedule",
-        ",".join(SCHEDULES),
-        f"learning-rate schedule, one or many of {', '.join(SCHEDULES)}",
+        "schedule", SCHEDULES_COMPARED, f"learning-rate schedule, one or many of {', '.join(SCHEDULES)}"
     )
     flags.DEFINE_string(
         "lr", "0.01,0.03,0.1,0.3,1,3", "learning rate, one or many: 0.01,0.1 or logspace:1e-3:1:7"
     )
-    flags.DEFINE_string("momentum", "0.9", "momentum, nesterov: the momentum, one or many")
+    flags.DEFINE_string(
+        "warmup", None, "fraction of the steps over which the learning rate rises first, one or many"
+    )
+    for name, optimizers in TAKEN_BY.items():
+        if name not in ("momentum", "weight_decay"):
+            flags.DEFINE_string(name, None, f"{', '.join(optimizers)}: {name}, one or many")
+    flags.DEFINE_string("momentum", "0.9", f"{', '.join(TAKEN_BY['momentum'])}: the momentum, one or many")
+    flags.DEFINE_string("momentum_schedule", None, "schedule of the momentum, one or many, as for --schedule")
+    flags.DEFINE_string(
+        "weight_decay",
+        None,
+        f"one or many: wd w added to the gradient, or to the step by {', '.join(TAKEN_BY['weight_decay'])}",
+    )
+    flags.DEFINE_string("clip_norm", None, "largest norm of the gradient, one or many; by default no limit")
     flags.DEFINE_string("batch_size", "100", "examples in a mini-batch, one or many")
     flags.DEFINE_string("seed", "0:3", "seeds of initial weights and of the order of the data: 0,1,2 or 0:3")
     flags.DEFINE_integer("steps", 1000, "updates of each run")
@@ -60,26 +90,89 @@ def define_sweep_flags() -> None:
         "folder of the results; by default one in results/ named after the settings",
     )
     flags.DEFINE_bool("quiet", False, "show no progress")
+    flags.DEFINE_string(
+        "sampler", "grid", f"how settings are chosen from the axes: grid (all), {', '.join(sample.SAMPLERS)}"
+    )
+    flags.DEFINE_integer("trials", None, "settings that the sampler draws, each for every seed")
+    flags.DEFINE_integer(
+        "trials_at_once",
+        None,
+        "trials that are drawn and trained together; by default all, and for tpe 16 or more",
+    )
+    flags.DEFINE_string("prune", None, f"end poor runs early, and which are: {', '.join(PRUNERS)}")
+    flags.DEFINE_integer("sampler_seed", 0, "another one draws other settings")
+    define_running_flags()
     define_precision_flag()
 
 
 def axes_from_flags() -> sweep.Axes:
     """The axes that the flags describe."""
-    optimizers = [choose("optimizer", name, OPTIMIZERS) for name in values("optimizer", FLAGS.optimizer, str)]
-    schedule_names = [choose("schedule", name, SCHEDULES) for name in values("schedule", FLAGS.schedule, str)]
     axes = sweep.grid(
-        optimizer=[OPTIMIZERS[name] for name in optimizers],
-        schedule=[SCHEDULES[name] for name in schedule_names],
+        optimizer=_optimizers(),
+        schedule=_schedules("schedule"),
         lr=numbers("lr", FLAGS.lr, low=0),
         batch_size=numbers("batch_size", FLAGS.batch_size, int, low=1),
         seed=numbers("seed", FLAGS.seed, int, low=0, high=2**32),
     )
-    momentum = numbers("momentum", FLAGS.momentum, low=0, high=1)
-    if any("momentum" in optim.hyperparameters(optimizer) for optimizer in axes["optimizer"]):
-        return axes | sweep.grid(momentum=momentum)
-    if FLAGS["momentum"].present:
-        raise ValueError(f"--momentum is not a flag of --optimizer={FLAGS.optimizer}")
+    if FLAGS.warmup is not None:
+        axes |= sweep.grid(warmup=numbers("warmup", FLAGS.warmup, low=0, high=1))
+    taken = {name for optimizer in axes["optimizer"] for name in optim.hyperparameters(optimizer)}
+    needed = {name for o in axes["optimizer"] for name in optim.hyperparameters(o, required=True)}
+    for name in [*TAKEN_BY, "clip_norm"]:
+        if FLAGS[name].present and name not in taken:
+            raise ValueError(f"--{name} is not a flag of --optimizer={FLAGS.optimizer}")
+        if FLAGS[name].present or (name == "momentum" and name in needed):
+            low, high = -math.inf if name in ANY_NUMBER else 0, 1 if name in BELOW_ONE else math.inf
+            axes |= sweep.grid(**{name: numbers(name, getattr(FLAGS, name), low=low, high=high)})
+    if FLAGS.momentum_schedule is not None:
+        if "momentum" not in axes:
+            raise ValueError(
+                f"--momentum_schedule: --optimizer={FLAGS.optimizer} takes no momentum, or none was given"
+            )
+        axes |= sweep.grid(momentum_schedule=_schedules("momentum_schedule"))
+    _check_sampler(axes)
     return axes
+
+
+def _check_sampler(axes: sweep.Axes) -> None:
+    """Refuses distributions without a sampler, and flags of samplers without one."""
+    name = choose("sampler", FLAGS.sampler, ["grid", *sample.SAMPLERS])
+    if FLAGS.prune is not None:
+        choose("prune", FLAGS.prune, PRUNERS)
+        sample.optuna()
+    for axis, found in axes.items():
+        if isinstance(found[0], sweep.Uniform) and (name == "grid" or axis == "seed"):
+            way = (
+                "takes integers, all of which are trained"
+                if axis == "seed"
+                else "needs --sampler=random, qmc or tpe"
+            )
+            raise ValueError(f"--{axis}={found[0]}: a distribution {way}")
+    for flag in ("trials", "trials_at_once", "sampler_seed"):
+        if name == "grid" and FLAGS[flag].present:
+            raise ValueError(f"--{flag} needs --sampler=random, qmc or tpe")
+    if name != "grid":
+        sample.optuna()
+        if FLAGS.trials is None:
+            raise ValueError(f"--sampler={name} needs --trials, the number of settings that it draws")
+        positive("trials")
+        if FLAGS.trials_at_once is not None:
+            positive("trials_at_once")
+
+
+def _optimizers() -> list[optim.Optimizer]:
+    """The optimizers that --optimizer names, with weight decay and clipping where flags ask for them."""
+    names = values("optimizer", FLAGS.optimizer, str)
+    found = [OPTIMIZERS[choose("optimizer", name, OPTIMIZERS)] for name in names]
+    if FLAGS.weight_decay is not None:
+        found = [optim.decayed(optimizer) for optimizer in found]
+    if FLAGS.clip_norm is not None:
+        found = [optim.clipped(optimizer) for optimizer in found]
+    return found
+
+
+def _schedules(flag: str) -> list[schedules.Schedule]:
+    return [SCHEDULES[choose(flag, name, SCHEDULES)] for name in values(flag, getattr(FLAGS, flag), str)]
 
 
 def experiment_from_flags() -> sweep.Experiment:
@@ -114,9 +207,65 @@ def experiment_from_flags() -> sweep.Experiment:
     return experiment
 
 
+def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path) -> xr.Dataset:
+    """Trains what the flags describe, and leaves them in the workdir, so that --flagfile repeats it."""
+    source, options = _source(axes), running_options()
+    searched = FLAGS.sampler != "grid"
+    if searched and FLAGS.distributed:
+        raise ValueError(f"--distributed: takes --sampler=grid, not {FLAGS.sampler}")
+    if FLAGS.dry_run:
+        pretended = sweep.pretended(experiment, axes, FLAGS.trials) if searched else axes
+        describe_and_stop(experiment, pretended)
+    if FLAGS.replay is not None:
+        drawn = sweep.drawn(experiment, axes, FLAGS.sampler, workdir) if searched else None
+        replay_and_stop(experiment, drawn or sweep.expand(axes, experiment.model), workdir)
+    if not FLAGS.distributed:  # `run` lets only the first process into the workdir
+        sweep.claim(workdir, experiment, source)
+        sweep.write_text(workdir / "flagfile", flags_given())
+    if searched:
+        return sweep.search(
+            experiment,
+            axes,
+            trials=FLAGS.trials,
+            sampler=FLAGS.sampler,
+            batch=FLAGS.trials_at_once,
+            sampler_seed=FLAGS.sampler_seed,
+            prune=FLAGS.prune,
+            workdir=workdir,
+            quiet=FLAGS.quiet,
+            **options,
+        )
+    quiet = FLAGS.quiet or not sweep.leads()
+    results = sweep.run(experiment, axes, workdir, prune=FLAGS.prune, quiet=quiet, **options)
+    if not sweep.leads():
+        sys.exit(0)  # the first process has the results and reports
+    if FLAGS.distributed:
+        sweep.write_text(workdir / "flagfile", flags_given())
+    return results
+
+
+def flags_given() -> str:
+    """The flags that decide the results, as they were given, one a line, as --flagfile reads them."""
+    shared = [
+        flag
+        for module, found in FLAGS.flags_by_module_dict().items()
+        if module.startswith("bpresearch.flags.")
+        for flag in found
+    ]
+    given = [flag for flag in shared if flag.present and flag.name not in UNRECORDED]
+    return "".join(f"{flag.serialize()}\n" for flag in sorted(given, key=lambda flag: flag.name))
+
+
+def _source(axes: sweep.Axes) -> dict[str, Any]:
+    """Where the runs come from: the axes of a grid, or what a sampler draws from."""
+    if FLAGS.sampler == "grid":
+        return axes | ({"prune": FLAGS.prune} if FLAGS.prune else {})
+    return sweep.source_of(axes, FLAGS.sampler, FLAGS.sampler_seed, FLAGS.prune)
+
+
 def workdir_from_flags(name: str, experiment: sweep.Experiment, axes: sweep.Axes) -> Path:
     """--workdir, or a folder in results/ whose name follows from the settings, so that they resume."""
     if FLAGS.workdir == "":
         raise ValueError("--workdir= is empty: give the name of a folder")
-    digest = hashlib.sha256(json.dumps(sweep.describe(experiment, axes)).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(sweep.describe(experiment, _source(axes))).encode()).hexdigest()
     return Path(FLAGS.workdir or f"results/{name}-{digest[:8]}")

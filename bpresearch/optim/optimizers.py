@@ -1,15 +1,34 @@
 """Optimizers: Optax's, as functions of their hyper-parameters.
 
-The hyper-parameters may be traced, so one compiled program serves all their values.
+The hyper-parameters may be traced, so one compiled program serves all their values. The formulas write
+g for the gradient, w for the weights and lr for the learning rate. This file has gradient descent and its
+relatives; `adaptive` those that scale each weight's step, `parameter_free` those that find their own step.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import ArrayLike
 
 Optimizer = Callable[..., optax.GradientTransformation]
+
+__all__ = [
+    "fromage",
+    "lars",
+    "momentum",
+    "nesterov",
+    "noisy_sgd",
+    "optimistic_gradient_descent",
+    "rprop",
+    "sgd",
+    "sign_sgd",
+    "signum",
+]
 
 
 def sgd(learning_rate: ArrayLike) -> optax.GradientTransformation:
@@ -27,6 +46,74 @@ def nesterov(learning_rate: ArrayLike, momentum: ArrayLike) -> optax.GradientTra
     return optax.sgd(learning_rate, momentum=momentum, nesterov=True)
 
 
+def sign_sgd(learning_rate: ArrayLike) -> optax.GradientTransformation:
+    """w <- w - lr sign(g) (Bernstein et al. 2018)."""
+    return optax.sign_sgd(learning_rate)
+
+
+def signum(learning_rate: ArrayLike, beta: ArrayLike = 0.9) -> optax.GradientTransformation:
+    """m <- beta m + (1 - beta) g,  w <- w - lr sign(m) (Bernstein et al. 2018)."""
+    return optax.signum(learning_rate, beta)
+
+
+def noisy_sgd(
+    learning_rate: ArrayLike, eta: ArrayLike = 0.01, gamma: ArrayLike = 0.55, seed: ArrayLike = 0
+) -> optax.GradientTransformation:
+    """w <- w - lr (g + n_t), n_t normal with variance eta / t^gamma (Neelakantan et al. 2015).
+
+    In a sweep `seed` is the run's own.
+    """
+    return optax.noisy_sgd(learning_rate, eta, gamma, key=jax.random.key(jnp.asarray(seed, jnp.uint32)))
+
+
+def optimistic_gradient_descent(
+    learning_rate: ArrayLike, alpha: ArrayLike = 1.0, beta: ArrayLike = 1.0
+) -> optax.GradientTransformation:
+    """w <- w - lr ((alpha + beta) g_t - beta g_{t-1}) (Mokhtari et al. 2020)."""
+    return optax.optimistic_gradient_descent(learning_rate, alpha, beta)
+
+
+def fromage(learning_rate: ArrayLike, min_norm: ArrayLike = 1e-6) -> optax.GradientTransformation:
+    """Each layer: w <- (w - lr g |w| / |g|) / sqrt(1 + lr^2), norms at least min_norm.
+
+    (Bernstein et al. 2020.)
+    """
+    return optax.fromage(learning_rate, min_norm)
+
+
+def lars(
+    learning_rate: ArrayLike,
+    momentum: ArrayLike = 0.9,
+    weight_decay: ArrayLike = 0.0,
+    trust_coefficient: ArrayLike = 0.001,
+    eps: ArrayLike = 0.0,
+) -> optax.GradientTransformation:
+    """Each layer: u = g + wd w,  m <- beta m + lr c |w| / (|u| + eps) u,  w <- w - m (You et al. 2017).
+
+    c is the trust coefficient; where a norm is 0, u goes into m unscaled.
+    """
+    return optax.lars(
+        learning_rate, weight_decay, trust_coefficient=trust_coefficient, eps=eps, momentum=momentum
+    )
+
+
+def rprop(
+    learning_rate: ArrayLike,
+    eta_minus: ArrayLike = 0.5,
+    eta_plus: ArrayLike = 1.2,
+    min_step_size: ArrayLike = 1e-6,
+    max_step_size: ArrayLike = 50.0,
+) -> optax.GradientTransformation:
+    """w <- w - lr s sign(g); each weight's s grows by eta_plus while its gradient keeps its sign and shrinks
+    by eta_minus when it changes (Riedmiller and Braun 1993).
+
+    s starts at 1, so the first step is lr; the limits of s are multiples of lr too, so that a schedule of
+    the learning rate scales all steps.
+    """
+    steps = optax.scale_by_rprop(1.0, eta_minus, eta_plus, min_step_size, max_step_size)
+    return optax.chain(steps, optax.scale_by_learning_rate(learning_rate))
+
+
 def hyperparameters(optimizer: Optimizer, *, required: bool = False) -> tuple[str, ...]:
     """An optimizer's hyper-parameters beside the learning rate; with `required`, those without default."""
     return tuple(
@@ -34,3 +121,45 @@ def hyperparameters(optimizer: Optimizer, *, required: bool = False) -> tuple[st
         for name, parameter in inspect.signature(optimizer).parameters.items()
         if name != "learning_rate" and not (required and parameter.default is not parameter.empty)
     )
+
+
+@functools.cache
+def clipped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer after g <- g min(1, clip_norm / |g|), |g| over all weights (Pascanu et al. 2013).
+
+    It takes `clip_norm` as well; infinity clips nothing.
+
+    >>> bp.optim.hyperparameters(bp.optim.clipped(bp.optim.momentum))
+    ('momentum', 'clip_norm')
+    """
+
+    def after_clipping(learning_rate: ArrayLike, clip_norm: ArrayLike, **others: Any):
+        return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer(learning_rate, **others))
+
+    return _taking("clip_norm", optimizer, after_clipping)
+
+
+@functools.cache
+def decayed(optimizer: Optimizer) -> Optimizer:
+    """The optimizer on the loss plus weight_decay |w|^2 / 2: g <- g + weight_decay w.
+
+    It takes `weight_decay` as well. An optimizer that has a `weight_decay` of its own, as `adamw` has
+    (Loshchilov and Hutter 2019), is returned as it is.
+    """
+    if "weight_decay" in hyperparameters(optimizer):
+        return optimizer
+
+    def after_decay(learning_rate: ArrayLike, weight_decay: ArrayLike, **others: Any):
+        return optax.chain(optax.add_decayed_weights(weight_decay), optimizer(learning_rate, **others))
+
+    return _taking("weight_decay", optimizer, after_decay)
+
+
+def _taking(name: str, optimizer: Optimizer, function: Optimizer) -> Optimizer:
+    """`function` under the optimizer's name, with one more hyper-parameter in its signature."""
+    functools.update_wrapper(function, optimizer)
+    signature = inspect.signature(optimizer)
+    extra = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+    changed = signature.replace(parameters=[*signature.parameters.values(), extra])
+    function.__signature__ = changed  # type: ignore[attr-defined]
+    return function

@@ -2,6 +2,7 @@
 
 from bpresearch.optim import hyperparameters
 from bpresearch.sweep.description import label
+from bpresearch.sweep.distribution import Uniform
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import OWN_AXES, Axes, Settings, model_options
 
@@ -23,10 +24,13 @@ def check(experiment: Experiment, axes: Axes) -> None:
     for name in OWN_AXES:
         if name not in axes:
             raise ValueError(f"the axes lack {name}: give it one value or many")
+    for name, values in axes.items():
+        if any(isinstance(value, Uniform) for value in values):
+            raise ValueError(f"axis {name} is a distribution: sweep.search draws from it")
     found = axes.get("model", [experiment.model])
     options = {name for model in found for name in model_options(model)}
     taken = {name for optimizer in axes["optimizer"] for name in hyperparameters(optimizer)}
-    known = {*OWN_AXES, "model", *options, *taken, *(f"{name}_schedule" for name in taken)}
+    known = {*OWN_AXES, "model", "warmup", *options, *taken, *(f"{name}_schedule" for name in taken)}
     for name, values in axes.items():
         if name not in known and any(value == value for value in values):  # NaN: of runs like others' runs
             names = ", ".join(label(function) for function in (*axes["optimizer"], *found))

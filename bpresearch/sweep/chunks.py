@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpresearch.optim.schedules import table
+from bpresearch.optim.schedules import table, warmed
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Settings, scheduled
 from bpresearch.train import shuffled_batches
@@ -37,18 +37,29 @@ def parts_of(experiment: Experiment) -> list[Part]:
 
 
 class Pace:
-    """How many parts make a chunk, by the time that the last ones took."""
+    """How many parts make a chunk, by the time that the last ones took.
 
-    def __init__(self, most: int):
-        self.parts, self.most = 1, most
+    Processes that train together must agree: they always do as many as there can be (`steady`).
+    """
+
+    def __init__(self, most: int, steady: bool = False):
+        self.parts, self.most, self.steady = most if steady else 1, most, steady
 
     def took(self, parts: int, seconds: float) -> None:
+        """Takes note that this many parts took this time."""
+        if self.steady:
+            return
         self.parts = max(1, min(self.most, int(SECONDS_IN_A_CHUNK * parts / max(seconds, 1e-6))))
 
 
-def chunks(experiment: Experiment, step: int, pace: Pace) -> Iterator[list[Part]]:
-    """The parts after `step` steps in chunks, each as long as the pace allows when it is asked for."""
+def chunks(experiment: Experiment, step: int, pace: Pace, until: int | None = None) -> Iterator[list[Part]]:
+    """The parts after `step` steps in chunks, each as long as the pace allows when it is asked for.
+
+    With `until`, the parts up to the evaluation after `until` steps.
+    """
     parts = [part for part in parts_of(experiment) if part.first > step]
+    if until is not None and until < experiment.steps:
+        parts = [*(part for part in parts if part.first <= until), Part(until + 1, until, True)]
     while parts:
         chunk, parts = parts[: pace.parts], parts[pace.parts :]
         yield chunk
@@ -65,12 +76,17 @@ def batches(experiment: Experiment, seeds: list[int], batch_size: int, chunk: li
 
 def tables(experiment: Experiment, settings: list[Settings]) -> dict[str, np.ndarray]:
     """Every run's value at each step, (runs, steps), of the hyper-parameters that are scheduled."""
-    found = {}
+    steps, multiples, found = experiment.steps, {}, {}
     for name in scheduled(settings[0]):
         peak, key = ("lr", "schedule") if name == "learning_rate" else (name, f"{name}_schedule")
-        schedules = {s[key] for s in settings}
-        shapes = {one: table(one(experiment.steps), experiment.steps) for one in schedules}
-        found[name] = np.stack([np.float32(s[peak]) * shapes[s[key]] for s in settings])
+        rows = []
+        for run in settings:
+            shape = run[key], run.get("warmup", 0) if name == "learning_rate" else 0
+            if shape not in multiples:
+                schedule, warmup = shape
+                multiples[shape] = table((warmed(schedule, warmup) if warmup else schedule)(steps), steps)
+            rows.append(np.float32(run[peak]) * multiples[shape])
+        found[name] = np.stack(rows)
     return found
 
 

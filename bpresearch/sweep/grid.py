@@ -15,8 +15,9 @@ Settings = dict[str, Any]
 """One run's value on every axis; NaN on the axes that its optimizer or model does not take."""
 
 OWN_AXES = ("optimizer", "schedule", "lr", "batch_size", "seed")
-"""What every run has; any other axis is `model`, an option of a model, a hyper-parameter of an optimizer, or
-the schedule of one, such as `momentum_schedule`."""
+"""What every run has; any other axis is `model`, an option of a model, a hyper-parameter of an optimizer, the
+schedule of one, such as `momentum_schedule`, or `warmup`, the part of a run in which the learning rate rises
+before its schedule begins."""
 
 
 def grid(**axes: Any) -> Axes:
@@ -66,14 +67,17 @@ def expand(axes: Axes, model: Callable[..., Any]) -> list[Settings]:
     runs: dict[tuple[str, ...], Settings] = {}
     for combination in itertools.product(*axes.values()):
         settings = dict(zip(names, combination, strict=True))
-        taken = {*OWN_AXES, "model", *hyperparameters(settings["optimizer"])}
-        taken |= {*model_options(settings.get("model", model))}
-        settings = {
-            name: value if name.removesuffix("_schedule") in taken or name in taken else math.nan
-            for name, value in settings.items()
-        }
+        concerned = taken(settings, model, names)
+        settings = {name: value if name in concerned else math.nan for name, value in settings.items()}
         runs.setdefault(tuple(repr(value) for value in settings.values()), settings)
     return [settings for group in groups(list(runs.values())) for settings in group]
+
+
+def taken(settings: Settings, model: Callable[..., Any], axes: Iterable[str]) -> set[str]:
+    """Those of the axes that concern a run with these settings: its own, its optimizer's and its model's."""
+    known = {*OWN_AXES, "model", "warmup", *hyperparameters(settings["optimizer"])}
+    known |= {*model_options(settings.get("model", model))}
+    return {name for name in axes if name in known or name.removesuffix("_schedule") in known}
 
 
 def groups(runs: list[Settings]) -> list[list[Settings]]:
@@ -86,7 +90,7 @@ def groups(runs: list[Settings]) -> list[list[Settings]]:
 
 def group_of(settings: Settings) -> tuple[Any, ...]:
     """What splits a sweep into programs: all settings but those that are a program's inputs."""
-    inputs = {"lr", "schedule", "seed", *constants(settings)}
+    inputs = {"lr", "schedule", "warmup", "seed", *constants(settings)}
     for name in scheduled(settings):
         inputs |= {name, f"{name}_schedule"}
     left = {name: value for name, value in settings.items() if name not in inputs}
@@ -101,9 +105,10 @@ def scheduled(settings: Settings) -> list[str]:
 
 
 def constants(settings: Settings) -> list[str]:
-    """The optimizer's other hyper-parameters that are inputs of a program: those that are real numbers."""
+    """The optimizer's other hyper-parameters that are inputs of a program: those that are real numbers,
+    and the seed if it takes one."""
     names = hyperparameters(settings["optimizer"])
-    real = [name for name in names if isinstance(settings.get(name), float | np.floating)]
+    real = [n for n in names if n == "seed" or isinstance(settings.get(n), float | np.floating)]
     return [name for name in real if name not in scheduled(settings)]
 
 

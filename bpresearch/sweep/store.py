@@ -26,7 +26,7 @@ from bpresearch.train import Measured
 
 RUNS_IN_A_CHUNK = 64
 STEPS_IN_A_CHUNK = 500
-TO_COME = {"diverged_at": -1, "finished": False}
+TO_COME = {"diverged_at": -1, "pruned_at": -1, "finished": False}
 """What variables hold until they are written; the others hold NaN."""
 
 
@@ -156,9 +156,7 @@ def _create(
     for name, measured in metrics.items():
         add(name, np.float32, ("run", "eval_step", *measured.coordinates), np.nan)
     for name, value in TO_COME.items():
-        add(
-            name, np.asarray(value).astype(np.int32 if name == "diverged_at" else bool).dtype, ("run",), value
-        )
+        add(name, np.asarray(value).astype(bool if name == "finished" else np.int32).dtype, ("run",), value)
     group.attrs["axes"] = sorted(columns)
     return group
 
@@ -211,6 +209,21 @@ def dataset(group: zarr.Group) -> xr.Dataset:
     found = found.set_coords(group.attrs["axes"])
     texts = {name for name, values in found.coords.items() if values.dtype.kind == "T"}
     return found.assign_coords({name: found[name].astype(object) for name in texts})
+
+
+def stored(workdir: Path) -> xr.Dataset | None:
+    """The results in a workdir as they are, finished or not; None if there are none.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    path = workdir / "results.zarr"
+    if not path.exists():
+        return None
+    try:
+        return dataset(zarr.open_group(path, mode="r"))
+    except Exception as error:  # of many types, on damaged files
+        raise ValueError(f"--workdir={workdir}: results.zarr cannot be read") from error
 
 
 def write_text(path: Path, text: str) -> None:
