@@ -78,8 +78,9 @@ class Moment(NamedTuple):
     training: Training
     run: Run
     seed: Integer[Array, ""]
-    """The run's seed; `start(training, seed, hyperparameters).params` gives its initial weights again, within
-    rounding."""
+    """The run's seed."""
+    initial: Params
+    """The run's initial weights, within rounding."""
     steps: Int[Array, ""]
     """Number of updates before this moment."""
     data: Examples

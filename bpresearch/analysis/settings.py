@@ -50,8 +50,10 @@ class Setting:
         values: each hyper-parameter's value, without those the optimizer does not take.
         runs: indices of its runs.
         seeds: their seeds.
-        chosen_by: final value of the metric that settings are chosen by, a run each; NaN if it diverged.
-        test: final value of the test metric, a run each; NaN if it diverged.
+        chosen_by: final value of the metric that settings are chosen by, a run each; NaN if it diverged or
+            was pruned.
+        test: final value of the test metric, a run each; NaN likewise.
+        pruned: number of its runs that a pruner ended early.
     """
 
     values: dict[str, Any]
@@ -59,11 +61,12 @@ class Setting:
     seeds: np.ndarray
     chosen_by: np.ndarray
     test: np.ndarray
+    pruned: int = 0
 
     @property
     def diverged(self) -> int:
         """Number of runs that diverged."""
-        return int(np.isnan(self.test).sum())
+        return int(np.isnan(self.test).sum()) - self.pruned
 
 
 def settings_of(results: xr.Dataset) -> list[Setting]:
@@ -92,6 +95,7 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
             results.seed.values[runs],
             final[choosing][runs],
             final[test][runs],
+            int((results.pruned_at.values[runs] >= 0).sum()) if "pruned_at" in results else 0,
         )
         for runs in groups.values()
     ]
@@ -100,12 +104,12 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
 def better(results: xr.Dataset, setting: Setting) -> tuple[bool, float]:
     """What settings are ranked by, the largest first.
 
-    A setting with a run that diverged comes after all without; then the mean over seeds of the final
-    validation metric (test, if nothing was held out) decides.
+    A setting with a run that diverged or was pruned comes after all without; then the mean over seeds of the
+    final validation metric (test, if nothing was held out) decides.
     """
     metric = chosen_by(results)
     mean = mean_and_interval(setting.chosen_by).mean
-    return setting.diverged == 0, -math.inf if math.isnan(
+    return setting.diverged + setting.pruned == 0, -math.inf if math.isnan(
         mean
     ) else mean if metric.higher_is_better else -mean
 
@@ -127,7 +131,7 @@ def verdict(results: xr.Dataset) -> str:
     ranked = sorted(best_settings(results).values(), key=lambda s: better(results, s), reverse=True)
     metric = metric_of(results)
     first = ranked[0]
-    if first.diverged == len(first.test):
+    if first.diverged and np.isnan(first.test).all():
         return "Every run diverged: the learning rates are too large."
     score = mean_and_interval(first.test)
     text = f"Best: {describe(first)} with {metric.format(score)} {metric.title}."

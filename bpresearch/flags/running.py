@@ -1,6 +1,7 @@
 """The flags of how a sweep is run: on which machines, laid out how, in how much memory, or not at all yet."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def describe_and_stop(experiment: sweep.Experiment, axes: sweep.Axes | list[swee
     sys.exit(0)
 
 
-def replay_and_stop(experiment: sweep.Experiment, runs: list[sweep.Settings], workdir: Any) -> None:
+def replay_and_stop(experiment: sweep.Experiment, runs: list[sweep.Settings], workdir: Path) -> None:
     """--replay: trains one run of the results alone, compares it with them, and ends the program."""
     if not 0 <= FLAGS.replay < len(runs):
         raise ValueError(f"--replay={FLAGS.replay}: the results have runs 0 to {len(runs) - 1}")
@@ -83,7 +84,7 @@ def replay_and_stop(experiment: sweep.Experiment, runs: list[sweep.Settings], wo
     for name in ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy"):
         if name in alone:
             print(f"{name} at the end: {alone[name].values[0, -1]:.6g}")
-    stored = sweep.stored(workdir)
+    stored = sweep.read(workdir) if (workdir / "results.zarr").exists() else None
     if stored is None or FLAGS.replay >= stored.sizes["run"] or not stored.finished[FLAGS.replay]:
         print(f"{workdir} does not hold this run yet")
         sys.exit(0)

@@ -12,6 +12,7 @@ import xarray as xr
 from absl import flags
 
 from bpresearch import autodiff, chainrule, optim, sweep
+from bpresearch.analysis import diagnostics
 from bpresearch.flags.axes import numbers, positive, values
 from bpresearch.flags.command import choose
 from bpresearch.flags.running import (
@@ -31,6 +32,7 @@ from bpresearch.optim import schedules
 from bpresearch.platform import DTYPES
 from bpresearch.sweep import sample
 from bpresearch.sweep.prune import PRUNERS
+from bpresearch.train import Diagnostic
 
 FLAGS = flags.FLAGS
 
@@ -50,6 +52,8 @@ TAKEN_BY = {
     if name != "seed"  # every run has one
 }
 """The optimizers that take each hyper-parameter: a flag of its name says which values it gets."""
+
+DIAGNOSTICS = {function.__name__: function for function in diagnostics.DIAGNOSTICS}
 
 BELOW_ONE = {"momentum", "b1", "b2", "b3", "decay", "rho", "adam_b1", "adam_b2", "decrease_factor"}
 ANY_NUMBER = {"f_min", "lower_bound", "alpha"}
@@ -84,6 +88,9 @@ def define_sweep_flags() -> None:
     flags.DEFINE_integer("eval_every", 0, "steps between evaluations; 0 makes twenty of them")
     flags.DEFINE_float("validation", 0.1, "fraction of the training examples held out to choose settings by")
     flags.DEFINE_string("gradient", "autodiff", f"where gradients come from: {', '.join(ENGINES)}")
+    flags.DEFINE_string(
+        "diagnostics", "", f"what to measure at each evaluation: all, or some of {', '.join(DIAGNOSTICS)}"
+    )
     flags.DEFINE_string(
         "workdir",
         None,
@@ -197,6 +204,7 @@ def experiment_from_flags() -> sweep.Experiment:
         eval_every=min(every, FLAGS.steps),
         validation=FLAGS.validation,
         dtype=precision,
+        diagnostics=_diagnostics(),
     )
     for batch_size in values("batch_size", FLAGS.batch_size, int):
         if batch_size > experiment.training_examples:
@@ -205,6 +213,13 @@ def experiment_from_flags() -> sweep.Experiment:
                 f"{experiment.training_examples} training examples; take at most as many"
             )
     return experiment
+
+
+def _diagnostics() -> tuple[Diagnostic, ...]:
+    if FLAGS.diagnostics in ("", "all"):
+        return diagnostics.DIAGNOSTICS if FLAGS.diagnostics else ()
+    names = values("diagnostics", FLAGS.diagnostics, str)
+    return tuple(DIAGNOSTICS[choose("diagnostics", name, ["all", *DIAGNOSTICS])] for name in names)
 
 
 def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path) -> xr.Dataset:

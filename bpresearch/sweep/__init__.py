@@ -9,7 +9,7 @@ from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings, expand, grid
 from bpresearch.sweep.layout import LAYOUTS, SHARDS
 from bpresearch.sweep.processes import leads
-from bpresearch.sweep.store import stored, write_text
+from bpresearch.sweep.store import read, write_text
 
 __all__ = [
     "LAYOUTS",
@@ -28,9 +28,9 @@ __all__ = [
     "grid",
     "leads",
     "pretended",
+    "read",
     "run",
     "search",
     "source_of",
-    "stored",
     "write_text",
 ]

@@ -173,7 +173,8 @@ def _train(
             program = programs[number].result()
             for block in blocks_of(runs, program.size):
                 if not finished[block.rows].all():
-                    train_block(experiment, program, block, data, paces[number], stream, stop, **stage)
+                    arguments = (experiment, program, block, data, paces[number], stream, stop)
+                    train_block(*arguments, **stage)
 
         try:
             if prune:

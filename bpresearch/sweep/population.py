@@ -205,7 +205,7 @@ def advance(
     def part(run: Run, one: tuple[Any, ...]):
         first, last, evaluation, order, values = one
         now = {name: value[0] for name, value in values.items()} | inputs.hyperparameters
-        moment = Moment(training, run, inputs.seeds, first - 1, common.data["train"], order[0], now)
+        moment = Moment(training, run, inputs.seeds, initial, first - 1, common.data["train"], order[0], now)
 
         def measured() -> dict[str, jax.Array]:
             return {name: result.values for name, result in measure(experiment, moment, common.data).items()}
@@ -220,6 +220,8 @@ def advance(
         )
         return run, (losses, metrics)
 
+    begin = {name: values[0, 0] for name, values in inputs.scheduled.items()} | inputs.hyperparameters
+    initial = start(training, inputs.seeds, begin).params  # computed only if a diagnostic uses it
     orders = common.orders[inputs.slots]
     scanned = (common.first, common.last, common.evaluation, orders, inputs.scheduled)
     run, (losses, metrics) = jax.lax.scan(part, run, scanned)
@@ -254,7 +256,7 @@ def measured_variables(
     def values(key, hyperparameters, index, data):
         run = start(training, key, hyperparameters)
         rates = {"learning_rate": jnp.float32(0)} | hyperparameters
-        moment = Moment(training, run, key, jnp.int32(0), data["train"], index, rates)
+        moment = Moment(training, run, key, run.params, jnp.int32(0), data["train"], index, rates)
         found = measure(experiment, moment, data)
         coordinates.update({name: result.coordinates for name, result in found.items()})
         return {name: result.values for name, result in found.items()}

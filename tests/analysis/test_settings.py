@@ -71,3 +71,16 @@ def test_figures_are_flat_and_finite(made_up):
     assert figures["momentum.cosine.test_accuracy"] == pytest.approx(0.61)
     assert figures["sgd.constant.diverged"] == pytest.approx(1 / 3)
     assert all(np.isfinite(value) for value in figures.values())
+
+
+def test_a_pruned_run_did_not_diverge_and_its_setting_comes_last(made_up):
+    results = made_up(seeds=2)
+    pruned = (results.optimizer == "momentum") & (results.lr == 0.1)
+    for name in ("valid_accuracy", "test_accuracy", "valid_loss", "test_loss"):
+        results[name] = results[name].where(~pruned)
+    results["pruned_at"] = ("run", np.where(pruned, 5, -1))
+    found = analysis.settings_of(results)
+    (one,) = [s for s in found if s.values["optimizer"] == "momentum" and s.values["lr"] == 0.1][:1]
+    assert (one.pruned, one.diverged) == (2, 0)
+    best = analysis.best_settings(results)[("momentum", "constant")]
+    assert best.values["lr"] != 0.1 and best.pruned == 0
