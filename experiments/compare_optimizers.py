@@ -13,7 +13,7 @@ from absl import flags
 from flax import nnx
 from rich.console import Console
 
-from bpresearch import analysis, platform, report, sweep, verify
+from bpresearch import analysis, report, sweep, verify
 from bpresearch import flags as shared
 
 shared.define_task_flags()
@@ -25,7 +25,7 @@ flags.DEFINE_bool("report", True, "write the report, report/index.html in the wo
 def main() -> int:
     axes = shared.axes_from_flags()
     json_file = shared.output_file("json")
-    platform.start(flags.FLAGS.platform, flags.FLAGS.precision)
+    shared.start_from_flags()
     experiment = shared.experiment_from_flags()
     workdir = shared.workdir_from_flags("compare_optimizers", experiment, axes)
     console = Console()

@@ -6,6 +6,7 @@ The only place, with the scripts themselves, where flags are read and names beco
 from bpresearch.flags.axes import numbers, positive, sizes, values
 from bpresearch.flags.command import choose, fail, help_text, output_file, run
 from bpresearch.flags.experiment import define_experiment_flags, experiment_workdir
+from bpresearch.flags.running import start_from_flags
 from bpresearch.flags.sweep import (
     ENGINES,
     OPTIMIZERS,
@@ -58,6 +59,7 @@ __all__ = [
     "positive",
     "run",
     "sizes",
+    "start_from_flags",
     "sweep_from_flags",
     "takes_labels",
     "targets",

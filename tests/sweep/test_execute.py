@@ -11,6 +11,7 @@ import xarray as xr
 
 from bpresearch import chainrule, models, optim, sweep, train
 from bpresearch.optim import schedules
+from bpresearch.sweep import layout as layouts
 from tests.sweep.toy import axes, dataset, experiment
 
 
@@ -69,6 +70,18 @@ def test_sixty_four_learning_rates_and_eight_momenta_are_one_training_program():
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert [sum(name in str(found) for found in programs) for name in ("advance_all", "start_all")] == [1, 1]
+
+
+def test_a_sweep_is_split_until_it_fits_into_memory(monkeypatch):
+    task, settings = experiment(), axes(optimizer=optim.momentum)
+    whole = sweep.run(task, settings, quiet=True, layout="map")
+    two = layouts.planned(task, sweep.expand(settings, task.model)[:2], task.examples(), "map")
+    monkeypatch.setattr(layouts, "memory", lambda: layouts.memory_of(two))
+    assert layouts.planned(task, sweep.expand(settings, task.model), task.examples(), "map", 1.0).size == 2
+    split = sweep.run(task, settings, quiet=True, layout="map", memory_fraction=1.0)
+    np.testing.assert_array_equal(split.train_loss, whole.train_loss)
+    with pytest.raises(ValueError, match=r"memory_fraction=0.5: 2 runs at a time take .* GiB are allowed"):
+        sweep.run(task, settings, quiet=True, layout="map", memory_fraction=0.5)
 
 
 def test_seeds_are_paired(results):
