@@ -77,7 +77,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
 def _keep_programs() -> None:
     """Keeps compiled programs between processes, in a folder for this kind of processor, unless JAX is told
     where: in JAX_COMPILATION_CACHE_DIR."""
-    if jax.config.jax_compilation_cache_dir:
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     processor = machine.machine() + machine.processor()

@@ -13,7 +13,7 @@ from absl import flags
 from flax import nnx
 from rich.console import Console
 
-from bpresearch import analysis, platform, report, sweep, verify
+from bpresearch import analysis, report, sweep, verify
 from bpresearch import flags as shared
 
 shared.define_task_flags()
@@ -24,7 +24,7 @@ flags.DEFINE_string("json", None, "file for the figures, as one flat object")
 def main() -> int:
     axes = shared.axes_from_flags()
     json_file = shared.output_file("json")
-    platform.start(flags.FLAGS.platform, flags.FLAGS.precision)
+    shared.start_from_flags()
     experiment = shared.experiment_from_flags()
     workdir = shared.workdir_from_flags("compare_optimizers", experiment, axes)
     console = Console()

@@ -26,7 +26,8 @@ from rich.table import Table
 from bpresearch import autodiff, chainrule, data, models, optim, platform, sweep
 from bpresearch import flags as shared
 from bpresearch.optim import schedules
-from bpresearch.sweep import execute, store
+from bpresearch.sweep import store
+from bpresearch.sweep.blocks import Block, train_block
 from bpresearch.sweep.chunks import Pace
 from bpresearch.sweep.layout import planned
 from bpresearch.sweep.population import measured_variables
@@ -88,14 +89,14 @@ class Ours:
         self.data = self.experiment.examples()
         metrics = measured_variables(self.experiment, runs[0], self.data)
         group, rows = store.open_store(None, self.experiment, runs, metrics)
-        self.block = execute.Block(runs, rows)
+        self.block = Block(runs, rows)
         self.program = planned(self.experiment, runs, self.data)
         self.pace = Pace(self.experiment.parts_in_a_chunk)
         self.stream = Stream(self.experiment, group, lambda **_: None)
 
     def __call__(self) -> float:
         begun = time.perf_counter()
-        execute.train_block(
+        train_block(
             self.experiment, self.program, self.block, self.data, self.pace, self.stream, threading.Event()
         )
         self.stream.flush()

@@ -13,7 +13,13 @@ import time
 import numpy as np
 
 WIDTHS = {"default": (40, 100, 100, 10), "mlp": (64, 128, 128, 10)}
-SHAPES = {"default": (40,), "mlp": (64,), "mnist1d.residual_mlp": (40,), "mnist1d.cnn": (40, 1)}
+SHAPES = {
+    "default": (40,),
+    "mlp": (64,),
+    "mnist1d.residual_mlp": (40,),
+    "mnist1d.cnn": (40, 1),
+    "mnist1d.bidirectional_gru": (40, 1),
+}
 
 
 def nnx_loop(name, batch, threads):
@@ -43,6 +49,11 @@ def nnx_loop(name, batch, threads):
                 return self.last(h)
 
         model = ResidualMLP(nnx.Rngs(0))
+    elif name == "mnist1d.bidirectional_gru":
+        forward, backward = (nnx.RNN(nnx.GRUCell(1, 6, rngs=nnx.Rngs(0))) for _ in range(2))
+        flatten = lambda x: x.reshape(len(x), -1)  # noqa: E731
+        recurrence = nnx.Bidirectional(forward, backward)
+        model = nnx.Sequential(recurrence, flatten, nnx.Linear(480, 10, rngs=nnx.Rngs(0)))
     else:
         layers = []
         for before, kernel in ((1, 5), (25, 3), (25, 3)):
@@ -95,6 +106,15 @@ def torch_loop(name, batch, threads):
             h = h + self.second(h).relu()
             return self.last(h)
 
+    class BidirectionalGRU(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru = nn.GRU(1, 6, batch_first=True, bidirectional=True)
+            self.last = nn.Linear(480, 10)
+
+        def forward(self, x):
+            return self.last(self.gru(x)[0].flatten(1))
+
     shape = SHAPES[name]
     if name in WIDTHS:
         sizes = WIDTHS[name]
@@ -104,6 +124,8 @@ def torch_loop(name, batch, threads):
         model = nn.Sequential(*layers[:-1])
     elif name == "mnist1d.residual_mlp":
         model = ResidualMLP()
+    elif name == "mnist1d.bidirectional_gru":
+        model = BidirectionalGRU()
     else:
         layers = []
         for before, kernel in ((1, 5), (25, 3), (25, 3)):

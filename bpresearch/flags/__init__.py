@@ -5,6 +5,7 @@ The only place, with the scripts themselves, where flags are read and names beco
 
 from bpresearch.flags.axes import numbers, positive, sizes, values
 from bpresearch.flags.command import choose, fail, help_text, output_file, run
+from bpresearch.flags.running import start_from_flags
 from bpresearch.flags.sweep import (
     ENGINES,
     OPTIMIZERS,
@@ -55,6 +56,7 @@ __all__ = [
     "positive",
     "run",
     "sizes",
+    "start_from_flags",
     "sweep_from_flags",
     "takes_labels",
     "targets",

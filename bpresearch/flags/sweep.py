@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from bpresearch import autodiff, chainrule, optim, sweep
 from bpresearch.analysis import diagnostics
 from bpresearch.flags.axes import numbers, positive, values
 from bpresearch.flags.command import choose
+from bpresearch.flags.running import (
+    define_running_flags,
+    describe_and_stop,
+    replay_and_stop,
+    running_options,
+)
 from bpresearch.flags.task import (
     dataset_from_flags,
     define_precision_flag,
@@ -28,6 +35,10 @@ from bpresearch.sweep.prune import PRUNERS
 from bpresearch.train import Diagnostic
 
 FLAGS = flags.FLAGS
+
+UNRECORDED = {"workdir", "quiet", "platform", "dry_run", "replay", "memory_fraction", "distributed"}
+UNRECORDED |= {"coordinator", "processes", "process"}
+"""Flags on which the results do not depend."""
 
 ENGINES = {"autodiff": autodiff.gradient, "chainrule": chainrule.gradient}
 OPTIMIZERS = optim.BY_NAME
@@ -97,6 +108,7 @@ def define_sweep_flags() -> None:
     )
     flags.DEFINE_string("prune", None, f"end poor runs early, and which are: {', '.join(PRUNERS)}")
     flags.DEFINE_integer("sampler_seed", 0, "another one draws other settings")
+    define_running_flags()
     define_precision_flag()
 
 
@@ -212,22 +224,39 @@ def _diagnostics() -> tuple[Diagnostic, ...]:
 
 def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path) -> xr.Dataset:
     """Trains what the flags describe, and leaves them in the workdir, so that --flagfile repeats it."""
-    source = _source(axes)
-    sweep.claim(workdir, experiment, source)
-    sweep.write_text(workdir / "flagfile", flags_given())
-    if FLAGS.sampler == "grid":
-        return sweep.run(experiment, axes, workdir, prune=FLAGS.prune, quiet=FLAGS.quiet)
-    return sweep.search(
-        experiment,
-        axes,
-        trials=FLAGS.trials,
-        sampler=FLAGS.sampler,
-        batch=FLAGS.trials_at_once,
-        sampler_seed=FLAGS.sampler_seed,
-        prune=FLAGS.prune,
-        workdir=workdir,
-        quiet=FLAGS.quiet,
-    )
+    source, options = _source(axes), running_options()
+    searched = FLAGS.sampler != "grid"
+    if searched and FLAGS.distributed:
+        raise ValueError(f"--distributed: takes --sampler=grid, not {FLAGS.sampler}")
+    if FLAGS.dry_run:
+        pretended = sweep.pretended(experiment, axes, FLAGS.trials) if searched else axes
+        describe_and_stop(experiment, pretended)
+    if FLAGS.replay is not None:
+        drawn = sweep.drawn(experiment, axes, FLAGS.sampler, workdir) if searched else None
+        replay_and_stop(experiment, drawn or sweep.expand(axes, experiment.model), workdir)
+    if not FLAGS.distributed:  # `run` lets only the first process into the workdir
+        sweep.claim(workdir, experiment, source)
+        sweep.write_text(workdir / "flagfile", flags_given())
+    if searched:
+        return sweep.search(
+            experiment,
+            axes,
+            trials=FLAGS.trials,
+            sampler=FLAGS.sampler,
+            batch=FLAGS.trials_at_once,
+            sampler_seed=FLAGS.sampler_seed,
+            prune=FLAGS.prune,
+            workdir=workdir,
+            quiet=FLAGS.quiet,
+            **options,
+        )
+    quiet = FLAGS.quiet or not sweep.leads()
+    results = sweep.run(experiment, axes, workdir, prune=FLAGS.prune, quiet=quiet, **options)
+    if not sweep.leads():
+        sys.exit(0)  # the first process has the results and reports
+    if FLAGS.distributed:
+        sweep.write_text(workdir / "flagfile", flags_given())
+    return results
 
 
 def flags_given() -> str:
@@ -238,7 +267,7 @@ def flags_given() -> str:
         if module.startswith("bpresearch.flags.")
         for flag in found
     ]
-    given = [flag for flag in shared if flag.present and flag.name not in ("workdir", "quiet", "platform")]
+    given = [flag for flag in shared if flag.present and flag.name not in UNRECORDED]
     return "".join(f"{flag.serialize()}\n" for flag in sorted(given, key=lambda flag: flag.name))
 
 

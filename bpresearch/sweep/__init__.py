@@ -1,26 +1,37 @@
 """Sweeps: many runs in a few compiled programs, with their results on disk."""
 
-from bpresearch.sweep.ask_and_tell import claim, search, source_of
-from bpresearch.sweep.description import describe
+from bpresearch.sweep.ask_and_tell import claim, drawn, pretended, search, source_of
+from bpresearch.sweep.description import coordinate, describe
 from bpresearch.sweep.distribution import Uniform
+from bpresearch.sweep.estimate import estimate
 from bpresearch.sweep.execute import Interrupted, run
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings, expand, grid
-from bpresearch.sweep.store import read, write_text
+from bpresearch.sweep.layout import LAYOUTS, SHARDS
+from bpresearch.sweep.processes import leads
+from bpresearch.sweep.store import read, stored, write_text
 
 __all__ = [
+    "LAYOUTS",
+    "SHARDS",
     "Axes",
     "Experiment",
     "Interrupted",
     "Settings",
     "Uniform",
     "claim",
+    "coordinate",
     "describe",
+    "drawn",
+    "estimate",
     "expand",
     "grid",
+    "leads",
+    "pretended",
     "read",
     "run",
     "search",
     "source_of",
+    "stored",
     "write_text",
 ]

@@ -30,6 +30,7 @@ def search(
     prune: str | None = None,
     workdir: str | Path | None = None,
     quiet: bool = False,
+    **options: Any,
 ) -> xr.Dataset:
     """Trains trials that a sampler of Optuna's draws, each with every seed.
 
@@ -50,6 +51,7 @@ def search(
         workdir: as in `run`; `study.journal` in there is Optuna's: `optuna-dashboard study.journal` shows
             it, and the same call resumes a search that was stopped.
         quiet: show no progress.
+        **options: how `run` is to train them, such as `layout`.
 
     Returns:
         As `run`, with the runs of all trials, in the order of the trials.
@@ -76,7 +78,8 @@ def search(
         runs = [sample.runs_of(trial, axes, experiment.model, all_axes=fill) for trial in asked]
         journal.save()
         different = {repr(settings): settings for trial in runs for settings in trial}
-        found = run(experiment, list(different.values()), workdir, source=source, prune=prune, quiet=quiet)
+        listed = list(different.values())
+        found = run(experiment, listed, workdir, source=source, prune=prune, quiet=quiet, **options)
         curves = dict(zip(different, judged(found), strict=True))
         steps = found.eval_step.values.tolist()
         for trial, its_runs in zip(asked, runs, strict=True):
@@ -90,11 +93,28 @@ def search(
         return xr.concat(
             results, "run", data_vars="minimal", coords="minimal", compat="override", join="override"
         )
-    everything = {}
+    runs_of_all = drawn(experiment, axes, sampler, path)
+    return run(experiment, runs_of_all, workdir, source=source, prune=prune, quiet=True, **options)
+
+
+def drawn(experiment: Experiment, axes: Axes, sampler: str, workdir: Path) -> list[Settings]:
+    """The runs of the trials that a search has drawn so far, as they are numbered in its workdir."""
+    study = sample.study(
+        sample.Journal(workdir / "study.journal"), maximize=experiment.dataset.classes is not None
+    )
+    everything: dict[str, Settings] = {}
     for trial in sample.handles(study):
-        runs_of_trial = sample.runs_of(trial, axes, experiment.model, all_axes=fill)
-        everything |= {repr(settings): settings for settings in runs_of_trial}
-    return run(experiment, list(everything.values()), workdir, source=source, prune=prune, quiet=True)
+        runs = sample.runs_of(trial, axes, experiment.model, all_axes=sampler == "qmc")
+        everything |= {repr(settings): settings for settings in runs}
+    return list(everything.values())
+
+
+def pretended(experiment: Experiment, axes: Axes, trials: int) -> list[Settings]:
+    """Runs like those of a search with so many trials, drawn at random and kept nowhere."""
+    study = sample.study(sample.Journal(None), maximize=True)
+    asked = sample.next_batch(study, "random", 0, trials, trials)
+    runs = [sample.runs_of(trial, axes, experiment.model, all_axes=False) for trial in asked]
+    return list({repr(settings): settings for trial in runs for settings in trial}.values())
 
 
 def judged(results: xr.Dataset) -> np.ndarray:

@@ -14,10 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from bpresearch.sweep.processes import agreed, fetch, place
 
-def save(workdir: Path, state: Any, rows: np.ndarray, step: int) -> None:
-    """Saves the state of a block's runs after `step` steps, in place of any checkpoint before it."""
+
+def save(workdir: Path | None, state: Any, rows: np.ndarray, step: int) -> None:
+    """Saves the state of a block's runs after `step` steps, in place of any checkpoint before it.
+
+    All processes call it; the one that has the workdir writes.
+    """
     leaves = {str(number): plain(leaf) for number, leaf in enumerate(jax.tree.leaves(state))}
+    if workdir is None:
+        return
     what = {"rows": rows.tolist(), "step": step, "sha256": _digest(leaves)}
     folder = workdir / "checkpoints"
     before = list(folder.iterdir()) if folder.exists() else []
@@ -36,8 +43,26 @@ def save(workdir: Path, state: Any, rows: np.ndarray, step: int) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(workdir: Path, state: Any, rows: np.ndarray) -> tuple[Any, int] | None:
-    """The state of these runs and the number of steps behind them; None if there is no such checkpoint.
+def resumed(workdir: Path | None, state: Any, rows: np.ndarray) -> tuple[Any, int]:
+    """The state of these runs from the checkpoint and the number of steps behind them, in all processes.
+
+    Without one, `state`, as it is before the first step.
+    """
+    found = restore(workdir, state, rows) if workdir else None
+    step = int(agreed(np.array(found[1] if found else 0)))
+    if not step:
+        return state, 0
+    leaves, tree = jax.tree.flatten(state)
+    read = agreed(found[0] if found else [np.zeros_like(plain(leaf)) for leaf in leaves])
+    shardings = [leaf.sharding for leaf in leaves]
+    whole = zip(read, leaves, shardings, strict=True)
+    return jax.tree.unflatten(tree, [as_before(place(a, s), leaf) for a, leaf, s in whole]), step
+
+
+def restore(workdir: Path, state: Any, rows: np.ndarray) -> tuple[list[np.ndarray], int] | None:
+    """The leaves of these runs' state, as `plain` gives them, and the number of steps behind them.
+
+    None if there is no such checkpoint.
 
     Args:
         workdir: the folder.
@@ -61,13 +86,13 @@ def restore(workdir: Path, state: Any, rows: np.ndarray) -> tuple[Any, int] | No
         raise ValueError(_damaged(workdir, whole[-1], _line(error))) from error
     if not sound:
         raise ValueError(_damaged(workdir, whole[-1], "its checksum is wrong"))
-    expected, tree = jax.tree.flatten(state)
+    expected = jax.tree.leaves(state)
     if what["rows"] != rows.tolist() or len(leaves) != len(expected):
         return None
     ordered = [leaves[str(number)] for number in range(len(expected))]
     if any(new.shape[: old.ndim] != old.shape for new, old in zip(ordered, expected, strict=True)):
         return None
-    return jax.tree.unflatten(tree, list(map(as_before, ordered, expected))), what["step"]
+    return ordered, what["step"]
 
 
 def discard(workdir: Path) -> None:
@@ -85,10 +110,10 @@ def plain(leaf: Any) -> np.ndarray:
     """A copy on the host; of a random key, its data."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    return np.array(leaf)
+    return np.array(fetch(leaf))
 
 
-def as_before(array: np.ndarray, leaf: Any) -> Any:
+def as_before(array: Any, leaf: Any) -> Any:
     """What `plain` made of a leaf, as an array of the leaf's kind."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(array))

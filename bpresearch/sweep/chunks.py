@@ -37,12 +37,18 @@ def parts_of(experiment: Experiment) -> list[Part]:
 
 
 class Pace:
-    """How many parts make a chunk, by the time that the last ones took."""
+    """How many parts make a chunk, by the time that the last ones took.
 
-    def __init__(self, most: int):
-        self.parts, self.most = 1, most
+    Processes that train together must agree: they always do as many as there can be (`steady`).
+    """
+
+    def __init__(self, most: int, steady: bool = False):
+        self.parts, self.most, self.steady = most if steady else 1, most, steady
 
     def took(self, parts: int, seconds: float) -> None:
+        """Takes note that this many parts took this time."""
+        if self.steady:
+            return
         self.parts = max(1, min(self.most, int(SECONDS_IN_A_CHUNK * parts / max(seconds, 1e-6))))
 
 

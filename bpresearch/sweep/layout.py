@@ -13,7 +13,7 @@ from bpresearch.sweep.population import Population, population
 
 RUNS_IN_A_BLOCK = 128
 """Runs that are trained together, unless memory allows fewer."""
-LAYOUTS = ("auto", "map", "vmap")
+LAYOUTS, SHARDS = ("auto", "map", "vmap"), ("runs", "data")
 CPU_WIDTH, ACCELERATOR_WIDTH = 16, 64
 """Runs that a device takes at a time by `vmap`."""
 SMALL = 1.5e6
@@ -29,6 +29,7 @@ def planned(
     data: dict[str, Any],
     layout: str = "auto",
     memory_fraction: float = 0.6,
+    shard: str = "runs",
 ) -> Population:
     """The programs for the runs of one group, with room for as many as memory allows.
 
@@ -36,9 +37,17 @@ def planned(
     compilation cache.
 
     Raises:
-        ValueError: not even the smallest number of runs fits into memory.
+        ValueError: not even the smallest number of runs fits into memory, or batches do not divide into
+            parts for each device.
     """
     devices = len(jax.devices())
+    if shard == "data":
+        if settings[0]["batch_size"] % devices:
+            raise ValueError(
+                f"--shard=data: --batch_size={settings[0]['batch_size']} does not divide by the {devices} "
+                f"devices: take a multiple of {devices}"
+            )
+        devices, layout = 1, "map"
     width = width_of(experiment, settings[0], layout)
     least = devices * width
     size = least
@@ -48,7 +57,7 @@ def planned(
     budget = memory_fraction * memory()
     while True:
         seeds = min(size, 1 << (different - 1).bit_length())
-        program = population(experiment, settings[0], data, size, seeds, width)
+        program = population(experiment, settings[0], data, size, seeds, width, shard)
         if (need := memory_of(program)) <= budget:
             return program
         if size == least:

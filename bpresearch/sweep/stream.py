@@ -8,6 +8,7 @@ import zarr
 
 from bpresearch.sweep.chunks import Part
 from bpresearch.sweep.experiment import Experiment
+from bpresearch.sweep.processes import fetch
 from bpresearch.sweep.progress import Report
 
 SECONDS_BETWEEN_WRITES = 2.0
@@ -53,14 +54,14 @@ class Stream:
 
     def _collect(self) -> None:
         call = self.calls.pop(0)
-        losses = np.asarray(call.losses)[call.places]
+        losses = fetch(call.losses)[call.places]
         pieces = [losses[:, i, : max(part.last - part.first + 1, 0)] for i, part in enumerate(call.parts)]
         evaluated = np.array([part.evaluation for part in call.parts])
         metrics = {
-            name: np.asarray(values)[call.places, : len(evaluated)][:, evaluated]
+            name: fetch(values)[call.places, : len(evaluated)][:, evaluated]
             for name, values in call.metrics.items()
         }
-        diverged_at = None if call.diverged_at is None else np.asarray(call.diverged_at)[call.places]
+        diverged_at = None if call.diverged_at is None else fetch(call.diverged_at)[call.places]
         self.collected.append(
             call._replace(losses=np.concatenate(pieces, 1), metrics=metrics, diverged_at=diverged_at)
         )

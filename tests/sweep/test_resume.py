@@ -10,13 +10,14 @@ import textwrap
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
 
 from bpresearch import sweep
-from bpresearch.sweep import checkpoint, execute, layout
+from bpresearch.sweep import checkpoint, execute, layout, stream
 from bpresearch.sweep.store import locked
 from tests.sweep.toy import axes, experiment
 
@@ -45,11 +46,11 @@ def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "RUNS_IN_A_BLOCK", 4)
     train_block, calls = execute.train_block, []
 
-    def stop_at_the_third(*arguments):
+    def stop_at_the_third(*arguments, **options):
         calls.append(1)
         if len(calls) == 3:
             raise sweep.Interrupted
-        train_block(*arguments)
+        train_block(*arguments, **options)
 
     monkeypatch.setattr(execute, "train_block", stop_at_the_third)
     with pytest.raises(sweep.Interrupted, match=r"8 of 16 runs are done, saved in .*same command"):
@@ -130,15 +131,15 @@ def same(found, expected):
 
 def interrupted_after(monkeypatch, calls):
     """Makes a sweep stop, as by a signal, after some calls of its programs."""
-    add, seen = execute.Stream.add, []
+    add, seen = stream.Stream.add, []
 
-    def counted(stream, call):
+    def counted(self, call):
         seen.append(call)
-        add(stream, call)
+        add(self, call)
         if len(seen) == calls:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(execute.Stream, "add", counted)
+    monkeypatch.setattr(stream.Stream, "add", counted)
     return seen
 
 
@@ -176,10 +177,10 @@ def test_a_damaged_checkpoint_is_one_line_and_stays_as_it_is(tmp_path, monkeypat
 
 
 def test_a_checkpoint_of_other_runs_or_shapes_is_not_taken(tmp_path):
-    state = {"w": np.arange(6.0).reshape(2, 3)}
+    state = {"w": jnp.arange(6.0).reshape(2, 3)}
     checkpoint.save(tmp_path, state, np.array([3, 4]), 7)
     found, step = checkpoint.restore(tmp_path, state, np.array([3, 4]))
-    np.testing.assert_array_equal(found["w"], state["w"])
+    np.testing.assert_array_equal(found, [state["w"]])
     assert step == 7
     assert checkpoint.restore(tmp_path, state, np.array([3, 5])) is None
     assert checkpoint.restore(tmp_path, {"w": np.zeros((4, 3))}, np.array([3, 4])) is None
@@ -191,10 +192,10 @@ def test_a_full_disk_is_one_line_and_what_is_saved_stays(tmp_path, monkeypatch):
     put, written = zarr.storage._local._put, []
 
     def full(path, value, exclusive=False):
-        if "train_loss" in str(path) and "/c/" in str(path):
+        if "finished/c" in str(path):
             written.append(path)
-            if len(written) == 3:
-                raise OSError(errno.ENOSPC, "No space left on device")
+        if "train_loss/c" in str(path) and len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
         return put(path, value, exclusive)
 
     with monkeypatch.context() as patch:

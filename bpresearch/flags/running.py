@@ -1,0 +1,98 @@
+"""The flags of how a sweep is run: on which machines, laid out how, in how much memory, or not at all yet."""
+
+import sys
+from typing import Any
+
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from bpresearch import platform, sweep
+from bpresearch.flags.command import choose
+from bpresearch.sweep.estimate import seconds_in_words
+
+FLAGS = flags.FLAGS
+
+
+def define_running_flags() -> None:
+    """The flags of how a sweep is run."""
+    flags.DEFINE_string(
+        "layout", "auto", "runs on each device one after another (map), several at a time (vmap), or auto"
+    )
+    flags.DEFINE_float("memory_fraction", 0.6, "part of the free memory for runs that are trained together")
+    flags.DEFINE_string("shard", "runs", "what is spread over the devices: runs, or the data of each batch")
+    flags.DEFINE_bool("distributed", False, "one of many processes that train a sweep together")
+    flags.DEFINE_string("coordinator", None, "distributed, where no cluster tells: HOST:PORT of process 0")
+    flags.DEFINE_integer("processes", None, "distributed, where no cluster tells: how many there are")
+    flags.DEFINE_integer("process", None, "distributed, where no cluster tells: number of this one, from 0")
+    flags.DEFINE_bool("dry_run", False, "print runs, programs, memory and time, and train nothing")
+    flags.DEFINE_integer("replay", None, "train this run of the results again, alone, and compare")
+
+
+def start_from_flags() -> None:
+    """Starts JAX as --platform, --precision and --distributed say."""
+    cluster = ("coordinator", "processes", "process")
+    given = [name for name in cluster if FLAGS[name].present]
+    if given and not FLAGS.distributed:
+        raise ValueError(f"--{given[0]} is not a flag without --distributed")
+    if given and len(given) < len(cluster):
+        missing = next(name for name in cluster if name not in given)
+        raise ValueError(f"--{given[0]} needs --{missing} too; without all three, the cluster tells")
+    if FLAGS.distributed:
+        if FLAGS.platform:
+            platform.choose(FLAGS.platform)
+        platform.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    platform.start(FLAGS.platform, FLAGS.precision)
+
+
+def running_options() -> dict[str, Any]:
+    """How `sweep.run` is to run, by the flags."""
+    choose("layout", FLAGS.layout, sweep.LAYOUTS)
+    choose("shard", FLAGS.shard, sweep.SHARDS)
+    if not 0 < FLAGS.memory_fraction <= 1:
+        raise ValueError(f"--memory_fraction={FLAGS.memory_fraction}: takes a number above 0, at most 1")
+    return {"layout": FLAGS.layout, "memory_fraction": FLAGS.memory_fraction, "shard": FLAGS.shard}
+
+
+def describe_and_stop(experiment: sweep.Experiment, axes: sweep.Axes | list[sweep.Settings]) -> None:
+    """--dry_run: prints what the sweep will take, and ends the program."""
+    found = sweep.estimate(experiment, axes, **running_options())
+    table = Table("program", "runs", "together", "memory", "time", title="What the sweep will take")
+    for one in found:
+        together = f"{one.together} (vmap {one.width})" if one.width > 1 else str(one.together)
+        memory = f"{one.memory / 2**20:.0f} MiB"
+        table.add_row(one.program, str(one.runs), together, memory, seconds_in_words(one.seconds))
+    Console().print(table)
+    runs, seconds = sum(one.runs for one in found), sum(one.seconds for one in found)
+    programs = f"{len(found)} program{'s' if len(found) > 1 else ''}"
+    memory = f"{max(one.memory for one in found) / 2**20:.0f} MiB"
+    print(f"{runs} runs of {experiment.steps} steps, {programs}, {memory}, about {seconds_in_words(seconds)}")
+    sys.exit(0)
+
+
+def replay_and_stop(experiment: sweep.Experiment, runs: list[sweep.Settings], workdir: Any) -> None:
+    """--replay: trains one run of the results alone, compares it with them, and ends the program."""
+    if not 0 <= FLAGS.replay < len(runs):
+        raise ValueError(f"--replay={FLAGS.replay}: the results have runs 0 to {len(runs) - 1}")
+    settings = runs[FLAGS.replay]
+    alone = sweep.run(experiment, [settings], quiet=FLAGS.quiet, **running_options())
+    for name, value in settings.items():
+        if value == value:
+            print(f"{name}: {sweep.coordinate(value)}")
+    for name in ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy"):
+        if name in alone:
+            print(f"{name} at the end: {alone[name].values[0, -1]:.6g}")
+    stored = sweep.stored(workdir)
+    if stored is None or FLAGS.replay >= stored.sizes["run"] or not stored.finished[FLAGS.replay]:
+        print(f"{workdir} does not hold this run yet")
+        sys.exit(0)
+    before, now = stored.train_loss[FLAGS.replay].values, alone.train_loss.values[0]
+    if np.array_equal(before, now, equal_nan=True):
+        print(f"the same as in {workdir}, bit for bit")
+        sys.exit(0)
+    off = int(np.argmax(~((before == now) | (np.isnan(before) & np.isnan(now)))))
+    print(
+        f"not the same as in {workdir}: at step {off + 1} the loss is {now[off]:.9g}, there {before[off]:.9g}"
+    )
+    sys.exit(1)

@@ -1,0 +1,80 @@
+"""What a sweep will take, before it is run."""
+
+import threading
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpresearch.sweep import store
+from bpresearch.sweep.blocks import Block, Interrupted, train_block
+from bpresearch.sweep.checks import axes_of, check
+from bpresearch.sweep.chunks import Pace, parts_of
+from bpresearch.sweep.description import coordinate
+from bpresearch.sweep.experiment import Experiment
+from bpresearch.sweep.grid import Axes, Settings, constants, expand, groups, scheduled
+from bpresearch.sweep.layout import memory_of, planned
+from bpresearch.sweep.population import measured_variables
+from bpresearch.sweep.stream import Stream
+
+
+class Estimate(NamedTuple):
+    """What one program of a sweep will take."""
+
+    program: str
+    """The settings that it is compiled for."""
+    runs: int
+    together: int
+    """Runs that it has room for."""
+    width: int
+    """Runs that a device takes at a time."""
+    memory: int
+    """Bytes, by XLA's account."""
+    seconds: float
+    """Of training, by the time that a few steps took."""
+
+
+def estimate(experiment: Experiment, axes: Axes | list[Settings], **options: Any) -> list[Estimate]:
+    """Compiles every program of a sweep and times a few steps of each; trains nothing to the end.
+
+    Args:
+        experiment, axes: as `run` takes them.
+        **options: `layout`, `memory_fraction` and `shard`, as `run` takes them.
+    """
+    check(experiment, axes_of(axes) if isinstance(axes, list) else axes)
+    runs = axes if isinstance(axes, list) else expand(axes, experiment.model)
+    data = experiment.examples()
+    return [_one(experiment, group, data, options) for group in groups(runs)]
+
+
+def _one(experiment: Experiment, runs: list[Settings], data: Any, options: dict[str, Any]) -> Estimate:
+    program = planned(experiment, runs, data, **options)
+    some = runs[: program.size]
+    metrics = measured_variables(experiment, runs[0], data)
+    group, rows = store.open_store(None, experiment, some, metrics)
+    stream = Stream(experiment, group, lambda **_: None)
+    stop = threading.Event()
+    stop.set()  # after the first chunk, which is one part
+    for _ in range(2):  # the first call warms up
+        begun = time.monotonic()
+        try:
+            train_block(experiment, program, Block(some, rows), data, Pace(1), stream, stop)
+        except Interrupted:
+            stream.flush()
+        seconds = time.monotonic() - begun
+    blocks = -(-len(runs) // program.size)
+    inputs = {"lr", "schedule", "seed", *constants(runs[0])}
+    inputs |= {f"{name}_schedule" for name in scheduled(runs[0])}
+    names = [name for name, value in runs[0].items() if name not in inputs and value == value]
+    label = ", ".join(f"{name}={coordinate(runs[0][name])}" for name in names)
+    parts = len(parts_of(experiment)) - 1
+    return Estimate(
+        label, len(runs), program.size, program.width, memory_of(program), seconds * parts * blocks
+    )
+
+
+def seconds_in_words(seconds: float) -> str:
+    """A time as people say it: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{np.ceil(seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

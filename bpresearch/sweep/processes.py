@@ -1,0 +1,44 @@
+"""One sweep on many machines: every process runs the same program text, the first one keeps the results."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+
+def leads() -> bool:
+    """Whether this is the process that reads and writes the workdir."""
+    return jax.process_index() == 0
+
+
+def place(values: Any, sharding: NamedSharding) -> Any:
+    """Arrays, the same in every process, on the devices of all processes."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(values, sharding)
+    whole = jax.tree.map(np.asarray, values)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]), whole
+    )
+
+
+def fetch(array: Any) -> np.ndarray:
+    """The whole array on the host, in every process."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def agreed(values: Any) -> Any:
+    """The first process's values, in every process."""
+    if jax.process_count() == 1:
+        return values
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(values))
+
+
+def anywhere(*conditions: bool) -> list[bool]:
+    """For each condition, whether it holds in some process."""
+    if jax.process_count() == 1:
+        return list(conditions)
+    return multihost_utils.process_allgather(np.array(conditions)).any(axis=0).tolist()

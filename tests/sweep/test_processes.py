@@ -1,0 +1,86 @@
+"""Sweeps over several processes and devices give what one gives."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from bpresearch import optim, sweep
+from tests.sweep.toy import axes, experiment
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import sys
+from bpresearch import platform, sweep
+from tests.sweep.toy import axes, experiment
+workdir, coordinator, process, steps = sys.argv[1:]
+platform.choose("cpu")
+platform.join(coordinator, 2, int(process))
+platform.start("cpu", cpu_devices=1)
+try:
+    results = sweep.run(experiment(steps=int(steps)), axes(seed=range(3)), workdir, quiet=True)
+    print(results.sizes["run"], float(results.train_loss.sum()))
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+
+def start(workdir, coordinator, process, steps):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), workdir, coordinator, process, steps]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([str(c) for c in command], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def both(workdir, steps=25):
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        coordinator = f"localhost:{found.getsockname()[1]}"
+    processes = [start(workdir, coordinator, number, steps) for number in range(2)]
+    outputs = [process.communicate(timeout=200) for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def test_two_processes_give_the_results_of_one_bit_for_bit(tmp_path):
+    codes, outputs = both(tmp_path / "two")
+    assert codes == [0, 0], outputs
+    assert outputs[0][0].splitlines()[-1] == outputs[1][0].splitlines()[-1]  # both have all results
+    one = sweep.run(experiment(), axes(seed=range(3)), quiet=True)
+    two = xr.open_zarr(tmp_path / "two" / "results.zarr", consolidated=False)
+    assert two.sizes["run"] == 24 and bool(two.finished.all())
+    for name, values in one.data_vars.items():
+        np.testing.assert_array_equal(two[name].values, values.values, err_msg=name)
+
+    codes, outputs = both(tmp_path / "two", steps=30)  # a workdir of other settings stops both
+    assert codes == [1, 1], outputs
+    assert "steps: 25 there, 30 here" in outputs[0][1] and "the first process cannot begin" in outputs[1][1]
+
+
+def test_batches_spread_over_devices_train_as_on_one_within_rounding():
+    settings = {"optimizer": optim.momentum, "seed": range(2)}
+    whole = sweep.run(experiment(), axes(**settings), quiet=True, layout="map")
+    spread = sweep.run(experiment(), axes(**settings), quiet=True, shard="data")
+    np.testing.assert_allclose(spread.train_loss, whole.train_loss, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(spread.test_loss, whole.test_loss, rtol=1e-5, atol=1e-6)
+
+
+def test_each_device_computes_its_part_of_a_batch_and_sums_are_exchanged():
+    from bpresearch.sweep.layout import planned
+
+    task = experiment()
+    runs = sweep.expand(axes(optimizer=optim.momentum, seed=0), task.model)
+    text = planned(task, runs, task.examples(), shard="data").advance.as_text()
+    assert "all-reduce" in text
+    assert "f32[5,8]" in text  # activations of half a batch of ten in the layer of width eight
+
+
+def test_batches_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"shard=data: --batch_size=9 does not divide by the 2 devices"):
+        sweep.run(experiment(), axes(batch_size=9), quiet=True, shard="data")
