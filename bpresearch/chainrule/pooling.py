@@ -99,19 +99,9 @@ class MinPoolRule:
 def _to_the_winner(residuals, y_bar, window_shape, strides, padding, outside):
     x, _ = residuals
     windows = _Windows(x, window_shape, strides, padding)
-<<<<<<< HEAD
-    x, y, y_bar = (windows.fold(array) for array in (x, y, y_bar))
-    x, y_bar = pad(x, windows.pads, outside), lax.optimization_barrier(y_bar)  # computed once, not per offset
-    open_, parts = jnp.ones(y.shape, bool), []
-    for offset in windows.offsets:
-        won = open_ & (take(x, offset, windows.strides, y.shape[1:-1]) == y)
-        parts.append(jnp.where(won, y_bar, 0))
-        open_ &= ~won
-    return windows.adjoint(parts)
-=======
-    y_bar = windows.fold(y_bar)
+    y_bar = lax.optimization_barrier(windows.fold(y_bar))  # computed once, not per offset
     parts = [jnp.where(won, y_bar, 0) for won in winners(windows, x, y_bar.shape[1:-1], outside)]
-    return windows.adjoint(jnp.concatenate(parts, axis=-1))
+    return windows.adjoint(parts)
 
 
 def winners(windows, x, size, outside):
@@ -127,4 +117,3 @@ def winners(windows, x, size, outside):
         better = element > best if outside < 0 else element < best
         best, winner = jnp.where(better, element, best), jnp.where(better, index, winner)
     return [winner == index for index in range(len(windows.offsets))]
->>>>>>> losses

@@ -9,11 +9,7 @@ from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings, expand, grid
 from bpresearch.sweep.layout import LAYOUTS, SHARDS
 from bpresearch.sweep.processes import leads
-<<<<<<< HEAD
-from bpresearch.sweep.store import read, write_text
-=======
 from bpresearch.sweep.store import read, stored, write_text
->>>>>>> axes
 
 __all__ = [
     "LAYOUTS",

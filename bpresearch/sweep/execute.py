@@ -173,12 +173,7 @@ def _train(
             program = programs[number].result()
             for block in blocks_of(runs, program.size):
                 if not finished[block.rows].all():
-<<<<<<< HEAD
-                    arguments = (experiment, program, block, data, paces[number], stream, stop)
-                    train_block(*arguments, **stage)
-=======
                     train_block(experiment, program, block, data, paces[number], stream, stop, **stage)
->>>>>>> axes
 
         try:
             if prune:

@@ -211,10 +211,6 @@ def dataset(group: zarr.Group) -> xr.Dataset:
     return found.assign_coords({name: found[name].astype(object) for name in texts})
 
 
-<<<<<<< HEAD
-def read(workdir: Path) -> xr.Dataset:
-    """The results that a workdir holds, as far as they are.
-=======
 def stored(workdir: Path) -> xr.Dataset | None:
     """The results in a workdir as they are, finished or not; None if there are none.
 
@@ -232,21 +228,10 @@ def stored(workdir: Path) -> xr.Dataset | None:
 
 def read(workdir: Path) -> xr.Dataset:
     """The results that a workdir holds, as far as they are, in memory.
->>>>>>> axes
 
     Raises:
         ValueError: there are none, or they cannot be read.
     """
-<<<<<<< HEAD
-    path = workdir / "results.zarr"
-    if not path.is_dir():
-        raise ValueError(f"--workdir={workdir}: there is no results.zarr; name the folder of a sweep")
-    try:
-        return dataset(zarr.open_group(path, mode="r")).load()
-    except Exception as error:  # zarr and its codecs raise errors of many types on damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"--workdir={workdir}: results.zarr cannot be read ({reason})") from error
-=======
     found = stored(workdir)
     if found is None:
         raise ValueError(f"--workdir={workdir}: there is no results.zarr; name the folder of a sweep")
@@ -254,7 +239,6 @@ def read(workdir: Path) -> xr.Dataset:
         return found.load()
     except Exception as error:  # of many types, on damaged files
         raise ValueError(f"--workdir={workdir}: results.zarr cannot be read") from error
->>>>>>> axes
 
 
 def write_text(path: Path, text: str) -> None:
