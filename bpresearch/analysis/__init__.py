@@ -35,6 +35,7 @@ from bpresearch.analysis.settings import (
     settings_of,
     verdict,
 )
+from bpresearch.analysis.speed import Speed, steps_to_target, target_of
 from bpresearch.analysis.statistics import (
     Interval,
     mean_and_interval,
@@ -50,6 +51,7 @@ __all__ = [
     "Metric",
     "Range",
     "Setting",
+    "Speed",
     "axes_of",
     "best_settings",
     "budget_curves",
@@ -73,6 +75,8 @@ __all__ = [
     "probability_of_improvement_interval",
     "settings_of",
     "several",
+    "steps_to_target",
+    "target_of",
     "tuned",
     "unpaired_difference",
     "verdict",
