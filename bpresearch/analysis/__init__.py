@@ -37,6 +37,7 @@ from bpresearch.analysis.settings import (
     settings_of,
     verdict,
 )
+from bpresearch.analysis.speed import Speed, steps_to_target, target_of
 from bpresearch.analysis.statistics import (
     Interval,
     mean_and_interval,
@@ -53,6 +54,7 @@ __all__ = [
     "Metric",
     "Range",
     "Setting",
+    "Speed",
     "ablation",
     "axes_of",
     "best_settings",
@@ -83,7 +85,9 @@ __all__ = [
     "settings_of",
     "several",
     "sharpness",
+    "steps_to_target",
     "take_apart",
+    "target_of",
     "tuned",
     "unpaired_difference",
     "verdict",

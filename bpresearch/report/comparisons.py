@@ -193,7 +193,8 @@ def intervals(sweeps: Sweeps) -> alt.FacetChart | None:
         frame,
         "How sure is the difference?",
         f"The best setting against the best of every other {by}; 95 % intervals",
-        height=30 + 44 * frame.against.nunique(),
+        height=30 + 44 * int(frame.groupby("panel").against.nunique().max()),
         columns=1,
         room=250,
+        independent_y=len(sweeps) > 1,
     )

@@ -9,14 +9,18 @@ import numpy as np
 import xarray as xr
 
 from bpresearch.analysis import (
+    Interval,
     best_settings,
     budget_warnings,
     chosen_by,
+    describe,
     differences,
     edge_warnings,
     edges,
     mean_and_interval,
     metric_of,
+    steps_to_target,
+    target_of,
     verdict,
 )
 from bpresearch.report import comparisons, gradients, landscape, pictures, recorded
@@ -172,6 +176,27 @@ def _settings(sweeps: Sweeps, section: Section) -> None:
     section.tables = [table]
 
 
+def _training(sweeps: Sweeps, section: Section) -> None:
+    tables = []
+    for sweep in sweeps:
+        metric, target = chosen_by(sweep.results), target_of(sweep.results, sweeps.by)
+        if np.isnan(target):
+            continue
+        shown = metric.format(Interval(target, np.nan, 1))
+        name = f"{sweep.name}: " if len(sweeps) > 1 else ""
+        table = Table(
+            f"{name}Steps until {metric.title} {shown}, which every {sweeps.by}'s best setting ends with.",
+            ["fastest setting", "steps (median over seeds)", "seeds that get there"],
+        )
+        for speed in steps_to_target(sweep.results, target, sweeps.by).values():
+            there = speed.steps[np.isfinite(speed.steps)]
+            steps = f"{np.median(there):.0f}" if len(there) else "never"
+            keys = {key: str(speed.setting.values[key]) for key in ("optimizer", "schedule")}
+            table.add([describe(speed.setting), steps, f"{len(there)} of {len(speed.steps)}"], keys)
+        tables.append(table)
+    section.tables = tables
+
+
 def _comparison(sweeps: Sweeps, section: Section) -> None:
     tables = []
     for sweep in sweeps:
@@ -237,6 +262,7 @@ def _provenance(sweeps: Sweeps, section: Section) -> None:
 FILL = {
     "verdict": _verdict,
     "settings": _settings,
+    "training": _training,
     "comparison": _comparison,
     "divergence": _divergence,
     "diagnostics": _diagnostics,

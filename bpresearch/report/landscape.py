@@ -11,6 +11,8 @@ from bpresearch.report.sweeps import Sweeps, coarse
 
 MOST_LINES = 400
 MOST_POINTS = 5000
+BELOW = -0.1
+"""Where runs without a value cross an axis from 0 to 1."""
 NONE = "isValid(datum.value) ? datum.label : 'none'"
 """Labels of an axis that some optimizers do not have."""
 
@@ -159,14 +161,21 @@ def parallel_coordinates(sweeps: Sweeps) -> alt.FacetChart | None:
     for name in [*axes, "value"]:
         title = metric.title if name == "value" else titled(name)
         position, marks = _positions(rows[name], name)
+        if position.isna().any():  # of an optimizer without this axis
+            position, marks = position.fillna(BELOW), [*marks, (BELOW, "none")]
         told = rows[list(dict.fromkeys(["run", "setting", *_told(sweeps), "sweep", "seed", "value"]))]
         frames.append(told.assign(axis=title, position=position, panel="", label=""))
         labels += [{"axis": title, "position": p, "label": text, "panel": ""} for p, text in marks]
-    frame = pd.concat([*frames, pd.DataFrame(labels)], ignore_index=True).dropna(subset=["position"])
+    frame = pd.concat([*frames, pd.DataFrame(labels)], ignore_index=True)
     order = list(dict.fromkeys(frame.axis))
     x = alt.X("axis:N", sort=order, title=None, axis=alt.Axis(labelAngle=0, orient="top", domain=False))
     x["scale"] = alt.Scale(type="point", padding=0.6)
-    y = alt.Y("position:Q", title=None, axis=None, scale=alt.Scale(domain=[-0.04, 1.04], nice=False))
+    y = alt.Y(
+        "position:Q",
+        title=None,
+        axis=None,
+        scale=alt.Scale(domain=[float(frame.position.min()) - 0.04, 1.04], nice=False),
+    )
     scheme = alt.Scale(scheme="viridis", reverse=not metric.higher_is_better)
     lines = (
         alt.Chart()

@@ -10,6 +10,9 @@ from bpresearch.analysis import best_settings, describe, mean_and_interval
 from bpresearch.report.style import axis_at, band, channels_by, panels, tooltips
 from bpresearch.report.sweeps import Sweeps, binned, coarse
 
+FLOOR = 1e-8
+"""What smaller losses count as where logarithms are taken: float32 rounds them to 0."""
+
 ONE_RUN = -1
 """`run` in the rows of a mean over runs; the page adds rows of single runs that were picked."""
 
@@ -18,9 +21,9 @@ def loss_curves(sweeps: Sweeps) -> alt.FacetChart:
     """Training loss of each optimizer's best setting, a panel for each schedule (or the other way round).
 
     The mean over a bin of steps, then the geometric mean over seeds with its 95 % interval, which is
-    Student's of the logarithms (of the values themselves where a loss is not positive).
+    Student's of the logarithms (of the values themselves where a loss is negative).
     """
-    positive = all(bool((sweep.results.train_loss.fillna(1) > 0).all()) for sweep in sweeps)
+    positive = all(bool((sweep.results.train_loss.fillna(1) >= 0).all()) for sweep in sweeps)
     rows = curves(sweeps, "train_loss", positive)
     scale = alt.Scale(type="log", nice=False) if positive else alt.Scale()
     return panels(
@@ -43,12 +46,12 @@ def curve_layers(rows: pd.DataFrame, by: str, title: str, scale: alt.Scale) -> l
     one = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
     shown = tooltips(rows, ["optimizer", "schedule", "setting", "step", "value", "low", "high"])
     return [
-        one.mark_line(strokeWidth=1, opacity=0.55).encode(
-            x=x, y=y, color=channels["color"], detail="run:N", tooltip=shown
-        ),
         mean.mark_area(**band(by)).encode(x=x, y=bounds, y2="high:Q", detail=channels["detail"]),
         mean.mark_line(strokeWidth=2.2).encode(
             x=x, y=y, color=channels["color"], strokeDash=channels["dash"], tooltip=shown
+        ),
+        one.mark_line(strokeWidth=1, strokeOpacity=0.55).encode(
+            x=x, y=y, color=channels["color"], detail="run:N", tooltip=shown
         ),
     ]
 
@@ -62,7 +65,8 @@ def curves(sweeps: Sweeps, variable: str, logarithmic: bool) -> pd.DataFrame:
         for (optimizer, schedule), setting in best_settings(sweep.results).items():
             at, means = binned(values.values[setting.runs], values[along].values)
             for step, found in zip(at, means.T, strict=True):
-                interval = mean_and_interval(np.log(found) if logarithmic else found)
+                scaled = np.log(np.maximum(found, FLOOR)) if logarithmic else found
+                interval = mean_and_interval(scaled)
                 bounds = np.array([interval.mean, *interval.bounds])
                 value, low, high = np.exp(bounds) if logarithmic else bounds
                 rows.append(
@@ -95,7 +99,8 @@ def effective_learning_rate(sweeps: Sweeps) -> alt.FacetChart | None:
     gradient; None where there is nothing to compare.
     """
     found = sweeps.settings
-    if found[found.effective_lr.notna()].optimizer.nunique() < 2 or "momentum" not in found:
+    both = found[found.effective_lr.notna()].optimizer.nunique() > 1 and "momentum" in found
+    if sweeps.by != "optimizer" or not both:
         return None
     title = "Is momentum more than a larger learning rate?"
     return _sensitivity(sweeps, "effective_lr", "lr / (1 - momentum)", title)

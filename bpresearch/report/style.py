@@ -34,7 +34,7 @@ def config(dark: bool = False) -> dict[str, Any]:
             "labelOverlap": True,
         },
         "legend": {
-            "labelFontSize": 13, "titleFontSize": 13, "orient": "bottom", "symbolSize": 250, "columns": 4,
+            "labelFontSize": 13, "titleFontSize": 13, "orient": "bottom", "symbolSize": 250, "columns": 5,
             "symbolStrokeWidth": 3, "labelColor": ink, "titleColor": ink, "labelLimit": 300,
         },
         "header": {"labelFontSize": 13, "labelFontWeight": 600, "labelColor": ink, "titleColor": ink},
@@ -138,7 +138,7 @@ def panels(
         .add_params(*parameters())
     )
     if independent_y:
-        chart = chart.resolve_scale(y="independent")
+        chart = chart.resolve_scale(y="independent", yOffset="independent")
     return chart.properties(usermeta={"toggles": list(toggles), "columns": columns, "room": room, **meta})
 
 

@@ -32,5 +32,6 @@ __all__ = [
     "run",
     "search",
     "source_of",
+    "stored",
     "write_text",
 ]
