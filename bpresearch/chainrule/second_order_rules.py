@@ -16,7 +16,8 @@ from bpresearch.chainrule.losses import onehot
 from bpresearch.chainrule.pooling import _Windows, winners
 from bpresearch.chainrule.second_order import composite, second_order_rule
 from bpresearch.models.attention import CausalAttention, by_head, from_heads
-from bpresearch.models.combinators import Residual, Unembed, add_channel, flatten
+from bpresearch.models.combinators import Residual, Unembed
+from bpresearch.models.shapes import add_channel, flatten
 from bpresearch.models.patches import pad, take
 
 second_order_rule(Residual, nnx.MultiHeadAttention, CausalAttention)(composite)

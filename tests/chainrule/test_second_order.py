@@ -14,7 +14,8 @@ from bpresearch.chainrule import second_order
 from bpresearch.functional import merge, split
 from bpresearch.models import Residual, flatten, patch_convolution
 from bpresearch.models.attention import CausalAttention, dot_product_attention
-from bpresearch.models.combinators import Unembed, add_channel
+from bpresearch.models.combinators import Unembed
+from bpresearch.models.shapes import add_channel
 
 pytestmark = pytest.mark.usefixtures("float64")
 
