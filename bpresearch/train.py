@@ -141,7 +141,6 @@ def evaluate(
     The examples go through the model in blocks of at most `block`, so that memory does not grow with
     their number.
     """
-    model = merge(training.evaluation_graphdef, run.params, run.state)
     count = data.x.shape[0]
     blocks = -(-count // block)
     size = -(-count // blocks)
@@ -149,13 +148,16 @@ def evaluate(
     weight = (jnp.arange(blocks * size) < count).astype(jnp.float32).reshape(blocks, size)
 
     def sums(index: Array, weight: Array) -> dict[str, Array]:
+        # Put together here, where it is used: a recurrent layer moves its random stream on.
+        model = merge(training.evaluation_graphdef, run.params, run.state)
         y = data.y[index]
         outputs = model(*as_inputs(data.x[index]))
         values = training.loss_fn(outputs, y).astype(jnp.float32)
         result = {"loss": jnp.sum(weight * jnp.mean(values.reshape(size, -1), axis=1))}
         if training.labels:
-            labels = y if y.ndim == 1 else jnp.argmax(y, axis=-1)
-            result["accuracy"] = jnp.sum(weight * (jnp.argmax(outputs, axis=-1) == labels))
+            labels = y if jnp.issubdtype(y.dtype, jnp.integer) else jnp.argmax(y, axis=-1)
+            right = (jnp.argmax(outputs, axis=-1) == labels).reshape(size, -1)
+            result["accuracy"] = jnp.sum(weight * jnp.mean(right, axis=1))
         return result
 
     totals = jax.lax.map(lambda part: sums(*part), (index, weight))

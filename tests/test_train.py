@@ -178,3 +178,30 @@ def test_every_epoch_is_a_permutation_cut_into_batches(seed, count, batch, first
 def test_seeds_and_epochs_have_different_orders():
     orders = {tuple(train.shuffled_batches(seed, 30, 30, epoch, 1)[0]) for seed in (0, 1) for epoch in (1, 2)}
     assert len(orders) == 4
+
+
+def test_a_language_models_accuracy_is_the_mean_over_positions():
+    """A model that repeats its input is right where the next token is the same."""
+
+    class Repeat(nnx.Module):
+        def __call__(self, x):
+            return nnx.one_hot(x, 3)
+
+    loss_fn = optax.losses.softmax_cross_entropy_with_integer_labels
+    training = train.Training(lambda rngs: Repeat(), loss_fn, autodiff.gradient, optax.sgd)
+    x, y = jnp.array([[0, 1, 2, 2, 2], [1, 1, 1, 1, 0]]), jnp.array([[1, 1, 2, 2, 1], [1, 1, 1, 0, 0]])
+    run = train.start(training, 0, {})
+    found = train.evaluate(training, run, train.Examples(x, y), block=1)
+    np.testing.assert_allclose(found["accuracy"], (3 / 5 + 4 / 5) / 2, rtol=1e-6)
+
+
+def test_a_recurrent_model_is_trained_and_evaluated():
+    """Its layers have random streams for their first carry, which move on inside of the loops."""
+    loss_fn = optax.losses.softmax_cross_entropy_with_integer_labels
+    build = partial(models.bidirectional_gru, (3, 1), 2, width=2)
+    training = train.Training(lambda rngs: build(rngs=rngs), loss_fn, chainrule.gradient, optax.sgd)
+    examples = train.Examples(jnp.ones((4, 3, 1)), jnp.zeros(4, jnp.int32))
+    order, rates = jnp.zeros((5, 2), jnp.int32), jnp.full(5, 0.1)
+    run, losses = train.train(training, train.start(training, 0, {}), examples, order, rates, {}, 1, 5)
+    assert losses[-1] < losses[0]
+    assert train.evaluate(training, run, examples, block=2)["loss"] < losses[0]

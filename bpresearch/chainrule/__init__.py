@@ -26,6 +26,7 @@ from bpresearch.chainrule import (  # noqa: F401  (importing a file registers it
     reductions,
     rotary,
     second_order_rules,
+    shapes,
     weight_normalization,
 )
 from bpresearch.chainrule.coverage import coverage

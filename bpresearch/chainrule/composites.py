@@ -1,11 +1,15 @@
 """Rules over rules: composites have no derivative of their own beyond the chain rule itself."""
 
+import itertools
+
+import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from bpresearch.chainrule.engine import backward, forward
 from bpresearch.chainrule.registry import rule, rule_for
 from bpresearch.functional import as_inputs
-from bpresearch.models.combinators import Masked, Residual, add_channel, flatten
+from bpresearch.models.combinators import LayerStack, Masked, Parallel, Residual, add, concatenate
 
 
 @rule(nnx.Sequential)
@@ -55,23 +59,82 @@ class MaskedRule:
         return {"norm": grads}, (x_bar, None)
 
 
-@rule(flatten)
-class FlattenRule:
-    """y is x with its feature axes in one.      x_bar is y_bar in the shape of x"""
+@rule(Parallel)
+class ParallelRule:
+    """y = merge(f_1(x), f_2(x), ...).      x_bar is the sum of the branches' x_bar"""
 
     def forward(layer, x):
-        return flatten(x), x
+        branches = list(enumerate(layer.branches))
+        pairs = [forward(branch, x, name=("branches", index)) for index, branch in branches]
+        outputs, residuals = zip(*pairs, strict=True)
+        y, of_merge = forward(layer.merge, *outputs, name=("merge",))
+        return y, (residuals, of_merge)
 
-    def backward(layer, x, y_bar):
-        return {}, y_bar.reshape(x.shape)
+    def backward(layer, residuals, y_bar):
+        residuals, of_merge = residuals
+        _, outputs_bar = backward(layer.merge, of_merge, y_bar, name=("merge",))
+        outputs_bar = outputs_bar if len(residuals) > 1 else (outputs_bar,)
+        grads, x_bar = {}, None
+        for index, branch in enumerate(layer.branches):
+            name = ("branches", index)
+            grads[index], part = backward(branch, residuals[index], outputs_bar[index], name=name)
+            x_bar = part if x_bar is None else x_bar + part
+        return {"branches": grads}, x_bar
 
 
-@rule(add_channel)
-class AddChannelRule:
-    """y is x with one more axis, of length one.      x_bar is y_bar without it"""
+@rule(concatenate, nnx.Bidirectional.merge_fn)
+class ConcatenateRule:
+    """y is the parts side by side on the last axis.      y_bar is cut where they meet"""
+
+    def forward(function, *parts):
+        return function(*parts), parts
+
+    def backward(function, parts, y_bar):
+        ends = list(itertools.accumulate(part.shape[-1] for part in parts))
+        bars = jnp.split(y_bar, ends[:-1], axis=-1)
+        bars = tuple(bar.astype(part.dtype) for bar, part in zip(bars, parts, strict=True))
+        return {}, bars if len(bars) > 1 else bars[0]
+
+
+@rule(add)
+class AddRule:
+    """y = a + b + ...      a_bar = b_bar = ... = y_bar"""
+
+    def forward(function, *parts):
+        return function(*parts), parts
+
+    def backward(function, parts, y_bar):
+        bars = tuple(y_bar.astype(part.dtype) for part in parts)
+        return {}, bars if len(bars) > 1 else bars[0]
+
+
+@rule(LayerStack)
+class LayerStackRule:
+    """y = f_n(... f_2(f_1(x))), each f the layer with its own slice of the stacked parameters.
+
+    As `SequentialRule`, by two scans: forward stacks the residuals of all layers, and backward meets them in
+    reverse and stacks the gradients.
+    """
 
     def forward(layer, x):
-        return add_channel(x), x
+        graphdef, params, state = nnx.split(layer.layer, nnx.Param, ...)
 
-    def backward(layer, x, y_bar):
-        return {}, y_bar[..., 0]
+        def step(x, variables):
+            one = nnx.merge(graphdef, *variables)
+            y, residuals = forward(one, x, name=("layer",))
+            return y, (residuals, nnx.state(one, nnx.Not(nnx.Param)))
+
+        y, (residuals, state) = lax.scan(step, x, (params, state))
+        nnx.update(layer.layer, state)
+        return y, residuals
+
+    def backward(layer, residuals, y_bar):
+        graphdef, params, state = nnx.split(layer.layer, nnx.Param, ...)
+
+        def step(y_bar, slices):
+            variables, kept = slices
+            grads, x_bar = backward(nnx.merge(graphdef, *variables), kept, y_bar, name=("layer",))
+            return x_bar, grads
+
+        x_bar, grads = lax.scan(step, y_bar, ((params, state), residuals), reverse=True)
+        return {"layer": grads}, x_bar

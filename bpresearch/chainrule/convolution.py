@@ -215,15 +215,21 @@ class PatchConvolutionRule:
         groups = feature_group_count
         *window, group_in, out = kernel.shape
         patches = extract_patches(x, window, window_strides, padding, lhs_dilation, rhs_dilation)
-        rows = patches.reshape(-1, math.prod(window), groups, group_in)
-        columns = y_bar.reshape(-1, groups, out // groups)
-        matrix = kernel.reshape(-1, group_in, groups, out // groups)
-        kernel_bar = jnp.einsum("rkgi,rgo->kigo", rows, columns, precision=precision)
-        patches_bar = jnp.einsum("rgo,kigo->rkgi", columns, matrix, precision=precision)
+        if groups == 1:
+            rows, columns = patches.reshape(-1, patches.shape[-1]), y_bar.reshape(-1, out)
+            matrix = kernel.reshape(-1, out)
+            kernel_bar = jnp.matmul(rows.T, columns, precision=precision)
+            patches_bar = jnp.matmul(columns, matrix.T, precision=precision)
+        else:
+            rows = patches.reshape(-1, math.prod(window), groups, group_in)
+            columns = y_bar.reshape(-1, groups, out // groups)
+            matrix = kernel.reshape(-1, group_in, groups, out // groups)
+            kernel_bar = jnp.einsum("rkgi,rgo->kigo", rows, columns, precision=precision)
+            patches_bar = jnp.einsum("rgo,kigo->rkgi", columns, matrix, precision=precision)
         dilated = padded_size(x.shape[1:-1], ((0, 0),) * len(window), lhs_dilation)
         pads = explicit_padding(padding, dilated, window, window_strides, rhs_dilation)
         x_bar = put_back(
-            patches_bar.reshape(patches.shape),
+            jnp.split(patches_bar.reshape(patches.shape), math.prod(window), axis=-1),
             list(offsets(window, rhs_dilation)),
             window_strides,
             padded_size(x.shape[1:-1], pads, lhs_dilation),

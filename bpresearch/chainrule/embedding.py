@@ -5,7 +5,7 @@ from flax import nnx
 
 from bpresearch.chainrule.engine import location
 from bpresearch.chainrule.registry import rule
-from bpresearch.models.combinators import Unembed
+from bpresearch.models.combinators import LearnedPositions, Unembed
 
 
 @rule(nnx.Embed)
@@ -45,3 +45,20 @@ class UnembedRule:
         y_bar = y_bar.astype(x_cast.dtype)
         table_bar = y_bar.reshape(-1, y_bar.shape[-1]).T @ x_cast.reshape(-1, x.shape[-1])
         return {"embed": {"embedding": table_bar}}, (y_bar @ table_cast).astype(x.dtype)
+
+
+@rule(LearnedPositions)
+class LearnedPositionsRule:
+    """y[n, t] = x[n, t] + p[t].      p_bar[t] = sum_n y_bar[n, t],   x_bar = y_bar
+
+    x and y: (batch, length, features); positions past the length of the sequences have p_bar = 0.
+    """
+
+    def forward(layer, x):
+        return layer(x), x[:0]
+
+    def backward(layer, nothing, y_bar):
+        position = layer.position[...]
+        unused = position.shape[0] - y_bar.shape[1]
+        position_bar = jnp.pad(jnp.sum(y_bar, axis=0), ((0, unused), (0, 0)))
+        return {"position": position_bar.astype(position.dtype)}, y_bar.astype(nothing.dtype)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 
 from bpresearch.chainrule.registry import rule
 from bpresearch.models.patches import explicit_padding, offsets, pad, padded_size, put_back, take
@@ -26,9 +27,21 @@ class _Windows:
         return array.reshape(-1, *array.shape[array.ndim - len(self.size) - 1 :])
 
     def adjoint(self, parts):
-        """x_bar from the cotangents of the elements of the window, one after another on the last axis."""
-        x_bar = put_back(parts, self.offsets, self.strides, self.padded)
-        return pad(x_bar, tuple((-low, -high) for low, high in self.pads)).reshape(self.shape)
+        """x_bar from the cotangents of what each element of the window saw."""
+        return self._inside(put_back(parts, self.offsets, self.strides, self.padded))
+
+    def spread(self, share):
+        """x_bar where all elements of a window have the same cotangent: the sum over the windows around."""
+        window = [last + 1 for last in self.offsets[-1]]
+        moved = zip(share.shape[1:-1], self.strides, self.padded, window, strict=True)
+        around = [(w - 1, n - (m - 1) * s - 1) for m, s, n, w in moved]
+        options = {"padding": ((0, 0), *around, (0, 0)), "base_dilation": (1, *self.strides, 1)}
+        ones = (1,) * share.ndim
+        zero = np.zeros((), share.dtype)
+        return self._inside(lax.reduce_window(share, zero, lax.add, (1, *window, 1), ones, **options))
+
+    def _inside(self, padded):
+        return pad(padded, tuple((-low, -high) for low, high in self.pads)).reshape(self.shape)
 
 
 @rule(nnx.avg_pool)
@@ -50,7 +63,7 @@ class AveragePoolRule:
             inside = pad(jnp.ones((1, *windows.size, 1), x.dtype), windows.pads)
             size = share.shape[1:-1]
             share = share / sum(take(inside, o, windows.strides, size) for o in windows.offsets)
-        return {}, windows.adjoint(jnp.concatenate([share] * len(windows.offsets), axis=-1))
+        return {}, windows.spread(share)
 
 
 @rule(nnx.max_pool)
@@ -86,9 +99,9 @@ class MinPoolRule:
 def _to_the_winner(residuals, y_bar, window_shape, strides, padding, outside):
     x, _ = residuals
     windows = _Windows(x, window_shape, strides, padding)
-    y_bar = windows.fold(y_bar)
+    y_bar = lax.optimization_barrier(windows.fold(y_bar))  # computed once, not per offset
     parts = [jnp.where(won, y_bar, 0) for won in winners(windows, x, y_bar.shape[1:-1], outside)]
-    return windows.adjoint(jnp.concatenate(parts, axis=-1))
+    return windows.adjoint(parts)
 
 
 def winners(windows, x, size, outside):

@@ -313,16 +313,3 @@ def _options_of_both(
     return_carry = layer.return_carry if return_carry is None else return_carry
     both = {"seq_lengths": seq_lengths, "time_major": time_major, "return_carry": True}
     return both, return_carry
-
-
-@rule(nnx.Bidirectional.merge_fn)
-class MergeRule:
-    """y is a and b side by side on the last axis, the default of `merge_fn`.      y_bar is cut in two"""
-
-    def forward(function, a, b):
-        return function(a, b), (a, b)
-
-    def backward(function, residuals, y_bar):
-        a, b = residuals
-        a_bar, b_bar = jnp.split(y_bar, [a.shape[-1]], axis=-1)
-        return {}, (a_bar.astype(a.dtype), b_bar.astype(b.dtype))

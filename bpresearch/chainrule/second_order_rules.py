@@ -16,8 +16,9 @@ from bpresearch.chainrule.losses import onehot
 from bpresearch.chainrule.pooling import _Windows, winners
 from bpresearch.chainrule.second_order import composite, second_order_rule
 from bpresearch.models.attention import CausalAttention, by_head, from_heads
-from bpresearch.models.combinators import Residual, Unembed, add_channel, flatten
+from bpresearch.models.combinators import LearnedPositions, Residual, Unembed
 from bpresearch.models.patches import pad, take
+from bpresearch.models.shapes import add_channel, average, flatten, last, positions, steps, swap
 
 second_order_rule(Residual, nnx.MultiHeadAttention, CausalAttention)(composite)
 
@@ -58,7 +59,7 @@ class EmbedSecondOrder:
         return tangent.rule.backward(layer, residuals, y_bar_dot)
 
 
-@second_order_rule(flatten, add_channel, nnx.identity, nnx.avg_pool)
+@second_order_rule(nnx.identity, nnx.avg_pool, flatten, add_channel, average, last, positions, steps, swap)
 class LinearSecondOrder:
     """y = A x, without parameters.      y_dot = A x_dot,   R{x_bar} = A^T y_bar_dot"""
 
@@ -67,6 +68,17 @@ class LinearSecondOrder:
 
     def backward_dot(function, tangent, residuals, residuals_dot, y_bar, y_bar_dot, **options):
         return tangent.rule.backward(function, residuals, y_bar_dot, **options)
+
+
+@second_order_rule(LearnedPositions)
+class LearnedPositionsSecondOrder:
+    """y = x + P.      y_dot = x_dot + P_dot; both cotangents are copies of y_bar, and R's of y_bar_dot"""
+
+    def forward_dot(layer, tangent, residuals, inputs, inputs_dot):
+        return tangent.layer_dot(*inputs_dot), None
+
+    def backward_dot(layer, tangent, residuals, residuals_dot, y_bar, y_bar_dot):
+        return tangent.rule.backward(layer, residuals, y_bar_dot)
 
 
 @second_order_rule(nnx.Dropout)

@@ -1,11 +1,12 @@
 """Data sets as arrays: generated, carried by scikit-learn, or read from files that the user has."""
 
 from bpresearch.data.collected import diabetes, digits
-from bpresearch.data.dataset import Dataset, dataset
+from bpresearch.data.dataset import Dataset, dataset, reconstruction
 from bpresearch.data.files import idx, npz, read_idx
 from bpresearch.data.generated import mnist1d, published_mnist1d, spirals
+from bpresearch.data.text import text
 
-_WITHOUT_FILES = {f.__name__: f for f in (mnist1d, digits, diabetes, spirals)}
+_WITHOUT_FILES = {f.__name__: f for f in (mnist1d, digits, diabetes, spirals, text)}
 _FROM_FILES = {f.__name__: f for f in (idx, npz)}
 NAMES = (*_WITHOUT_FILES, *_FROM_FILES)
 """The names that `load` takes."""
@@ -42,5 +43,7 @@ __all__ = [
     "npz",
     "published_mnist1d",
     "read_idx",
+    "reconstruction",
     "spirals",
+    "text",
 ]

@@ -13,9 +13,10 @@ class Dataset:
 
     Attributes:
         name: the name that `load` takes.
-        x: (examples, length, channels) signals, (examples, height, width, channels) images or
-            (examples, features) feature vectors.
-        y: (examples,) class labels from 0, or (examples, targets) numbers.
+        x: (examples, length, channels) signals, (examples, height, width, channels) images,
+            (examples, features) feature vectors, or (examples, length) tokens, integers from 0.
+        y: (examples,) class labels from 0, (examples, targets) numbers, or for tokens (examples, length)
+            labels, one for each.
         x_test, y_test: the same for the test part.
         classes: number of classes; None for regression.
         description: a sentence with the source and the split.
@@ -26,10 +27,10 @@ class Dataset:
     """
 
     name: str
-    x: Float32[np.ndarray, "train *features"]
-    y: Int32[np.ndarray, " train"] | Float32[np.ndarray, "train targets"]
-    x_test: Float32[np.ndarray, "test *features"]
-    y_test: Int32[np.ndarray, " test"] | Float32[np.ndarray, "test targets"]
+    x: Float32[np.ndarray, "train *features"] | Int32[np.ndarray, "train length"]
+    y: Int32[np.ndarray, "train *length"] | Float32[np.ndarray, "train targets"]
+    x_test: Float32[np.ndarray, "test *features"] | Int32[np.ndarray, "test length"]
+    y_test: Int32[np.ndarray, "test *length"] | Float32[np.ndarray, "test targets"]
     classes: int | None
     description: str
     target_scale: float = 1.0
@@ -50,6 +51,11 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return self.x.shape[1:]
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the examples are sequences of tokens; their vocabulary is that of the labels."""
+        return np.issubdtype(self.x.dtype, np.integer)
 
     @cached_property
     def outputs(self) -> int:
@@ -95,3 +101,16 @@ def dataset(
     scale = float(np.std(y)) or 1.0
     targets = [((part - np.mean(y)) / scale).astype(np.float32) for part in (y, y_test)]
     return Dataset(name, x, targets[0], x_test, targets[1], None, description, scale)
+
+
+def reconstruction(source: Dataset) -> Dataset:
+    """The same examples with themselves, flattened, as targets: what an autoencoder learns.
+
+    Raises:
+        ValueError: the examples are tokens, not numbers.
+    """
+    if source.tokens:
+        raise ValueError(f"{source.name}: tokens cannot be reconstructed as numbers")
+    y, y_test = (x.reshape(len(x), -1) for x in (source.x, source.x_test))
+    text = f"{source.description}; the targets are the examples themselves"
+    return Dataset(source.name, source.x, y, source.x_test, y_test, None, text)

@@ -10,7 +10,7 @@ import optax
 from absl import flags
 from flax import nnx
 
-from bpresearch import data, models
+from bpresearch import chainrule, data, models
 from bpresearch.flags.axes import positive, sizes
 from bpresearch.flags.command import choose
 from bpresearch.platform import DTYPES, PLATFORMS
@@ -28,15 +28,62 @@ ACTIVATIONS = {
     "gelu_tanh": functools.partial(nnx.gelu, approximate=True),
     "silu": nnx.silu,
     "softplus": nnx.softplus,
+    "celu": nnx.celu,
+    "selu": nnx.selu,
+    "relu6": nnx.relu6,
+    "hard_sigmoid": nnx.hard_sigmoid,
+    "hard_silu": nnx.hard_silu,
+    "hard_tanh": nnx.hard_tanh,
+    "log_sigmoid": nnx.log_sigmoid,
+    "soft_sign": nnx.soft_sign,
 }
-MODELS = {f.__name__: f for f in (models.linear, models.mlp, models.residual_mlp, models.cnn)}
+MODELS = {
+    f.__name__: f
+    for f in (
+        models.linear,
+        models.mlp,
+        models.residual_mlp,
+        models.autoencoder,
+        models.cnn,
+        models.lenet,
+        models.resnet,
+        models.gru,
+        models.lstm,
+        models.bidirectional_gru,
+        models.transformer,
+        models.vit,
+        models.mixer,
+    )
+}
+# Losses by what they compare outputs with: integers, numbers or one-hot rows, one-hot rows, rows of 1 and -1.
+OF_CLASSES = (
+    "softmax_cross_entropy_with_integer_labels",
+    "multiclass_hinge_loss",
+    "multiclass_perceptron_loss",
+    "multiclass_sparsemax_loss",
+)
+OF_SIGNS = ("hinge_loss", "perceptron_loss")
+OF_ROWS = (
+    "softmax_cross_entropy",
+    "safe_softmax_cross_entropy",
+    "poly_loss_cross_entropy",
+    "sigmoid_binary_cross_entropy",
+    "sigmoid_focal_loss",
+    "ranking_softmax_loss",
+    "dice_loss",
+)
+OF_NUMBERS = (
+    "squared_error",
+    "l2_loss",
+    "huber_loss",
+    "log_cosh",
+    "cosine_similarity",
+    "cosine_distance",
+)
 LOSSES = {
-    "softmax_cross_entropy_with_integer_labels": optax.losses.softmax_cross_entropy_with_integer_labels,
-    "squared_error": optax.losses.squared_error,
-    "l2_loss": optax.losses.l2_loss,
-    "huber_loss": optax.losses.huber_loss,
-    "log_cosh": optax.losses.log_cosh,
-    "multiclass_hinge_loss": optax.losses.multiclass_hinge_loss,
+    name: getattr(optax.losses, name)
+    for name in (*OF_CLASSES, *OF_NUMBERS, *OF_ROWS, *OF_SIGNS)
+    if getattr(optax.losses, name, None) in chainrule.registered()
 }
 LOSS_ALIASES = {
     "cross_entropy": "softmax_cross_entropy_with_integer_labels",
@@ -46,18 +93,28 @@ INITIALIZATIONS = ("lecun", "he", "glorot", "torch")
 
 
 def define_task_flags(model: str = "mlp") -> None:
-    """The flags of a task: model, data set, loss, and where it runs."""
+    """The flags of a task: model, data set, loss, and where it runs.
+
+    A model's own flags are None unless given; its function has the defaults.
+    """
     flags.DEFINE_string("model", model, f"the model: {', '.join(MODELS)}")
-    flags.DEFINE_string("widths", "100,100", "mlp: widths of the hidden layers")
-    flags.DEFINE_integer("width", 100, "residual_mlp: width of the hidden layers")
-    flags.DEFINE_integer("depth", 1, "residual_mlp: number of residual branches")
-    flags.DEFINE_string("channels", "25,25,25", "cnn: output channels of each convolution")
-    flags.DEFINE_string("kernel_sizes", "5,3,3", "cnn: kernel size of each convolution")
-    flags.DEFINE_integer("stride", 2, "cnn: stride of the convolutions, or of the pooling if there is one")
-    flags.DEFINE_string("padding", "SAME", "cnn: SAME, VALID or a number of zeros on each side")
-    flags.DEFINE_string("pooling", "none", "cnn: none, max or avg after each activation")
-    flags.DEFINE_string("activation", "relu", f"the activation: {', '.join(ACTIVATIONS)}")
-    flags.DEFINE_string("initialization", "lecun", f"initial weights: {', '.join(INITIALIZATIONS)}")
+    flags.DEFINE_string("widths", None, "mlp: widths of the hidden layers; autoencoder: of the encoder's")
+    flags.DEFINE_integer(
+        "width", None, "units or features of a layer of: residual_mlp, recurrent models, transformers"
+    )
+    flags.DEFINE_integer("depth", None, "blocks of: residual_mlp, resnet (a stage), gru, lstm, transformers")
+    flags.DEFINE_integer("heads", None, "transformer, vit: attention heads")
+    flags.DEFINE_integer("patch_size", None, "vit, mixer: side of the patches that an image is cut into")
+    flags.DEFINE_bool(
+        "scan_layers", None, "transformer, vit, mixer: compile one block, scan over their weights"
+    )
+    flags.DEFINE_string("channels", None, "cnn: output channels of each convolution; resnet: of each stage")
+    flags.DEFINE_string("kernel_sizes", None, "cnn: kernel size of each convolution")
+    flags.DEFINE_integer("stride", None, "cnn: stride of the convolutions, or of the pooling if there is one")
+    flags.DEFINE_string("padding", None, "cnn: SAME, VALID or a number of zeros on each side")
+    flags.DEFINE_string("pooling", None, "cnn, lenet: none, max or avg after each activation")
+    flags.DEFINE_string("activation", None, f"the activation: {', '.join(ACTIVATIONS)}")
+    flags.DEFINE_string("initialization", None, f"initial weights: {', '.join(INITIALIZATIONS)}")
     flags.DEFINE_string("dataset", "mnist1d", f"the data set: {', '.join(data.NAMES)}")
     flags.DEFINE_string("data_dir", None, "idx, npz: where the files are")
     flags.DEFINE_string(
@@ -85,6 +142,9 @@ def model_from_flags() -> tuple[Callable[..., nnx.Module], dict[str, Any]]:
         "widths": lambda: [] if not FLAGS.widths else sizes("widths"),
         "width": lambda: positive("width"),
         "depth": lambda: positive("depth", low=0),
+        "heads": lambda: positive("heads"),
+        "patch_size": lambda: positive("patch_size"),
+        "scan_layers": lambda: FLAGS.scan_layers,
         "channels": lambda: sizes("channels"),
         "kernel_sizes": lambda: sizes("kernel_sizes"),
         "stride": lambda: positive("stride"),
@@ -93,10 +153,12 @@ def model_from_flags() -> tuple[Callable[..., nnx.Module], dict[str, Any]]:
         "activation": lambda: ACTIVATIONS[choose("activation", FLAGS.activation, ACTIVATIONS)],
         "initialization": lambda: choose("initialization", FLAGS.initialization, INITIALIZATIONS),
     }
-    for flag in read:
-        if flag not in taken and FLAGS[flag].present:
+    given = [flag for flag in read if FLAGS[flag].value is not None]
+    for flag in given:
+        if flag not in taken:
             raise ValueError(f"--{flag} is not a flag of --model={name}")
-    return function, {flag: value() for flag, value in read.items() if flag in taken}
+    defaults = {flag: taken[flag].default for flag in read if flag in taken}
+    return function, defaults | {flag: read[flag]() for flag in given}
 
 
 def _padding() -> str | int:
@@ -109,9 +171,17 @@ def _padding() -> str | int:
 
 
 def dataset_from_flags() -> data.Dataset:
-    """The data set that --dataset and --data_dir name."""
+    """The data set that --dataset and --data_dir name; an autoencoder's targets are the examples."""
     choose("dataset", FLAGS.dataset, data.NAMES)
-    return data.load(FLAGS.dataset, data_dir=FLAGS.data_dir)
+    found = data.load(FLAGS.dataset, data_dir=FLAGS.data_dir)
+    language = FLAGS.model == "transformer"
+    if found.tokens != language:
+        held, wanted = ("tokens", "transformer") if found.tokens else ("numbers", "vit")
+        raise ValueError(
+            f"--model={FLAGS.model} takes {'tokens' if language else 'numbers'}, and --dataset={found.name} "
+            f"holds {held}: take --model={wanted}" + (", or --dataset=text" if language else "")
+        )
+    return data.reconstruction(found) if FLAGS.model == "autoencoder" else found
 
 
 def loss_from_flags(dataset: data.Dataset) -> Callable[..., Any]:
@@ -120,18 +190,24 @@ def loss_from_flags(dataset: data.Dataset) -> Callable[..., Any]:
     default = "cross_entropy" if classification else "mse"
     name = choose("loss", FLAGS.loss or default, [*LOSSES, *LOSS_ALIASES])
     loss = LOSSES[LOSS_ALIASES.get(name, name)]
-    if takes_labels(loss) and not classification:
-        raise ValueError(f"--loss={name} takes classes, and --dataset={dataset.name} holds numbers: take mse")
+    if loss.__name__ not in OF_NUMBERS and not classification:
+        of = (
+            "an autoencoder's targets are"
+            if FLAGS.model == "autoencoder"
+            else f"--dataset={dataset.name} holds"
+        )
+        raise ValueError(f"--loss={name} takes classes, and {of} numbers: take mse")
     return loss
 
 
 def takes_labels(loss: Callable[..., Any]) -> bool:
     """Whether the loss takes integer labels; other losses take targets of the outputs' shape."""
-    return "labels" in inspect.signature(loss).parameters
+    return loss.__name__ in OF_CLASSES
 
 
 def targets(dataset: data.Dataset, loss: Callable[..., Any], y: np.ndarray) -> np.ndarray:
-    """The targets as the loss takes them: classes become one-hot rows for a loss between numbers."""
+    """The targets as the loss takes them: classes, or a row for each example of 0 and 1, or -1 and 1."""
     if dataset.classes is None or takes_labels(loss):
         return y
-    return np.eye(dataset.classes, dtype=np.float32)[y]
+    rows = np.eye(dataset.classes, dtype=np.float32)[y]
+    return 2 * rows - 1 if loss.__name__ in OF_SIGNS else rows

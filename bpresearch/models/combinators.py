@@ -3,13 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Shaped
-
-
-def flatten(x: Shaped[Array, "batch *features"]) -> Shaped[Array, "batch flat"]:
-    """All axes but the first in one, in row-major order."""
-    return x.reshape(x.shape[0], -1)
+from jaxtyping import Array, Float, Shaped
 
 
 class Residual(nnx.Module):
@@ -24,6 +21,80 @@ class Residual(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         return x + self.branch(x)
+
+
+def concatenate(*parts: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """The parts side by side on the last axis."""
+    return jnp.concatenate(parts, axis=-1)
+
+
+def add(*parts: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The sum of the parts."""
+    return sum(parts[1:], start=parts[0])
+
+
+class Parallel(nnx.Module):
+    """Branches that all see the same input: `y = merge(branch_1(x), branch_2(x), ...)`.
+
+    Args:
+        branches: layers.
+        merge: what is made of their outputs: `concatenate` (as in Inception, Szegedy et al. 2015), `add`,
+            or another function of as many arrays that has a rule.
+    """
+
+    def __init__(self, *branches: nnx.Module | Callable[[Any], Any], merge: Callable[..., Any] = concatenate):
+        self.branches = nnx.List(branches)
+        self.merge = merge
+
+    def __call__(self, x: Array) -> Array:
+        return self.merge(*(branch(x) for branch in self.branches))
+
+
+class LayerStack(nnx.Module):
+    """Layers of the same structure one after another, compiled once: `lax.scan` over their parameters.
+
+    The variables of all layers are stacked along a new first axis, in `layer`. The compiled program has the
+    size of one layer, whatever the depth; on the other hand XLA optimises nothing across layers.
+
+    Args:
+        build: `rngs -> layer`, whose output has the shape and type of its input.
+        depth: number of layers, at least 1.
+        rngs: source of the initial weights, different for each layer.
+    """
+
+    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs):
+        if depth < 1:
+            raise ValueError(f"LayerStack: depth {depth}: takes at least 1 layer")
+        structures, states = zip(*(nnx.split(build(rngs)) for _ in range(depth)), strict=True)
+        self.depth = depth
+        self.layer = nnx.merge(structures[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+
+    def __call__(self, x: Array) -> Array:
+        graphdef, params, state = nnx.split(self.layer, nnx.Param, ...)
+
+        def apply(x, variables):
+            layer = nnx.merge(graphdef, *variables)
+            return layer(x), nnx.state(layer, nnx.Not(nnx.Param))
+
+        y, state = jax.lax.scan(apply, x, (params, state))
+        nnx.update(self.layer, state)
+        return y
+
+
+class LearnedPositions(nnx.Module):
+    """`y = x + p`: a learned vector for each position of a sequence (Gehring et al. 2017).
+
+    Args:
+        length: number of positions; sequences may be shorter.
+        features: number of features of each.
+        rngs: source of the initial values, N(0, 0.02^2).
+    """
+
+    def __init__(self, length: int, features: int, *, rngs: nnx.Rngs):
+        self.position = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (length, features)))
+
+    def __call__(self, x: Float[Array, "batch length features"]) -> Float[Array, "batch length features"]:
+        return x + self.position[...][None, : x.shape[1]]
 
 
 class Unembed(nnx.Module):
@@ -55,8 +126,3 @@ class Masked(nnx.Module):
 
     def __call__(self, x: Array, mask: Array) -> Array:
         return self.norm(x, mask=mask)
-
-
-def add_channel(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape 1"]:
-    """Feature vectors as signals with one channel."""
-    return x[..., None]

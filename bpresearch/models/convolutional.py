@@ -9,10 +9,10 @@ import jax
 from flax import nnx
 from jax import lax
 
-from bpresearch.models.combinators import add_channel, flatten
 from bpresearch.models.dense import Activation, dense
 from bpresearch.models.initializers import initializers
 from bpresearch.models.patches import patch_convolution
+from bpresearch.models.shapes import add_channel, flatten
 
 POOLINGS = {"none": None, "max": nnx.max_pool, "avg": nnx.avg_pool}
 
@@ -104,6 +104,44 @@ def cnn(
             )
     features = math.prod(_size_after(layers, input_shape)) * before
     return nnx.Sequential(*layers, flatten, dense(features, outputs, initialization, rngs))
+
+
+def lenet(
+    input_shape: Sequence[int],
+    outputs: int,
+    *,
+    pooling: str = "avg",
+    activation: Activation = nnx.tanh,
+    initialization: str = "lecun",
+    rngs: nnx.Rngs,
+) -> nnx.Sequential:
+    """LeNet-5 in its usual present form (LeCun et al. 1998): convolutions of 6 and 16 channels, 120, 84.
+
+    Each convolution is over five positions along each axis, with zeros around the input, and followed by the
+    activation and pooling over two. The original has a trained factor in its pooling, connects its
+    second convolution to some of the channels only, without zeros around them, and ends in radial basis
+    functions.
+
+    Args:
+        input_shape: (height, width, channels) of an image or (length, channels) of a signal.
+        outputs: number of outputs.
+        pooling: "max", "avg" or "none", which leaves the stride of two to the convolutions.
+        activation: the function after each layer.
+        initialization: a name that `initializers` takes.
+        rngs: source of the initial weights.
+    """
+    features = cnn(
+        input_shape,
+        120,
+        channels=(6, 16),
+        kernel_sizes=(5, 5),
+        pooling=pooling,
+        activation=activation,
+        initialization=initialization,
+        rngs=rngs,
+    )
+    head = dense(120, 84, initialization, rngs), activation, dense(84, outputs, initialization, rngs)
+    return nnx.Sequential(*features.layers, activation, *head)
 
 
 def _size_after(layers: Sequence[Any], input_shape: Sequence[int]) -> tuple[int, ...]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import jax
 from flax import nnx
 
-from bpresearch.models.combinators import Residual, flatten
+from bpresearch.models.combinators import Residual
 from bpresearch.models.initializers import initializers
+from bpresearch.models.shapes import flatten
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -36,7 +37,7 @@ def mlp(
     input_shape: Sequence[int],
     outputs: int,
     *,
-    widths: Sequence[int] = (128, 128),
+    widths: Sequence[int] = (100, 100),
     activation: Activation = nnx.relu,
     initialization: str = "lecun",
     rngs: nnx.Rngs,
@@ -94,3 +95,39 @@ def residual_mlp(
         branch = nnx.Sequential(dense(width, width, initialization, rngs), activation)
         layers.append(Residual(branch))
     return nnx.Sequential(*layers, dense(width, outputs, initialization, rngs))
+
+
+def autoencoder(
+    input_shape: Sequence[int],
+    outputs: int,
+    *,
+    widths: Sequence[int] = (100, 50, 8),
+    activation: Activation = nnx.tanh,
+    initialization: str = "lecun",
+    rngs: nnx.Rngs,
+) -> nnx.Sequential:
+    """A deep autoencoder (Hinton and Salakhutdinov 2006): to a short code and, mirrored, back.
+
+    The code itself and the output have no activation.
+
+    Args:
+        input_shape: shape of one example; its axes are flattened.
+        outputs: number of outputs: the size of an example.
+        widths: width of each layer of the encoder; the last is that of the code.
+        activation: the function after each other hidden layer.
+        initialization: a name that `initializers` takes.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: there is no width, or one below 1.
+    """
+    if min(widths, default=0) < 1:
+        raise ValueError(f"widths {tuple(widths)}: take at least one positive integer")
+    sizes = [math.prod(input_shape), *widths, *reversed(widths[:-1]), outputs]
+    code = len(widths)
+    layers: list = [flatten]
+    for number, (before, after) in enumerate(itertools.pairwise(sizes), start=1):
+        layers.append(dense(before, after, initialization, rngs))
+        if number not in (code, len(sizes) - 1):
+            layers.append(activation)
+    return nnx.Sequential(*layers)

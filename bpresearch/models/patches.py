@@ -35,6 +35,10 @@ def take(
 
 def pad(x: Array, padding: Padding, value: Any = 0, dilation: Sequence[int] | None = None) -> Array:
     """Pads (or, where negative, crops) the spatial axes, with `dilation - 1` values between elements."""
+    if dilation is None and all(side <= 0 for pair in padding for side in pair):  # XLA fuses slices better
+        begin = [-low for low, _ in padding]
+        end = [n + high for n, (_, high) in zip(x.shape[1:-1], padding, strict=True)]
+        return lax.slice(x, (0, *begin, 0), (x.shape[0], *end, x.shape[-1]))
     interior = [d - 1 for d in dilation] if dilation else [0] * len(padding)
     spatial = [(low, high, gap) for (low, high), gap in zip(padding, interior, strict=True)]
     return lax.pad(x, jnp.asarray(value, x.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
@@ -120,20 +124,25 @@ def extract_patches(
 
 
 def put_back(
-    patches_bar: Shaped[Array, "batch *moved patch"],
+    parts: Sequence[Shaped[Array, "batch *moved channels"]],
     where: Sequence[tuple[int, ...]],
     strides: Sequence[int],
     size: Sequence[int],
 ) -> Shaped[Array, "batch *size channels"]:
-    """The adjoint of taking patches: each element of the input adds up all the windows that saw it."""
-    channels = patches_bar.shape[-1] // len(where)
-    total = jnp.zeros((patches_bar.shape[0], *size, channels), patches_bar.dtype)
-    moved = patches_bar.shape[1:-1]
+    """The adjoint of taking patches: each element of the input adds up all the windows that saw it.
+
+    Args:
+        parts: for each element of the window, the cotangent of what it saw as the window moved.
+        where: the offsets of these elements.
+        strides: how the window moved.
+        size: spatial size of the padded input.
+    """
+    moved = parts[0].shape[1:-1]
+    total = jnp.zeros((parts[0].shape[0], *size, parts[0].shape[-1]), parts[0].dtype)
     if 0 in moved:
         return total
-    for element, offset in enumerate(where):
+    for part, offset in zip(parts, where, strict=True):
         spread = [(m - 1) * s + 1 for m, s in zip(moved, strides, strict=True)]
         around = tuple((o, n - o - m) for o, n, m in zip(offset, size, spread, strict=True))
-        part = patches_bar[..., element * channels : (element + 1) * channels]
         total = total + pad(part, around, dilation=strides)
     return total

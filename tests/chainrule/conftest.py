@@ -53,7 +53,7 @@ def random_model():
 
         def draw(index, leaf):
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return jax.random.key(0)
+                return jax.random.split(jax.random.key(0), leaf.shape) if leaf.shape else jax.random.key(0)
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 return jnp.zeros(leaf.shape, leaf.dtype)
             scale = 1 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1))

@@ -1,5 +1,6 @@
 """The rules of layers made of layers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -7,7 +8,20 @@ import pytest
 from flax import nnx
 
 from bpresearch import chainrule
-from bpresearch.models import Residual, add_channel, flatten
+from bpresearch.models import (
+    LayerStack,
+    LearnedPositions,
+    Parallel,
+    Residual,
+    add,
+    add_channel,
+    average,
+    flatten,
+    last,
+    positions,
+    steps,
+    swap,
+)
 
 pytestmark = pytest.mark.usefixtures("float64", "strict_promotion")
 
@@ -173,3 +187,69 @@ def test_rounding(dtype, random_model, normal, assert_sound_in):
     x, y = normal(1, 16, 4, 2), jnp.arange(16) % 3
     loss_fn = optax.softmax_cross_entropy_with_integer_labels
     assert_sound_in(dtype, random_model(build), loss_fn, x, y)
+
+
+@pytest.mark.parametrize("function", [steps, positions, swap, last, average])
+def test_moving_selecting_and_averaging(function, normal, assert_engines_agree):
+    for shape in [(2, 3, 4), (1, 2, 3, 4)]:
+        x = normal(1, *shape)
+        y = normal(2, *function(x).shape)
+        assert assert_engines_agree(nnx.Sequential(function), optax.squared_error, x, y) <= 1e-14
+
+
+def test_parallel_branches(random_model, normal, assert_engines_agree, assert_matches_finite_differences):
+    """Side by side and summed, of modules and functions, and one branch alone."""
+
+    def build():
+        inner = Parallel(linear(3, 2), nnx.tanh, linear(3, 4))
+        return nnx.Sequential(inner, Parallel(linear(9, 2), linear(9, 2), merge=add), Parallel(nnx.sigmoid))
+
+    model, x, y = random_model(build), normal(1, 5, 3), normal(2, 5, 2)
+    assert assert_engines_agree(model, optax.squared_error, x, y) <= 1e-12
+    assert_matches_finite_differences(model, optax.squared_error, x, y)
+
+
+def test_a_layer_in_two_branches_sums_its_gradients(random_model, normal, gradient_by_rules):
+    """y = x W + x W: the gradient is twice that of one branch, at the same cotangent."""
+
+    def build():
+        shared = linear(3, 2, use_bias=False)
+        return Parallel(shared, shared, merge=add)
+
+    model, x, y = random_model(build), np.asarray(normal(1, 5, 3)), np.asarray(normal(2, 5, 2))
+    _, grads, x_bar = gradient_by_rules(model, optax.squared_error, x, y)
+    kernel = np.asarray(model.branches[0].kernel[...])
+    y_bar = 2 / y.size * (2 * x @ kernel - y)
+    np.testing.assert_allclose(grads["branches"][0]["kernel"], 2 * x.T @ y_bar, rtol=1e-12)
+    np.testing.assert_allclose(x_bar, 2 * y_bar @ kernel.T, rtol=1e-12)
+
+
+def test_a_stack_of_layers(random_model, normal, assert_engines_agree, assert_matches_finite_differences):
+    def build():
+        one = lambda rngs: Residual(nnx.Sequential(nnx.Linear(3, 3, rngs=rngs), nnx.tanh))  # noqa: E731
+        return nnx.Sequential(LayerStack(one, 3, rngs=nnx.Rngs(0)), linear(3, 2))
+
+    model, x, y = random_model(build), normal(1, 5, 3), normal(2, 5, 2)
+    assert assert_engines_agree(model, optax.squared_error, x, y) <= 1e-12
+    assert_matches_finite_differences(model, optax.squared_error, x, y)
+
+
+def test_a_stack_of_layers_with_state(random_model, normal, assert_engines_agree):
+    def build():
+        def one(rngs):
+            return nnx.Sequential(
+                nnx.Linear(3, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+            )
+
+        return LayerStack(one, 2, rngs=nnx.Rngs(0))
+
+    x, y = normal(1, 5, 3), normal(2, 5, 3)
+    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm promotes
+        assert assert_engines_agree(random_model(build), optax.squared_error, x, y) <= 1e-12
+
+
+def test_learned_positions(random_model, normal, assert_engines_agree):
+    model = random_model(lambda: LearnedPositions(5, 3, rngs=nnx.Rngs(0)))
+    for length in (5, 2):
+        x, y = normal(1, 4, length, 3), normal(2, 4, length, 3)
+        assert assert_engines_agree(model, optax.squared_error, x, y) <= 1e-12

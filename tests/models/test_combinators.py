@@ -2,17 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from bpresearch.functional import split
-from bpresearch.models import Masked, Residual, Unembed, add_channel, flatten
-
-
-@pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 3, 4), (1, 1, 1)])
-def test_flatten_is_row_major(shape):
-    x = np.arange(np.prod(shape)).reshape(shape)
-    np.testing.assert_array_equal(flatten(jnp.asarray(x)), x.reshape(shape[0], -1))
+from bpresearch.models import Masked, Residual, Unembed, add_channel
 
 
 def test_add_channel_keeps_the_order():

@@ -34,7 +34,7 @@ def test_sizes(shape):
         (partial(mlp, shape, 3, widths=()), n * 3 + 3),
         (partial(mlp, shape, 3, widths=(5,)), (n + 1) * 5 + (5 + 1) * 3),
         (partial(mlp, shape, 1, widths=(7, 1, 4)), (n + 1) * 7 + 8 * 1 + 2 * 4 + 5 * 1),
-        (partial(mlp, shape, 10), (n + 1) * 128 + 129 * 128 + 129 * 10),
+        (partial(mlp, shape, 10), (n + 1) * 100 + 101 * 100 + 101 * 10),
         (partial(residual_mlp, shape, 10), (n + 1) * 100 + 101 * 100 + 101 * 10),
         (partial(residual_mlp, shape, 2, width=6, depth=3), (n + 1) * 6 + 3 * 7 * 6 + 7 * 2),
     ]:

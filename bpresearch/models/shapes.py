@@ -1,0 +1,39 @@
+"""Functions between layers that only move, select or average values."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+
+def flatten(x: Shaped[Array, "batch *features"]) -> Shaped[Array, "batch flat"]:
+    """All axes but the first in one, in row-major order."""
+    return x.reshape(x.shape[0], -1)
+
+
+def add_channel(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape 1"]:
+    """Feature vectors as signals with one channel."""
+    return x[..., None]
+
+
+def steps(x: Shaped[Array, "batch time *features"]) -> Shaped[Array, "batch time flat"]:
+    """A sequence along the first axis of each example: a signal's points, an image's rows."""
+    return x.reshape(*x.shape[:2], -1)
+
+
+def positions(x: Shaped[Array, "batch *space channels"]) -> Shaped[Array, "batch positions channels"]:
+    """All places of an image or signal as a sequence, in row-major order."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def swap(x: Shaped[Array, "*batch rows columns"]) -> Shaped[Array, "*batch columns rows"]:
+    """The last two axes exchanged."""
+    return jnp.matrix_transpose(x)
+
+
+def last(x: Shaped[Array, "batch time *features"]) -> Shaped[Array, "batch *features"]:
+    """The last step of a sequence."""
+    return x[:, -1]
+
+
+def average(x: Float[Array, "batch *space channels"]) -> Float[Array, "batch channels"]:
+    """The mean over all places (global average pooling, Lin et al. 2014)."""
+    return jnp.mean(x, axis=range(1, x.ndim - 1))
