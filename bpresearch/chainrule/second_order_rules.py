@@ -183,8 +183,8 @@ class LayerNormSecondOrder:
         x, mean, r, _ = residuals
         (x_dot,) = inputs_dot
         x_hat = (x - mean) * r
-        q = average(layer, x_hat * x_dot)
-        x_hat_dot = r * (x_dot - average(layer, x_dot) - x_hat * q)
+        q = mean_over(layer, x_hat * x_dot)
+        x_hat_dot = r * (x_dot - mean_over(layer, x_dot) - x_hat * q)
         g, g_dot, b_dot = factors(layer, tangent, x)
         return g_dot * x_hat + g * x_hat_dot + b_dot, (x_hat_dot, q)
 
@@ -193,10 +193,10 @@ class LayerNormSecondOrder:
         x_hat_dot, q = residuals_dot
         x_hat, (g, g_dot, _) = (x - mean) * r, factors(layer, tangent, x)
         u, u_dot = g * y_bar, g_dot * y_bar + g * y_bar_dot
-        along_x = average(layer, x_hat * u)
-        x_bar = r * (u - average(layer, u) - x_hat * along_x)
-        turned = x_hat_dot * along_x + x_hat * average(layer, x_hat_dot * u + x_hat * u_dot)
-        x_bar_dot = r * (u_dot - average(layer, u_dot) - turned) - r * q * x_bar
+        along_x = mean_over(layer, x_hat * u)
+        x_bar = r * (u - mean_over(layer, u) - x_hat * along_x)
+        turned = x_hat_dot * along_x + x_hat * mean_over(layer, x_hat_dot * u + x_hat * u_dot)
+        x_bar_dot = r * (u_dot - mean_over(layer, u_dot) - turned) - r * q * x_bar
         features = {axis % x.ndim for axis in as_axes(layer.feature_axes)}
         others = tuple(axis for axis in range(x.ndim) if axis not in features)
         grads = {}
@@ -212,7 +212,7 @@ def as_axes(axes):
     return (axes,) if isinstance(axes, int) else tuple(axes)
 
 
-def average(layer, values):
+def mean_over(layer, values):
     return jnp.mean(values, as_axes(layer.reduction_axes), keepdims=True)
 
 
