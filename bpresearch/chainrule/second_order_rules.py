@@ -16,9 +16,9 @@ from bpresearch.chainrule.losses import onehot
 from bpresearch.chainrule.pooling import _Windows, winners
 from bpresearch.chainrule.second_order import composite, second_order_rule
 from bpresearch.models.attention import CausalAttention, by_head, from_heads
-from bpresearch.models.combinators import Residual, Unembed
-from bpresearch.models.shapes import add_channel, flatten
+from bpresearch.models.combinators import LearnedPositions, Residual, Unembed
 from bpresearch.models.patches import pad, take
+from bpresearch.models.shapes import add_channel, average, flatten, last, positions, steps, swap
 
 second_order_rule(Residual, nnx.MultiHeadAttention, CausalAttention)(composite)
 
@@ -59,7 +59,7 @@ class EmbedSecondOrder:
         return tangent.rule.backward(layer, residuals, y_bar_dot)
 
 
-@second_order_rule(flatten, add_channel, nnx.identity, nnx.avg_pool)
+@second_order_rule(nnx.identity, nnx.avg_pool, flatten, add_channel, average, last, positions, steps, swap)
 class LinearSecondOrder:
     """y = A x, without parameters.      y_dot = A x_dot,   R{x_bar} = A^T y_bar_dot"""
 
@@ -68,6 +68,17 @@ class LinearSecondOrder:
 
     def backward_dot(function, tangent, residuals, residuals_dot, y_bar, y_bar_dot, **options):
         return tangent.rule.backward(function, residuals, y_bar_dot, **options)
+
+
+@second_order_rule(LearnedPositions)
+class LearnedPositionsSecondOrder:
+    """y = x + P.      y_dot = x_dot + P_dot; both cotangents are copies of y_bar, and R's of y_bar_dot"""
+
+    def forward_dot(layer, tangent, residuals, inputs, inputs_dot):
+        return tangent.layer_dot(*inputs_dot), None
+
+    def backward_dot(layer, tangent, residuals, residuals_dot, y_bar, y_bar_dot):
+        return tangent.rule.backward(layer, residuals, y_bar_dot)
 
 
 @second_order_rule(nnx.Dropout)
@@ -172,8 +183,8 @@ class LayerNormSecondOrder:
         x, mean, r, _ = residuals
         (x_dot,) = inputs_dot
         x_hat = (x - mean) * r
-        q = average(layer, x_hat * x_dot)
-        x_hat_dot = r * (x_dot - average(layer, x_dot) - x_hat * q)
+        q = mean_over(layer, x_hat * x_dot)
+        x_hat_dot = r * (x_dot - mean_over(layer, x_dot) - x_hat * q)
         g, g_dot, b_dot = factors(layer, tangent, x)
         return g_dot * x_hat + g * x_hat_dot + b_dot, (x_hat_dot, q)
 
@@ -182,10 +193,10 @@ class LayerNormSecondOrder:
         x_hat_dot, q = residuals_dot
         x_hat, (g, g_dot, _) = (x - mean) * r, factors(layer, tangent, x)
         u, u_dot = g * y_bar, g_dot * y_bar + g * y_bar_dot
-        along_x = average(layer, x_hat * u)
-        x_bar = r * (u - average(layer, u) - x_hat * along_x)
-        turned = x_hat_dot * along_x + x_hat * average(layer, x_hat_dot * u + x_hat * u_dot)
-        x_bar_dot = r * (u_dot - average(layer, u_dot) - turned) - r * q * x_bar
+        along_x = mean_over(layer, x_hat * u)
+        x_bar = r * (u - mean_over(layer, u) - x_hat * along_x)
+        turned = x_hat_dot * along_x + x_hat * mean_over(layer, x_hat_dot * u + x_hat * u_dot)
+        x_bar_dot = r * (u_dot - mean_over(layer, u_dot) - turned) - r * q * x_bar
         features = {axis % x.ndim for axis in as_axes(layer.feature_axes)}
         others = tuple(axis for axis in range(x.ndim) if axis not in features)
         grads = {}
@@ -201,7 +212,7 @@ def as_axes(axes):
     return (axes,) if isinstance(axes, int) else tuple(axes)
 
 
-def average(layer, values):
+def mean_over(layer, values):
     return jnp.mean(values, as_axes(layer.reduction_axes), keepdims=True)
 
 

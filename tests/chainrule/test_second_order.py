@@ -12,10 +12,10 @@ from flax import nnx
 from bpresearch import autodiff, chainrule
 from bpresearch.chainrule import second_order
 from bpresearch.functional import merge, split
-from bpresearch.models import Residual, flatten, patch_convolution
+from bpresearch.models import Residual, Unembed, add_channel, flatten, patch_convolution
 from bpresearch.models.attention import CausalAttention, dot_product_attention
-from bpresearch.models.combinators import Unembed
-from bpresearch.models.shapes import add_channel
+from bpresearch.models.transformers import transformer
+from bpresearch.verify.precision import cast_model
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -99,6 +99,12 @@ def test_transformer(random_model, normal):
 
     tokens, targets = jnp.array([[0, 3, 1], [2, 2, 4]]), jnp.array([[3, 1, 4], [2, 4, 0]])
     assert_right(random_model(build), cross_entropy, tokens, targets, normal)
+
+
+def test_the_transformer_of_this_library(normal):
+    model = cast_model(transformer((3,), 5, width=4, heads=2, depth=1, rngs=nnx.Rngs(0)), jnp.float64)
+    tokens, targets = jnp.array([[0, 3, 1], [2, 2, 4]]), jnp.array([[3, 1, 4], [2, 4, 0]])
+    assert_right(model, cross_entropy, tokens, targets, normal)
 
 
 def test_other_linear_maps(random_model, normal):
