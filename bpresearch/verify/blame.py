@@ -172,8 +172,13 @@ def _matched(expected: tuple, found: tuple) -> tuple:
 def check_at_random(call: Call, layer: Any, shapes: Any, key: jax.Array) -> Any:
     """`check` at standard normal inputs, with a standard normal cotangent."""
     inputs_key, y_bar_key = jax.random.split(key)
-    _, params, state = take_apart(layer)
-    inputs = random_like(shapes, inputs_key)
+
+    def first_of_stack(leaf, shape):  # of layers that were stacked for `lax.scan`
+        return leaf.reshape(-1, *shape.shape)[0]
+
+    _, *variables = take_apart(layer)
+    params, state = jax.tree.map(first_of_stack, tuple(variables), shapes[:2])
+    inputs = random_like(shapes[2], inputs_key)
     own = own_computation(call.layer, state, call.options)
     y_bar = random_like(only_floating(jax.eval_shape(own, params, *inputs)), y_bar_key)
     return check(call, params, state, inputs, y_bar)

@@ -161,8 +161,9 @@ class Watch:
         reference = reference_rule(tested)
 
         def noted_forward(layer, *inputs, **options):
-            shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), v.dtype), inputs)
-            static, _, state = take_apart(layer)
+            static, params, state = take_apart(layer)
+            seen = (params, state, inputs)
+            shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), v.dtype), seen)
             self.inside.setdefault(path, (Call(path, static, tested, options), shapes))
             tested.forward(layer, *inputs, **options)  # notes the calls that it makes itself
             if state:

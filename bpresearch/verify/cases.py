@@ -19,6 +19,7 @@ from flax import nnx
 from bpresearch import chainrule, models
 from bpresearch.functional import split
 from bpresearch.models.attention import CausalAttention
+from bpresearch.models.combinators import LayerStack, LearnedPositions, Parallel, Unembed
 from bpresearch.verify.blame import where_it_is
 from bpresearch.verify.calls import Path, Plant, list_calls, put_together, take_apart
 from bpresearch.verify.engines import by_rules
@@ -84,6 +85,19 @@ LAYERS: dict[str, tuple[tuple[int, ...], Make]] = {
     "CausalAttention": (
         (3, 4),
         lambda s, rngs: CausalAttention(2, s[-1], decode=False, rngs=rngs),
+    ),
+    "Unembed": ((4,), lambda s, rngs: Unembed(nnx.Embed(5, s[-1], rngs=rngs))),
+    "LearnedPositions": (
+        (3, 4),
+        lambda s, rngs: LearnedPositions(s[-2], s[-1], rngs=rngs),
+    ),
+    "LayerStack": (
+        (4,),
+        lambda s, rngs: LayerStack(lambda rngs: nnx.Linear(s[-1], s[-1], rngs=rngs), 2, rngs=rngs),
+    ),
+    "Parallel": (
+        (4,),
+        lambda s, rngs: Parallel(nnx.Linear(s[-1], 2, rngs=rngs), nnx.tanh),
     ),
     "logsumexp": ((4,), lambda s, rngs: partial(nnx.logsumexp, axis=-1, keepdims=True)),
     "smooth_labels": ((4,), lambda s, rngs: partial(optax.losses.smooth_labels, alpha=0.1)),
