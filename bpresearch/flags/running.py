@@ -33,6 +33,7 @@ def define_running_flags() -> None:
 
 def start_from_flags() -> None:
     """Starts JAX as --platform, --precision and --distributed say."""
+    running_options()  # what is wrong with them ends the program before any work is done
     cluster = ("coordinator", "processes", "process")
     given = [name for name in cluster if FLAGS[name].present]
     if given and not FLAGS.distributed:
