@@ -3,6 +3,7 @@
 A loss gives one value per example (or per element); the engine averages them.
 """
 
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -13,16 +14,17 @@ from bpresearch.chainrule.registry import rule
 class SoftmaxCrossEntropyWithIntegerLabelsRule:
     """l = log(sum_j e^(z_j)) - z_label.      z_bar = (softmax(z) - onehot(label)) l_bar
 
-    z: (..., classes), labels: (...) integers, which have no cotangent.
+    z: (..., classes) or with the classes along `axis`, labels: (...) integers, which have no cotangent.
     """
 
-    def forward(loss, logits, labels):
-        return loss(logits, labels), (nnx.softmax(logits), labels)
+    def forward(loss, logits, labels, axis=-1):
+        return loss(logits, labels, axis=axis), (nnx.softmax(logits, axis), labels)
 
-    def backward(loss, residuals, values_bar):
+    def backward(loss, residuals, values_bar, axis=-1):
         probabilities, labels = residuals
-        onehot = nnx.one_hot(labels, probabilities.shape[-1], dtype=probabilities.dtype)
-        return {}, ((probabilities - onehot) * values_bar[..., None], None)
+        classes = probabilities.shape[axis]
+        onehot = nnx.one_hot(labels, classes, dtype=probabilities.dtype, axis=axis)
+        return {}, ((probabilities - onehot) * jnp.expand_dims(values_bar, axis), None)
 
 
 @rule(optax.losses.squared_error)

@@ -1,6 +1,6 @@
 """Which rule belongs to which layer: one dict, filled by one decorator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -88,7 +88,7 @@ def rule_for(layer: Layer, path: tuple[Any, ...] = ()) -> tuple[Rule, dict[str, 
     elif isinstance(layer, partial) and not layer.args:
         found, options = rule_for(layer.func, path)
         return found, {**options, **layer.keywords}
-    elif layer in _rules:
+    elif isinstance(layer, Hashable) and layer in _rules:
         return _rules[layer], {}
     raise NoRuleError(_missing(layer, path))
 

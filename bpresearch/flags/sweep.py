@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def define_sweep_flags() -> None:
         "schedule", SCHEDULES_COMPARED, f"learning-rate schedule, one or many of {', '.join(SCHEDULES)}"
     )
     flags.DEFINE_string(
-        "lr", "0.01,0.03,0.1,0.3,1,3", "learning rate, one or many: 0.01,0.1 or logspace:1e-3:1:7"
+        "lr", "0.03,0.1,0.3,1,3,10", "learning rate, one or many: 0.01,0.1 or logspace:1e-3:1:7"
     )
     flags.DEFINE_string(
         "warmup", None, "fraction of the steps over which the learning rate rises first, one or many"
@@ -282,5 +283,9 @@ def workdir_from_flags(name: str, experiment: sweep.Experiment, axes: sweep.Axes
     """--workdir, or a folder in results/ whose name follows from the settings, so that they resume."""
     if FLAGS.workdir == "":
         raise ValueError("--workdir= is empty: give the name of a folder")
+    folder = Path(FLAGS.workdir or "results").absolute()
+    exists = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (exists.is_dir() and os.access(exists, os.W_OK)):
+        raise ValueError(f"--workdir={folder}: cannot write there; take another folder")
     digest = hashlib.sha256(json.dumps(sweep.describe(experiment, _source(axes))).encode()).hexdigest()
     return Path(FLAGS.workdir or f"results/{name}-{digest[:8]}")

@@ -53,8 +53,9 @@ def cnn(
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: the input has more than two spatial axes, channels and kernel sizes differ in number,
-            or nothing is left of the input after some convolution.
+        ValueError: the input has more than two spatial axes, an option is not of the values named above,
+            channels and kernel sizes differ in number, or nothing is left of the input after some
+            convolution.
     """
     if len(kernel_sizes) != len(channels):
         raise ValueError(
@@ -62,15 +63,20 @@ def cnn(
         )
     if pooling not in POOLINGS:
         raise ValueError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
+    for name, given in (("channels", channels), ("kernel_sizes", kernel_sizes), ("stride", (stride,))):
+        if min(given, default=1) < 1:
+            raise ValueError(f"{name} {given} holds {min(given)}: take positive integers")
+    if padding not in ("SAME", "VALID") and (isinstance(padding, str) or padding < 0):
+        raise ValueError(f"padding {padding!r} is not SAME, VALID or a number of zeros of at least 0")
+    if not 1 <= len(input_shape) <= 3:
+        raise ValueError(f"cnn takes signals and images, not examples of shape {tuple(input_shape)}")
     layers: list[Any] = []
     if len(input_shape) == 1:
         layers, input_shape = [add_channel], (*input_shape, 1)
     *size, before = input_shape
     axes = len(size)
-    if axes not in (1, 2):
-        raise ValueError(f"cnn takes signals and images, not examples of shape {tuple(input_shape)}")
     convolution = convolution or default_convolution()
-    for after, kernel_size in zip(channels, kernel_sizes, strict=True):
+    for number, (after, kernel_size) in enumerate(zip(channels, kernel_sizes, strict=True), start=1):
         init = initializers(initialization, before * kernel_size**axes)
         layers.append(
             nnx.Conv(
@@ -85,7 +91,7 @@ def cnn(
             )
         )
         layers.append(activation)
-        if POOLINGS[pooling]:
+        if POOLINGS[pooling] and 0 not in _size_after(layers, input_shape):
             window = tuple(min(2, n) for n in _size_after(layers, input_shape))
             strides = tuple(min(stride, n) for n in window)
             pool = partial(POOLINGS[pooling], window_shape=window, strides=strides)
@@ -94,7 +100,7 @@ def cnn(
         if 0 in _size_after(layers, input_shape):
             raise ValueError(
                 f"nothing is left of an input of shape {tuple(input_shape)} after convolution "
-                f"{channels.index(after) + 1}: take smaller kernel_sizes or padding=SAME"
+                f"{number}: take smaller kernel_sizes or padding=SAME"
             )
     features = math.prod(_size_after(layers, input_shape)) * before
     return nnx.Sequential(*layers, flatten, dense(features, outputs, initialization, rngs))
@@ -103,8 +109,8 @@ def cnn(
 def _size_after(layers: Sequence[Any], input_shape: Sequence[int]) -> tuple[int, ...]:
     """Spatial size of what comes out of the layers."""
     x = jax.ShapeDtypeStruct((1, *input_shape), "float32")
-    skip = 1 if layers[0] is add_channel else 0
-    return jax.eval_shape(nnx.Sequential(*layers[skip:]), x).shape[1:-1]
+    layers = [layer for layer in layers if layer is not add_channel]
+    return jax.eval_shape(nnx.Sequential(*layers), x).shape[1:-1] if layers else tuple(input_shape[:-1])
 
 
 def default_convolution() -> Callable[..., jax.Array]:

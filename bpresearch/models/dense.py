@@ -50,7 +50,12 @@ def mlp(
         activation: the function between layers.
         initialization: a name that `initializers` takes.
         rngs: source of the initial weights.
+
+    Raises:
+        ValueError: a width is below 1.
     """
+    if min(widths, default=1) < 1:
+        raise ValueError(f"widths {widths} holds {min(widths)}: take positive integers")
     sizes = [math.prod(input_shape), *widths]
     layers: list = [flatten]
     for before, after in itertools.pairwise(sizes):
@@ -78,7 +83,12 @@ def residual_mlp(
         activation: the function after each hidden layer.
         initialization: a name that `initializers` takes; the paper has `torch`.
         rngs: source of the initial weights.
+
+    Raises:
+        ValueError: the width is below 1.
     """
+    if width < 1:
+        raise ValueError(f"width {width}: take a positive integer")
     layers: list = [flatten, dense(math.prod(input_shape), width, initialization, rngs), activation]
     for _ in range(depth):
         branch = nnx.Sequential(dense(width, width, initialization, rngs), activation)

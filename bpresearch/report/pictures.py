@@ -163,12 +163,20 @@ def save(chart: alt.TopLevelMixin, path: Path) -> Path:
             case ".svg":
                 temporary.write_text(vl_convert.vegalite_to_svg(specification, vl_version=version))
             case ".html":
-                temporary.write_text(
-                    vl_convert.vegalite_to_html(specification, vl_version=version, bundle=True)
-                )
+                temporary.write_text(_page(specification, version))
             case suffix:
                 raise ValueError(f"{path}: a picture's name ends in .png, .svg or .html, not {suffix!r}")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _page(specification: str, version: str) -> str:
+    """A page with one picture, in whose names `</script>` is text and not the end of the script.
+
+    The converter writes the specification as it is, so each `<` in it goes through as another character.
+    """
+    stand_in = "\ue000"
+    page = vl_convert.vegalite_to_html(specification.replace("<", stand_in), vl_version=version, bundle=True)
+    return page.replace(stand_in, "\\u003c")

@@ -41,12 +41,12 @@ def cast(tree: Any, dtype: Any) -> Any:
 def cast_model(model: nnx.Module, dtype: Any) -> nnx.Module:
     """A copy of the model whose variables and computations are in `dtype`; the model itself stays as it is.
 
-    Layers that were told a computation dtype (`dtype=`) or a parameter dtype are told the new one.
+    Layers that were told a dtype for computation, parameters or products are told the new one.
     """
     graphdef, state = nnx.split(model)
     copy = nnx.merge(graphdef, cast(state, dtype))
     for _, module in nnx.iter_modules(copy):
-        for name in ("dtype", "param_dtype"):
+        for name in ("dtype", "param_dtype", "preferred_element_type"):
             declared = getattr(module, name, None)
             if declared is not None and jnp.issubdtype(declared, jnp.floating):
                 setattr(module, name, jnp.dtype(dtype))
