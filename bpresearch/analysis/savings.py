@@ -49,11 +49,13 @@ def stored_values(weights: Weights, xs: Copies) -> list:
 def recomputed_values(weights: Weights, xs: Copies) -> list:
     """The same with nothing kept: each layer's input is computed again from the network's input.
 
-    Each pass has its own copy of the input, or the compiler would keep the values after all.
+    Each pass has its own copy of the input, or the compiler would keep the values after all; and it takes a
+    zero from the cotangent, so that it waits for it: passes side by side would need their memory at once.
     """
     grads, bar = [], None
     for layer in reversed(range(len(weights))):
-        *_, x, value = forward(weights[: layer + 1], xs[layer])
+        start = xs[layer] if bar is None else xs[layer] + 0 * bar
+        *_, x, value = forward(weights[: layer + 1], start)
         bar = 2 * value / value.size if bar is None else bar
         grads.append(x.T @ (bar * (1 - value**2)))
         bar = back(bar, value, weights[layer])

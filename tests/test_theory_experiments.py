@@ -1,0 +1,41 @@
+"""The experiments of the theory as a user types them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def run(folder, name, *arguments):
+    command = [sys.executable, EXPERIMENTS / f"{name}.py", "--platform=cpu", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_an_experiment_leaves_its_figures_and_picture_and_says_that_theory_holds(tmp_path):
+    found = run(tmp_path, "deepobs_quadratic", "--quick", "--json=figures.json")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "Measured against theory" in found.stdout and "NO" not in found.stdout
+    assert all(len(line) <= 80 for line in found.stdout.splitlines())
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert all(isinstance(value, int | float) for value in figures.values())
+    assert round(figures["initial_loss"], 4) == 353.4468
+    (workdir,) = (tmp_path / "results").iterdir()
+    assert (workdir / "deepobs_quadratic.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "message"),
+    [
+        ("savings", "--depth=8", "at least two depths"),
+        ("step_fidelity", "--momentum=1", "below 1"),
+        ("convergence_rates", "--workdir=", "is empty"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, name, flag, message):
+    found = run(tmp_path, name, flag)
+    (line,) = found.stderr.splitlines()
+    assert found.returncode == 2 and flag.partition("=")[0] in line and message in line
