@@ -162,8 +162,12 @@ def _matched(expected: tuple, found: tuple) -> tuple:
 def check_at_random(call: Call, layer: Any, shapes: Any, key: jax.Array) -> Any:
     """`check` at standard normal inputs, with a standard normal cotangent."""
     inputs_key, y_bar_key = jax.random.split(key)
-    _, params, state = take_apart(layer)
-    inputs = random_like(shapes, inputs_key)
+    inputs_shape, variables_shape = shapes
+    # A layer that stands for several, their variables stacked, was called with one slice of them.
+    params, state = jax.tree.map(
+        lambda all_, one: all_ if all_.shape == one.shape else all_[0], take_apart(layer)[1:], variables_shape
+    )
+    inputs = random_like(inputs_shape, inputs_key)
     own = own_computation(call.layer, state, call.options)
     y_bar = random_like(only_floating(jax.eval_shape(own, params, *inputs)), y_bar_key)
     return check(call, params, state, inputs, y_bar)

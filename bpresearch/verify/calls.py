@@ -99,7 +99,7 @@ class Watch:
     """Follows one forward pass: lists the calls and adds a perturbation to what each returns.
 
     Calls made inside a transformation that a rule uses itself, such as `lax.scan` in a recurrent layer,
-    cannot be looked at one by one; `inside` lists them with the shapes of their inputs.
+    cannot be looked at one by one; `inside` lists them with the shapes of their inputs and variables.
     """
 
     def __init__(self, plant: Plant, perturbations: list[Any] | None = None):
@@ -143,8 +143,10 @@ class Watch:
         reference = reference_rule(tested)
 
         def noted_forward(layer, *inputs, **options):
-            shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), v.dtype), inputs)
-            static, _, state = take_apart(layer)
+            static, params, state = take_apart(layer)
+            shapes = jax.tree.map(
+                lambda v: jax.ShapeDtypeStruct(jnp.shape(v), v.dtype), (inputs, (params, state))
+            )
             self.inside.setdefault(path, (Call(path, static, tested, options), shapes))
             tested.forward(layer, *inputs, **options)  # notes the calls that it makes itself
             if state:
