@@ -7,7 +7,7 @@ from pathlib import Path
 
 import altair as alt
 
-from bpresearch.report.pictures import save
+from bpresearch.report.page import save
 
 
 def write_figures(path: Path | None, figures: Mapping[str, float | int | bool]) -> None:

@@ -117,7 +117,7 @@ class Watch:
     """Follows one forward pass: lists the calls and adds a perturbation to what each returns.
 
     Calls made inside a transformation that a rule uses itself, such as `lax.scan` in a recurrent layer,
-    cannot be looked at one by one; `inside` lists them with the shapes of their inputs.
+    cannot be looked at one by one; `inside` lists them with the shapes of their inputs and variables.
     """
 
     def __init__(self, plant: Plant, perturbations: list[Any] | None = None):

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from bpresearch import chainrule
+from bpresearch import chainrule, verify
 from bpresearch.models import (
     LayerStack,
     LearnedPositions,
@@ -253,3 +253,13 @@ def test_learned_positions(random_model, normal, assert_engines_agree):
     for length in (5, 2):
         x, y = normal(1, 4, length, 3), normal(2, 4, length, 3)
         assert assert_engines_agree(model, optax.squared_error, x, y) <= 1e-12
+
+
+def test_a_fault_inside_a_stack_is_found(random_model, normal):
+    """The verifier asks the stacked layer's rule with one slice of the stacked variables."""
+    model = random_model(lambda: LayerStack(lambda rngs: nnx.Linear(2, 2, rngs=rngs), 2, rngs=nnx.Rngs(0)))
+    with jax.numpy_dtype_promotion("standard"):
+        report = verify.model(
+            model, optax.squared_error, normal(1, 3, 2), normal(2, 3, 2), plant="sign_wrong@layer"
+        )
+    assert report.culprits == ("layer",)
