@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from bpresearch.report.pictures import PALETTE, WIDTH
+from bpresearch.report.style import PALETTE, WIDTH
 
 DASHES = [[1, 0], [6, 3], [2, 2], [10, 3, 2, 3], [4, 2, 1, 2], [12, 3], [1, 4]]
 

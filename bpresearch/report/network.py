@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 
 from bpresearch.analysis.anatomy import Anatomy, Link
-from bpresearch.report.pictures import PALETTE
+from bpresearch.report.style import PALETTE
 
 KIND_COLOURS = dict(
     zip(("input", "one", "weight", "activation", "loss", "pooling", "block"), PALETTE, strict=True)
