@@ -26,13 +26,6 @@ def rules_of_a_test_end_with_it(monkeypatch):
         registry._version += 1
 
 
-@pytest.fixture
-def strict_promotion():
-    """Within the test, arrays of different dtypes never meet by accident."""
-    with jax.numpy_dtype_promotion("strict"):
-        yield
-
-
 @pytest.fixture(scope="session")
 def normal():
     """`normal(seed, *shape, dtype=float64)`: Gaussian numbers, made without compiling anything."""
@@ -69,50 +62,6 @@ def random_model():
 
 def _normal(seed, *shape, dtype=jnp.float64, scale=1.0):
     return jnp.asarray(np.random.default_rng(seed).normal(scale=scale, size=shape).astype(dtype))
-
-
-class SideBySide(nnx.Module):
-    """Layers with one input, and all their outputs in one row of numbers."""
-
-    def __init__(self, *layers):
-        self.layers = nnx.List(layers)
-
-    def __call__(self, *inputs):
-        return jnp.concatenate([layer(*inputs).ravel() for layer in self.layers])
-
-
-class SideBySideRule:
-    """x_bar is the sum over the layers; each gets its part of y_bar."""
-
-    def forward(layer, *inputs):
-        outputs, residuals = [], []
-        for index, child in enumerate(layer.layers):
-            output, kept = chainrule.forward(child, *inputs, name=("layers", index))
-            outputs.append(output)
-            residuals.append(kept)
-        row = jnp.concatenate([output.ravel() for output in outputs])
-        return row, ([jnp.zeros_like(output) for output in outputs], residuals)
-
-    def backward(layer, residuals, y_bar):
-        shapes, residuals = residuals
-        ends = np.cumsum([shape.size for shape in shapes])[:-1]
-        grads, x_bars = {}, []
-        for index, (child, bar) in enumerate(zip(layer.layers, jnp.split(y_bar, ends), strict=True)):
-            bar = bar.reshape(shapes[index].shape)
-            found = chainrule.backward(child, residuals[index], bar, name=("layers", index))
-            grads[index] = found[0]
-            x_bars.append(found[1])
-        return {"layers": grads}, jax.tree.map(lambda *bars: sum(bars), *x_bars)
-
-
-@pytest.fixture
-def side_by_side():
-    """`side_by_side(*layers)`: a model of many layers, for one compilation of all of them.
-
-    Each has the same inputs, and the output is one row of numbers.
-    """
-    chainrule.rule(SideBySide)(SideBySideRule)
-    return SideBySide
 
 
 @pytest.fixture(scope="session")
