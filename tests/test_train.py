@@ -206,6 +206,8 @@ def test_a_recurrent_model_is_trained_and_evaluated():
     training = train.Training(lambda rngs: build(rngs=rngs), loss_fn, chainrule.gradient, optax.sgd)
     examples = train.Examples(jnp.ones((4, 3, 1)), jnp.zeros(4, jnp.int32))
     order, rates = jnp.zeros((5, 2), jnp.int32), jnp.full(5, 0.1)
-    run, losses = train.train(training, train.start(training, 0, {}), examples, order, rates, {}, 1, 5)
+    scheduled = {"learning_rate": rates}
+    run = train.start(training, 0, {})
+    run, losses = train.train(training, run, examples, order, scheduled, {}, 1, 5)
     assert losses[-1] < losses[0]
     assert train.evaluate(training, run, examples, block=2)["loss"] < losses[0]

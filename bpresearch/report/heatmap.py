@@ -30,7 +30,8 @@ def heatmap(
         y=alt.Y(f"{row}:N", sort=rows, title=None, axis=alt.Axis(labelLimit=260)),
         tooltip=[alt.Tooltip(n, format=".4g") if frame[n].dtype.kind == "f" else n for n in frame],
     )
-    cells = base.mark_rect().encode(color=alt.Color(f"{value}:Q", scale=alt.Scale(scheme="blues")))
+    colour = alt.Color(f"{value}:Q", scale=alt.Scale(scheme="blues"), legend=alt.Legend(format="~g"))
+    cells = base.mark_rect().encode(color=colour)
     dark = alt.condition(f"datum['{value}'] > {middle}", alt.value("white"), alt.value("black"))
     return (
         alt.layer(cells, base.mark_text(fontSize=13).encode(text=f"{text}:N", color=dark))
