@@ -58,6 +58,7 @@ def tasks() -> dict:
         "mlp": (random_task(), models.mlp, {"widths": (128, 128)}, 64, 64),
         "mnist1d.residual_mlp": (mnist1d, models.residual_mlp, paper, 100, 10),
         "mnist1d.cnn": (mnist1d, models.cnn, {**paper, "padding": 1}, 100, 10),
+        "mnist1d.bidirectional_gru": (mnist1d, models.bidirectional_gru, paper, 100, 10),
     }
     return {name: task for name, task in found.items() if name.startswith(flags.FLAGS.only)}
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import opt_einsum  # type: ignore[import-untyped]
 from flax import nnx
+from jax import lax
 
 from bpresearch.chainrule.registry import rule
 
@@ -25,8 +26,9 @@ class LinearRule:
         kernel = layer.kernel[...]
         x_cast, kernel_cast = layer.promote_dtype((x, kernel), dtype=layer.dtype)
         y_bar = y_bar.astype(x_cast.dtype)
-        rows = y_bar.reshape(-1, y_bar.shape[-1])
-        kernel_bar = jnp.matmul(x_cast.reshape(-1, x.shape[-1]).T, rows, precision=layer.precision)
+        rows, columns = y_bar.reshape(-1, y_bar.shape[-1]), x_cast.reshape(-1, x.shape[-1])
+        # The sum over rows as one contraction: a transpose written out would be copied on the CPU.
+        kernel_bar = lax.dot_general(columns, rows, (((0,), (0,)), ((), ())), precision=layer.precision)
         grads = {"kernel": kernel_bar.astype(kernel.dtype)}
         if layer.bias is not None:
             grads["bias"] = jnp.sum(rows, axis=0).astype(layer.bias[...].dtype)
