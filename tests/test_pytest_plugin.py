@@ -37,7 +37,7 @@ def test_wrong(assert_gradients):
 def test_fixture_in_a_test_suite(tmp_path):
     (tmp_path / "test_sine.py").write_text(TEST_FILE)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "bpresearch.pytest_plugin", "test_sine.py"],
+        [sys.executable, "-m", "pytest", "test_sine.py"],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert "1 failed, 1 passed" in done.stdout, done.stdout
