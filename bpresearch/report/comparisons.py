@@ -14,7 +14,7 @@ from bpresearch.analysis import (
     performance_profile,
     several,
 )
-from bpresearch.report.style import band, channels_by, panels, tooltips
+from bpresearch.report.style import channels_by, lines_on_bands, panels, tooltips
 from bpresearch.report.sweeps import Sweeps
 
 MOST_TRIALS = 200
@@ -39,25 +39,10 @@ def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
     channels = channels_by(frame, by)
     x = alt.X("trials:Q", title="settings tried", scale=alt.Scale(type="log", nice=False))
     x["axis"] = alt.Axis(format="d", tickCount=6)
-    title = sweeps.metric.title
-    scale = alt.Scale(zero=False)
+    y = alt.Y("value:Q", title=sweeps.metric.title, scale=alt.Scale(zero=False))
     shown = tooltips(frame, [by, "trials", "value", "low", "high"])
-    layers = [
-        alt.Chart()
-        .mark_area(**band(by, 0.16))
-        .encode(x=x, y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", detail=channels["detail"]),
-        alt.Chart()
-        .mark_line(strokeWidth=2.2)
-        .encode(
-            x=x,
-            y=alt.Y("value:Q", title=title, scale=scale),
-            color=channels["color"],
-            strokeDash=channels["dash"],
-            tooltip=shown,
-        ),
-    ]
     return panels(
-        layers,
+        lines_on_bands(alt.Chart(), by, channels, x, y, shown),
         frame,
         f"How much tuning does each {by} need?",
         f"Expected test result of the best of n random settings, chosen by validation; {sweeps.seeds}",
@@ -87,24 +72,11 @@ def profiles(sweeps: Sweeps) -> alt.FacetChart | None:
     x = alt.X("score:Q", title="score (0: untrained, 1: best setting of all)")
     x["scale"] = alt.Scale(nice=False, zero=False)
     x["axis"] = alt.Axis(tickCount=6)
-    title = "runs above the score (%)"
-    layers = [
-        alt.Chart()
-        .mark_area(**band(by, 0.14, interpolate="step-after"))
-        .encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", detail=channels["detail"]),
-        alt.Chart()
-        .mark_line(strokeWidth=2.2, interpolate="step-after")
-        .encode(
-            x=x,
-            y=alt.Y("share:Q", title=title),
-            color=channels["color"],
-            strokeDash=channels["dash"],
-            tooltip=tooltips(frame, [by, "score", "share", "low", "high"]),
-        ),
-    ]
+    y = alt.Y("share:Q", title="runs above the score (%)")
+    shown = tooltips(frame, [by, "score", "share", "low", "high"])
     what = f"each {stratum}" + (" of each sweep" if len(sweeps) > 1 else "")
     return panels(
-        layers,
+        lines_on_bands(alt.Chart(), by, channels, x, y, shown, interpolate="step-after"),
         frame,
         "How often is each good?",
         f"Runs at the best settings for {what}; 95 % stratified bootstrap band",

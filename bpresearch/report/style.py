@@ -77,9 +77,24 @@ def channels_by(frame: pd.DataFrame, field: str) -> dict[str, Any]:
     }
 
 
-def band(field: str, opacity: float = 0.18, **options: Any) -> dict[str, Any]:
-    """An area in its line's colour; by an expression, as a channel would change the legend's symbols."""
-    return {"opacity": opacity, "fill": alt.expr(f"scale('color', datum['{field}'])"), **options}
+def lines_on_bands(
+    base: alt.Chart, by: str, channels: dict[str, Any], x: alt.X, y: alt.Y, tooltip: list[alt.Tooltip],
+    **mark: Any,
+) -> list[alt.Chart]:  # fmt: skip
+    """A line for each value of the column `by`, on the band between the columns `low` and `high`.
+
+    The band has its line's colour by an expression, as a channel would change the legend's symbols.
+    """
+    fill = alt.expr(f"scale('color', datum['{by}'])")
+    low = alt.Y("low:Q", title=y["title"], scale=y["scale"], axis=y["axis"])
+    return [
+        base.mark_area(opacity=0.18, fill=fill, **mark).encode(
+            x=x, y=low, y2="high:Q", detail=channels["detail"]
+        ),
+        base.mark_line(strokeWidth=2.2, **mark).encode(
+            x=x, y=y, color=channels["color"], strokeDash=channels["dash"], tooltip=tooltip
+        ),
+    ]
 
 
 def axis_at(values: Iterable[float]) -> alt.Axis:
