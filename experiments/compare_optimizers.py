@@ -42,7 +42,7 @@ def main() -> int:
         sweep.write_text(json_file, json.dumps(analysis.figures(results), indent=2))
     console.print(f"Results: {workdir}/results.zarr", markup=False, soft_wrap=True)
     if flags.FLAGS.report:
-        page = report.write(report.read(workdir), workdir / "report")
+        page = report.write(report.read(workdir, sweep.read(workdir)), workdir / "report")
         console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0
 

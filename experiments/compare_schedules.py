@@ -43,7 +43,7 @@ def main() -> int:
     if json_file:
         sweep.write_text(json_file, json.dumps(figures(results), indent=2))
     if flags.FLAGS.report:
-        sweeps = [report.read(folder, name) for name, folder in folders.items()]
+        sweeps = [report.read(folder, sweep.read(folder), name) for name, folder in folders.items()]
         page = report.write(sweeps, Path(workdir) / "report", by="schedule")
         console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0

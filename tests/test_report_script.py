@@ -24,6 +24,7 @@ def workdirs(made_up, tmp_path):
     for name, finished in (("a", 36), ("b", 30)):
         results = made_up()
         results["finished"] = ("run", [number < finished for number in range(36)])
+        results.attrs["axes"] = [name for name in results.coords if results[name].dims == ("run",)]
         results.to_zarr(tmp_path / name / "results.zarr", consolidated=False, mode="w")
         write_text(tmp_path / name / "config.json", '{"provenance": {"command": "made up"}}')
     return tmp_path
@@ -41,6 +42,7 @@ def test_two_workdirs_make_one_report(workdirs):
     for arguments, words in {
         ("--workdir=a", "--only=loss_curve"): "did you mean loss_curves?",
         ("--workdir=a,./a",): "holds a folder twice",
+        ("--workdir=c",): "there is no results.zarr",
         ("--workdir=a", "--out="): "--out= is empty",
         (): "--workdir= is empty",
     }.items():
