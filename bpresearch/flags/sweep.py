@@ -12,7 +12,7 @@ from typing import Any
 import xarray as xr
 from absl import flags
 
-from bpresearch import autodiff, chainrule, optim, sweep
+from bpresearch import autodiff, chainrule, files, optim, sweep
 from bpresearch.analysis import diagnostics
 from bpresearch.flags.axes import numbers, positive, values
 from bpresearch.flags.command import choose
@@ -237,7 +237,7 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
         replay_and_stop(experiment, drawn or sweep.expand(axes, experiment.model), workdir)
     if not FLAGS.distributed:  # `run` lets only the first process into the workdir
         sweep.claim(workdir, experiment, source)
-        sweep.write_text(workdir / "flagfile", flags_given())
+        files.write(workdir / "flagfile", flags_given())
     if searched:
         return sweep.search(
             experiment,
@@ -256,7 +256,7 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
     if not sweep.leads():
         sys.exit(0)  # the first process has the results and reports
     if FLAGS.distributed:
-        sweep.write_text(workdir / "flagfile", flags_given())
+        files.write(workdir / "flagfile", flags_given())
     return results
 
 
