@@ -6,14 +6,13 @@ performance profiles and probabilities of improvement, with stratified bootstrap
 value or many, as in compare_optimizers.py; the same command resumes what was stopped.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, platform, report, sweep
+from bpresearch import analysis, files, platform, report, sweep
 from bpresearch import flags as shared
 
 shared.define_task_flags()
@@ -40,8 +39,7 @@ def main() -> int:
         console.print(report.table(results[name]))
         console.print(f"{name}: {analysis.verdict(results[name], by='schedule')}", markup=False)
     console.print(over_all(list(results.values())))
-    if json_file:
-        sweep.write_text(json_file, json.dumps(figures(results), indent=2))
+    files.write_figures(json_file, figures(results))
     if flags.FLAGS.report:
         sweeps = [report.read(folder, sweep.read(folder), name) for name, folder in folders.items()]
         page = report.write(sweeps, Path(workdir) / "report", by="schedule")

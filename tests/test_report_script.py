@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bpresearch.sweep import write_text
+from bpresearch import files
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "report.py"
@@ -26,7 +26,7 @@ def workdirs(made_up, tmp_path):
         results["finished"] = ("run", [number < finished for number in range(36)])
         results.attrs["axes"] = [name for name in results.coords if results[name].dims == ("run",)]
         results.to_zarr(tmp_path / name / "results.zarr", consolidated=False, mode="w")
-        write_text(tmp_path / name / "config.json", '{"provenance": {"command": "made up"}}')
+        files.write(tmp_path / name / "config.json", '{"provenance": {"command": "made up"}}')
     return tmp_path
 
 
