@@ -14,15 +14,20 @@ from bpresearch.analysis import (
     performance_profile,
     several,
 )
-from bpresearch.report.style import channels_by, lines_on_bands, panels, tooltips
+from bpresearch.report.style import band, channels_by, line, panels, tooltips
 from bpresearch.report.sweeps import Sweeps
 
 MOST_TRIALS = 200
 
 
 def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
-    """Expected best test metric against the number of settings tried, for each optimizer."""
+    """Expected best test metric against the number of settings tried, for each optimizer.
+
+    None where runs were pruned: what those would have reached is not known.
+    """
     by = sweeps.by
+    if sweeps.lost[1]:
+        return None
     rows: list[dict[str, Any]] = []
     for sweep in sweeps:
         for name, curve in budget_curves(sweep.results, by).items():
@@ -42,7 +47,7 @@ def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
     y = alt.Y("value:Q", title=sweeps.metric.title, scale=alt.Scale(zero=False))
     shown = tooltips(frame, [by, "trials", "value", "low", "high"])
     return panels(
-        lines_on_bands(alt.Chart(), by, channels, x, y, shown),
+        [band(channels, x, y), line(channels, x=x, y=y, tooltip=shown)],
         frame,
         f"How much tuning does each {by} need?",
         f"Expected test result of the best of n random settings, chosen by validation; {sweeps.seeds}",
@@ -76,7 +81,7 @@ def profiles(sweeps: Sweeps) -> alt.FacetChart | None:
     shown = tooltips(frame, [by, "score", "share", "low", "high"])
     what = f"each {stratum}" + (" of each sweep" if len(sweeps) > 1 else "")
     return panels(
-        lines_on_bands(alt.Chart(), by, channels, x, y, shown, interpolate="step-after"),
+        [band(channels, x, y, step=True), line(channels, step=True, x=x, y=y, tooltip=shown)],
         frame,
         "How often is each good?",
         f"Runs at the best settings for {what}; 95 % stratified bootstrap band",
@@ -145,7 +150,8 @@ def intervals(sweeps: Sweeps) -> alt.FacetChart | None:
     frame = pd.DataFrame(rows)
     if not len(frame) or frame.difference.isna().all():
         return None
-    y = alt.Y("against:N", title=None, sort=None, axis=alt.Axis(labelLimit=330))
+    y = alt.Y("against:N", title=None, sort=None, axis=alt.Axis(labelLimit=160))
+    y["axis"]["labelExpr"] = "split(datum.label, ', ')"
     offset = alt.YOffset("kind:N", sort=["paired by seed", "unpaired"])
     title = f"better by ({'points' if sweeps.metric.percent else sweeps.metric.title})"
     colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=["paired by seed", "unpaired"]))
@@ -165,8 +171,8 @@ def intervals(sweeps: Sweeps) -> alt.FacetChart | None:
         frame,
         "How sure is the difference?",
         f"The best setting against the best of every other {by}; 95 % intervals",
-        height=30 + 44 * int(frame.groupby("panel").against.nunique().max()),
+        height=30 + 50 * int(frame.groupby("panel").against.nunique().max()),
         columns=1,
-        room=250,
+        room=130,
         independent_y=len(sweeps) > 1,
     )

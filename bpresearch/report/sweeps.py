@@ -175,6 +175,18 @@ class Sweeps:
                 )
         return pd.DataFrame(rows)
 
+    @cached_property
+    def lost(self) -> tuple[int, int]:
+        """How many runs diverged, and how many were pruned; these have no result."""
+        settings = [setting for sweep in self for setting in settings_of(sweep.results)]
+        return sum(setting.diverged for setting in settings), sum(setting.pruned for setting in settings)
+
+    @property
+    def left_out(self) -> str:
+        """The same in words, to end a subtitle with; empty where every run came to its end."""
+        words = [f"{n:,} {word}" for n, word in zip(self.lost, ("diverged", "pruned"), strict=True) if n]
+        return f"; left out: {' and '.join(words)} runs" if words else ""
+
     @property
     def seeds(self) -> str:
         """How many seeds a mean is over, in words."""
