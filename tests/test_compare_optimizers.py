@@ -33,7 +33,7 @@ def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(tmp_path):
     assert results.sizes["run"] == 8 and bool(results.finished.all())
     assert np.isfinite(results.train_loss).all()
     config = json.loads((workdir / "config.json").read_text())
-    assert config["experiment"]["gradient"] == "engine" or config["experiment"]["gradient"] == "chainrule"
+    assert config["experiment"]["gradient"] == "chainrule"
     for name in ("loss_curves", "learning_rate_sensitivity"):
         assert (workdir / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "<!doctype html>" in (workdir / "report" / "index.html").read_text()
@@ -42,7 +42,7 @@ def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(tmp_path):
     assert {"sgd.constant.lr", "momentum.constant.test_accuracy"} <= set(figures)
     assert all(isinstance(value, int | float) for value in figures.values())
 
-    again = run(tmp_path, *SMALL, "--gradient=chainrule")
+    again = run(tmp_path, *SMALL, "--gradient=chainrule", "--noreport")
     assert again.returncode == 0 and "compiling" not in again.stderr
     assert len(list((tmp_path / "results").iterdir())) == 1
 
@@ -110,13 +110,16 @@ BAD = {
 
 DRIVER = """
 import contextlib, io, os, runpy, sys
-import absl.flags, bpresearch.flags
+import bpresearch.flags, bpresearch.report, bpresearch.verify
 for number, argument in enumerate(sys.argv[2:]):
     if os.fork() == 0:  # flags and JAX can be started once in a process
         sys.argv = [sys.argv[1], argument]
         with open(f"{number}.out", "w") as out, open(f"{number}.err", "w") as err:
             os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:  # a second is spared where Python does not take its modules apart
+            sys.stdout.flush(), sys.stderr.flush(), os._exit(end.code)
     print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
