@@ -12,7 +12,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, files, platform, report, sweep
+from bpresearch import analysis, files, report, sweep
 from bpresearch import flags as shared
 
 shared.define_task_flags()
@@ -26,7 +26,7 @@ def main() -> int:
     axes = shared.axes_from_flags()
     json_file = shared.output_file("json")
     datasets = shared.values("dataset", flags.FLAGS.dataset, str)
-    platform.start(flags.FLAGS.platform, flags.FLAGS.precision)
+    shared.start_from_flags()
     experiments = {name: experiment_on(name) for name in datasets}
     first = next(iter(experiments.values()))
     workdir = shared.workdir_from_flags("compare_schedules", first, axes)
@@ -35,7 +35,7 @@ def main() -> int:
 
     results = {}
     for name, experiment in experiments.items():
-        results[name] = sweep.run(experiment, axes, folders[name], quiet=flags.FLAGS.quiet)
+        results[name] = shared.sweep_from_flags(experiment, axes, folders[name])
         console.print(report.table(results[name]))
         console.print(f"{name}: {analysis.verdict(results[name], by='schedule')}", markup=False)
     console.print(over_all(list(results.values())))
