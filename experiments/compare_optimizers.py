@@ -6,14 +6,12 @@ combination of the flags below is trained; a flag takes one value or many (--lr=
 results and a report, report/index.html, to --workdir; the same command resumes a sweep that was stopped.
 """
 
-import json
-
 import optax
 from absl import flags
 from flax import nnx
 from rich.console import Console
 
-from bpresearch import analysis, report, sweep, verify
+from bpresearch import analysis, files, report, sweep, verify
 from bpresearch import flags as shared
 
 shared.define_task_flags()
@@ -33,16 +31,15 @@ def main() -> int:
     check = check_gradients(experiment)
     console.print(check.summary(), markup=False)
     results = shared.sweep_from_flags(experiment, axes, workdir)
-    sweep.write_text(workdir / "gradient_check.json", check.to_json())
+    files.write(workdir / "gradient_check.json", check.to_json())
     console.print(report.table(results))
     console.print(analysis.verdict(results), markup=False)
     for warning in analysis.budget_warnings(results):
         console.print(warning, markup=False)
-    if json_file:
-        sweep.write_text(json_file, json.dumps(analysis.figures(results), indent=2))
+    files.write_figures(json_file, analysis.figures(results))
     console.print(f"Results: {workdir}/results.zarr", markup=False, soft_wrap=True)
     if flags.FLAGS.report:
-        page = report.write(report.read(workdir), workdir / "report")
+        page = report.write(report.read(workdir, sweep.read(workdir)), workdir / "report")
         console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0
 

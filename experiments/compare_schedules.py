@@ -6,14 +6,13 @@ performance profiles and probabilities of improvement, with stratified bootstrap
 value or many, as in compare_optimizers.py; the same command resumes what was stopped.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, platform, report, sweep
+from bpresearch import analysis, files, report, sweep
 from bpresearch import flags as shared
 
 shared.define_task_flags()
@@ -27,7 +26,7 @@ def main() -> int:
     axes = shared.axes_from_flags()
     json_file = shared.output_file("json")
     datasets = shared.values("dataset", flags.FLAGS.dataset, str)
-    platform.start(flags.FLAGS.platform, flags.FLAGS.precision)
+    shared.start_from_flags()
     experiments = {name: experiment_on(name) for name in datasets}
     first = next(iter(experiments.values()))
     workdir = shared.workdir_from_flags("compare_schedules", first, axes)
@@ -36,14 +35,13 @@ def main() -> int:
 
     results = {}
     for name, experiment in experiments.items():
-        results[name] = sweep.run(experiment, axes, folders[name], quiet=flags.FLAGS.quiet)
+        results[name] = shared.sweep_from_flags(experiment, axes, folders[name])
         console.print(report.table(results[name]))
         console.print(f"{name}: {analysis.verdict(results[name], by='schedule')}", markup=False)
     console.print(over_all(list(results.values())))
-    if json_file:
-        sweep.write_text(json_file, json.dumps(figures(results), indent=2))
+    files.write_figures(json_file, figures(results))
     if flags.FLAGS.report:
-        sweeps = [report.read(folder, name) for name, folder in folders.items()]
+        sweeps = [report.read(folder, sweep.read(folder), name) for name, folder in folders.items()]
         page = report.write(sweeps, Path(workdir) / "report", by="schedule")
         console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0

@@ -6,7 +6,6 @@ Compilation is not counted. Each ratio is the median over rounds; the machine sh
 """
 
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import autodiff, chainrule, data, models, optim, platform, sweep
+from bpresearch import autodiff, chainrule, data, files, models, optim, platform, sweep
 from bpresearch import flags as shared
 from bpresearch.optim import schedules
 from bpresearch.sweep import store
@@ -216,8 +215,7 @@ def main() -> None:
     Console().print(table)
     if "mlp.fraction_of_peak" in figures:
         print(f"mlp: {figures['mlp.fraction_of_peak']:.0%} of the measured peak of float32 matrix products")
-    if json_file:
-        sweep.write_text(json_file, json.dumps(figures, indent=2))
+    files.write_figures(json_file, figures)
 
 
 if __name__ == "__main__":

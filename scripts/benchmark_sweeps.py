@@ -7,7 +7,6 @@ memory without. Compilation is not counted.
 """
 
 import contextlib
-import json
 import resource
 import statistics
 import tempfile
@@ -25,7 +24,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import data, models, optim, platform, sweep, train
+from bpresearch import data, files, models, optim, platform, sweep, train
 from bpresearch import flags as shared
 from bpresearch.optim import schedules
 from bpresearch.sweep import store
@@ -181,8 +180,7 @@ def main() -> None:
     for name, value in figures.items():
         table.add_row(name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}")
     Console().print(table)
-    if json_file:
-        sweep.write_text(json_file, json.dumps(figures, indent=2))
+    files.write_figures(json_file, figures)
 
 
 if __name__ == "__main__":

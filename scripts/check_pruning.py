@@ -8,14 +8,12 @@ from the curves. It is right if the best of the settings that it lets finish is 
 the 95 % interval of the difference between the two, seed by seed, holds zero.
 """
 
-import json
-
 import numpy as np
 import optax
 import xarray as xr
 from absl import flags
 
-from bpresearch import analysis, data, models, optim, platform, sweep
+from bpresearch import analysis, data, files, models, optim, platform, sweep
 from bpresearch import flags as shared
 from bpresearch.optim import schedules
 from bpresearch.sweep import prune
@@ -52,8 +50,7 @@ def main() -> int:
             f"{name}: the winner in {right.sum():.0f} of {sweeps} sweeps ({same.sum():.0f} times the very "
             f"setting), at {share.mean():.0%} of the steps"
         )
-    if json_file:
-        sweep.write_text(json_file, json.dumps(figures, indent=2))
+    files.write_figures(json_file, figures)
     return 0
 
 

@@ -5,7 +5,6 @@ saves a checkpoint. The next one goes on in the same workdir. When one finishes,
 bits of the undisturbed sweep; then a new workdir is begun, until there were --kills kills.
 """
 
-import json
 import os
 import random
 import shutil
@@ -21,7 +20,7 @@ import xarray as xr
 from absl import flags
 from rich.console import Console
 
-from bpresearch import data, models, optim, platform, sweep
+from bpresearch import data, files, models, optim, platform, sweep
 from bpresearch import flags as shared
 from bpresearch.optim import schedules
 
@@ -101,8 +100,7 @@ def main() -> int:
     Console().print(
         f"{done} kills: the {sweeps} resumed sweep{'s' if sweeps > 1 else ''} gave the undisturbed bits"
     )
-    if json_file:
-        sweep.write_text(json_file, json.dumps({"kills": done, "sweeps": sweeps}, indent=2))
+    files.write_figures(json_file, {"kills": done, "sweeps": sweeps})
     return 0
 
 

@@ -41,15 +41,15 @@ def main() -> int:
         raise ValueError("--out= is empty: give the name of a folder")
     shared.positive("points")
     formats = [shared.choose("format", f, FORMATS) for f in shared.values("format", flags.FLAGS.format, str)]
-    for name in formats:
-        needs = {"tensorboard": "tensorboardX", "parquet": "pyarrow"}.get(name)
-        if needs:
-            _import(name, needs)
     workdir = Path(flags.FLAGS.workdir)
     results = read(workdir)
     results = results.isel(run=np.flatnonzero(results.finished.values))
     if not results.sizes["run"]:
         raise ValueError(f"--workdir={workdir}: no run is finished yet")
+    for name in formats:
+        needs = {"tensorboard": "tensorboardX", "parquet": "pyarrow"}.get(name)
+        if needs:
+            _import(name, needs)
     out = Path(flags.FLAGS.out or workdir / "export")
     for name in formats:
         out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from bpresearch import flags as shared
-from bpresearch import report
+from bpresearch import report, sweep
 
 flags.DEFINE_string("workdir", None, "the folder of a sweep, or several with commas between")
 flags.DEFINE_string("title", "", "heading of the page; by default what was trained on what")
@@ -30,7 +30,8 @@ def main() -> int:
         shared.choose("only", name, report.NAMES)
     if flags.FLAGS.out == "":
         raise ValueError("--out= is empty: give the name of a folder")
-    sweeps = [report.read(path, name) for path, name in zip(workdirs, names(workdirs), strict=True)]
+    named = zip(workdirs, names(workdirs), strict=True)
+    sweeps = [report.read(path, sweep.read(path), name) for path, name in named]
     folder = Path(flags.FLAGS.out or workdirs[0] / "report")
     print(report.write(sweeps, folder, title=flags.FLAGS.title, only=only))
     return 0

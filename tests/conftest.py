@@ -1,6 +1,12 @@
-"""What the tests of several parts share: results made up, and layers side by side."""
+"""What the tests of several parts share: commands run, results made up, and layers side by side."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +16,58 @@ import xarray as xr
 from flax import nnx
 
 from bpresearch import chainrule
+
+ROOT = Path(__file__).parents[1]
+
+# Flags are parsed and JAX is started once in a process; what every script imports is imported once for all.
+FORKS = """
+import json, os, runpy, sys
+import absl.flags
+import bpresearch.flags
+from bpresearch import analysis, autodiff, chainrule, data, models, optim, report, sweep, verify
+
+for number, command in enumerate(json.loads(sys.argv[1])):
+    if os.fork() == 0:
+        sys.argv = command
+        with open(f"{number}.out", "w") as out, open(f"{number}.err", "w") as err:
+            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+        runpy.run_path(command[0], run_name="__main__")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+class Ended(NamedTuple):
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_commands(tmp_path_factory):
+    """`run_commands(folder, (script, *flags), ...)`: scripts one after another, as users type them there.
+
+    They are started in forks of one process, so that all of them together import JAX once.
+    """
+
+    def run(folder: Path, *commands: tuple[str, ...]) -> list[Ended]:
+        said = tmp_path_factory.mktemp("said")
+        full = [[str(ROOT / script), *flags] for script, *flags in commands]
+        driver = FORKS.replace('f"{number}.', f'f"{said}/{{number}}.')
+        found = subprocess.run(
+            [sys.executable, "-c", driver, json.dumps(full)], cwd=folder, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"},
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        texts = [
+            [(said / f"{number}.{kind}").read_text() for kind in ("out", "err")]
+            for number in range(len(commands))
+        ]
+        return [Ended(int(code), *text) for code, text in zip(found.stdout.split(), texts, strict=True)]
+
+    return run
 
 
 @pytest.fixture

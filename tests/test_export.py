@@ -124,7 +124,7 @@ def test_event_files_hold_each_runs_curves_and_hyperparameters(tmp_path, workdir
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workdir=/nowhere", "--format=csv"], "there is no results.zarr"),
+        (["--workdir=/nowhere"], "there is no results.zarr"),
         (["--workdir=x", "--format=xml"], "--format=xml is not one of tensorboard, parquet, csv"),
     ],
 )

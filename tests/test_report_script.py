@@ -1,21 +1,10 @@
 """scripts/report.py as a user types it."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from bpresearch.sweep import write_text
+from bpresearch import files
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "report.py"
-
-
-def run(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+SCRIPT = "scripts/report.py"
 
 
 @pytest.fixture
@@ -24,26 +13,31 @@ def workdirs(made_up, tmp_path):
     for name, finished in (("a", 36), ("b", 30)):
         results = made_up()
         results["finished"] = ("run", [number < finished for number in range(36)])
+        results.attrs["axes"] = [name for name in results.coords if results[name].dims == ("run",)]
         results.to_zarr(tmp_path / name / "results.zarr", consolidated=False, mode="w")
-        write_text(tmp_path / name / "config.json", '{"provenance": {"command": "made up"}}')
+        files.write(tmp_path / name / "config.json", '{"provenance": {"command": "made up"}}')
     return tmp_path
 
 
+WRONG = {
+    ("--workdir=a", "--only=loss_curve"): "did you mean loss_curves?",
+    ("--workdir=a,./a",): "holds a folder twice",
+    ("--workdir=d",): "there is no results.zarr",
+    ("--workdir=a", "--out="): "--out= is empty",
+    (): "--workdir= is empty",
+}
+
+
 @pytest.mark.filterwarnings("ignore")  # zarr's, on text of any length
-def test_two_workdirs_make_one_report(workdirs):
-    found = run(workdirs, "--workdir=a,b", "--title=<i>Two", "--only=verdict,provenance", "--out=c")
+def test_two_workdirs_make_one_report(run_commands, workdirs):
+    right = ("--workdir=a,b", "--title=<i>Two", "--only=verdict,provenance", "--out=c")
+    found, *wrong = run_commands(workdirs, *((SCRIPT, *flags) for flags in (right, *WRONG)))
     assert (found.returncode, found.stdout.strip()) == (0, "c/index.html"), found.stderr
     page = (workdirs / "c" / "index.html").read_text()
     assert "&lt;i&gt;Two" in page and "<i>Two" not in page
     assert "b: 6 runs have not finished" in page and "a: Best: momentum" in page and "made up" in page
     assert "<figure" not in page and [path.name for path in (workdirs / "c").iterdir()] == ["index.html"]
 
-    for arguments, words in {
-        ("--workdir=a", "--only=loss_curve"): "did you mean loss_curves?",
-        ("--workdir=a,./a",): "holds a folder twice",
-        ("--workdir=a", "--out="): "--out= is empty",
-        (): "--workdir= is empty",
-    }.items():
-        found = run(workdirs, *arguments)
-        assert (found.returncode, found.stdout) == (2, ""), arguments
-        assert words in found.stderr and len(found.stderr.splitlines()) == 1, found.stderr
+    for one, words in zip(wrong, WRONG.values(), strict=True):
+        assert (one.returncode, one.stdout) == (2, ""), words
+        assert words in one.stderr and len(one.stderr.splitlines()) == 1, one.stderr

@@ -14,7 +14,6 @@ from bpresearch.analysis.comparison import (
     effective_learning_rate,
     normalised_scores,
     several,
-    tuned,
 )
 from bpresearch.analysis.resampling import (
     Range,
@@ -34,6 +33,7 @@ from bpresearch.analysis.settings import (
     describe,
     figures,
     metric_of,
+    ranking,
     settings_of,
     verdict,
 )
@@ -81,6 +81,7 @@ __all__ = [
     "probability_of_improvement",
     "probability_of_improvement_interval",
     "quadratics",
+    "ranking",
     "savings",
     "settings_of",
     "several",
@@ -88,7 +89,6 @@ __all__ = [
     "steps_to_target",
     "take_apart",
     "target_of",
-    "tuned",
     "unpaired_difference",
     "verdict",
 ]

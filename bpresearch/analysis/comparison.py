@@ -11,10 +11,11 @@ from jaxtyping import Float
 from bpresearch.analysis.resampling import Range, expected_best, probability_of_improvement_interval
 from bpresearch.analysis.settings import (
     Setting,
-    better,
+    best_settings,
     chosen_by,
     describe,
     metric_of,
+    ranking,
     settings_of,
 )
 from bpresearch.analysis.statistics import Interval, mean_and_interval, paired_difference, unpaired_difference
@@ -34,7 +35,10 @@ def edges(results: xr.Dataset, setting: Setting) -> dict[str, str]:
     """The numbers of a setting that lie at an end of their swept range: name to "lowest" or "highest".
 
     The range is that of the setting's own optimizer and schedule. Zero is no edge: nothing lies beyond it.
+    A setting of which no run came to its end is best of nothing, and at no edge.
     """
+    if not setting.scored:
+        return {}
     names = ("optimizer", "schedule")
     group = [s for s in settings_of(results) if all(s.values.get(n) == setting.values.get(n) for n in names)]
     found = {}
@@ -65,7 +69,8 @@ def effective_learning_rate(values: dict[str, Any]) -> float:
     """
     if values["optimizer"] not in ("sgd", "momentum", "nesterov"):
         return math.nan
-    return float(values.get("lr", math.nan) / (1 - values.get("momentum", 0.0)))
+    found = values.get("lr", math.nan) / (1 - values.get("momentum", 0.0))
+    return float(f"{found:.12g}")  # 0.03 / (1 - 0.9) and 0.3 / 1 are one place on an axis
 
 
 def untrained(results: xr.Dataset) -> float:
@@ -75,26 +80,21 @@ def untrained(results: xr.Dataset) -> float:
     return float(np.median(finite)) if len(finite) else 0.0
 
 
-def tuned(
-    results: xr.Dataset, by: str = "optimizer", stratum: str = "schedule"
-) -> dict[tuple[str, str], Setting]:
-    """For each value of `by` and each stratum the best of its settings."""
-    groups: dict[tuple[str, str], list[Setting]] = {}
-    for setting in settings_of(results):
-        groups.setdefault((str(setting.values[by]), str(setting.values[stratum])), []).append(setting)
-    return {key: max(group, key=lambda s: better(results, s)) for key, group in groups.items()}
-
-
 def normalised_scores(
     results: xr.Dataset, by: str = "optimizer", stratum: str = "schedule"
 ) -> dict[str, list[Float[np.ndarray, " _"]]]:
     """For each value of `by`, the scores of its tuned runs in each stratum that all values have.
 
-    A score is 0 for the test metric of an untrained model and 1 for the best mean that any setting in
-    `tuned` reaches, so that accuracies and losses of several tasks go together; a run that diverged is
-    worth 0, no matter how.
+    A score is 0 for the test metric of an untrained model and 1 for the best mean that any tuned setting
+    reaches, so that accuracies and losses of several tasks go together; a run that diverged is worth 0, no
+    matter how. A stratum in which all of a value's runs were pruned is left out: what they would have reached
+    is not known.
     """
-    best = tuned(results, by, stratum)
+    best = {
+        key: setting
+        for key, setting in best_settings(results, (by, stratum)).items()
+        if setting.pruned < len(setting.runs)
+    }
     names = list(dict.fromkeys(name for name, _ in best))
     strata = [s for s in dict.fromkeys(s for _, s in best) if all((name, s) in best for name in names)]
     start = untrained(results)
@@ -169,11 +169,7 @@ def differences(results: xr.Dataset, by: str = "optimizer") -> tuple[Setting, li
 
     `paired` has no interval where the two have other seeds.
     """
-    ranked = sorted(settings_of(results), key=lambda s: better(results, s), reverse=True)
-    best: dict[str, Setting] = {}
-    for setting in ranked:
-        best.setdefault(str(setting.values[by]), setting)
-    first, *others = best.values()
+    first, *others = ranking(results, by)
     sign, start = (1 if metric_of(results).higher_is_better else -1), untrained(results)
     found = []
     for other in others:
@@ -198,10 +194,7 @@ def budget_warnings(results: xr.Dataset) -> list[str]:
 
     Tuned well enough it could not: its hyper-parameters have values that make it the other.
     """
-    ranked = sorted(settings_of(results), key=lambda s: better(results, s), reverse=True)
-    best: dict[str, Setting] = {}
-    for setting in ranked:
-        best.setdefault(setting.values["optimizer"], setting)
+    best = {setting.values["optimizer"]: setting for setting in ranking(results)}
     sign = 1 if metric_of(results).higher_is_better else -1
     warnings = []
     for general, special in SPECIAL_CASES:

@@ -48,9 +48,8 @@ def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def interquartile_mean_interval(scores: Scores, level: float = 0.95, seed: int = 0) -> Range:
     """The interquartile mean with its stratified bootstrap interval."""
     drawn = _resampled(scores, np.random.default_rng(seed))
-    return _interval(
-        interquartile_mean(scores), stats.trim_mean(np.concatenate(drawn, 1), 0.25, axis=1), scores, level
-    )
+    low, high = _bounds(stats.trim_mean(np.concatenate(drawn, 1), 0.25, axis=1), scores, level)
+    return Range(interquartile_mean(scores), float(low), float(high))
 
 
 def probability_of_improvement_interval(
@@ -60,8 +59,8 @@ def probability_of_improvement_interval(
     random = np.random.default_rng(seed)
     drawn = zip(_resampled(scores, random), _resampled(others, random), strict=True)
     chances = np.mean([_wins(x, y).mean(axis=(1, 2)) for x, y in drawn], axis=0)
-    found = _interval(probability_of_improvement(scores, others), chances, [*scores, *others], level)
-    return Range(found.estimate, max(found.low, 0.0), min(found.high, 1.0))
+    low, high = _bounds(chances, [*scores, *others], level)
+    return Range(probability_of_improvement(scores, others), float(low), float(high))
 
 
 def _resampled(scores: Scores, random: np.random.Generator) -> list[Float[np.ndarray, "resamples _"]]:
@@ -69,12 +68,12 @@ def _resampled(scores: Scores, random: np.random.Generator) -> list[Float[np.nda
     return [x[random.integers(0, len(x), (RESAMPLES, len(x)))] for x in scores]
 
 
-def _interval(
-    estimate: float, resampled: Float[np.ndarray, " resamples"], scores: Scores, level: float
-) -> Range:
-    """The expanded percentile interval (Hesterberg 2015): its percentiles are those of the normal
-    distribution at sqrt(n / (n - 1)) t, with n runs a task and Student's t of as many degrees of freedom
-    as the runs of all tasks have.
+def _bounds(
+    resampled: Float[np.ndarray, "resamples *estimates"], scores: Scores, level: float
+) -> Float[np.ndarray, "2 *estimates"]:
+    """The ends of the expanded percentile interval (Hesterberg 2015): its percentiles are those of the
+    normal distribution at sqrt(n / (n - 1)) t, with n runs a task and Student's t of as many degrees of
+    freedom as the runs of all tasks have.
 
     The plain percentile interval of few seeds is too short: resampling shrinks the variance by (n - 1) / n.
     NaN where every task has one run only.
@@ -82,11 +81,10 @@ def _interval(
     counts = np.array([len(x) for x in scores])
     freedom = int((counts - 1).sum())
     if freedom == 0:
-        return Range(estimate, np.nan, np.nan)
+        return np.full((2, *resampled.shape[1:]), np.nan)
     widened = np.sqrt(counts.sum() / freedom) * stats.t.ppf((1 + level) / 2, freedom)
     tail = 100 * stats.norm.sf(widened)
-    low, high = np.percentile(resampled, [tail, 100 - tail])
-    return Range(estimate, float(low), float(high))
+    return np.percentile(resampled, [tail, 100 - tail], axis=0)
 
 
 def performance_profile(
@@ -101,9 +99,7 @@ def performance_profile(
         return np.mean([(x[..., None] > thresholds).mean(axis=-2) for x in drawn], axis=0)
 
     resampled = above(_resampled(scores, np.random.default_rng(seed)))
-    tail = 50 * (1 - level)
-    low, high = np.percentile(resampled, [tail, 100 - tail], axis=0)
-    return np.stack([above(scores), low, high])
+    return np.stack([above(scores), *_bounds(resampled, scores, level)])
 
 
 def expected_best(

@@ -18,11 +18,22 @@ class Metric(NamedTuple):
     higher_is_better: bool
     percent: bool
 
+    @property
+    def name(self) -> str:
+        """The title without its unit."""
+        return self.title.removesuffix(" (%)")
+
     def format(self, interval: Interval) -> str:
-        """`66.1 +- 0.8` (per cent for accuracies), without the interval where there is none."""
+        """`66.1 +- 0.8` (per cent for accuracies), without the interval where there is none; `-` for NaN."""
+        if math.isnan(interval.mean):
+            return "-"
         factor, digits = (100, 1) if self.percent else (1, 3)
         half = "" if math.isnan(interval.half_width) else f" ± {factor * interval.half_width:.{digits}f}"
         return f"{factor * interval.mean:.{digits}f}{half}"
+
+    def phrase(self, interval: Interval) -> str:
+        """`a test accuracy of 66.1 +- 0.8 %`."""
+        return f"a {self.name} of {self.format(interval)}{' %' if self.percent else ''}"
 
 
 METRICS = (
@@ -54,6 +65,7 @@ class Setting:
             or was stopped early.
         test: final value of the test metric, a run each; NaN likewise.
         diverged: number of runs that diverged.
+        pruned: number of runs that were ended early because others were ahead.
     """
 
     values: dict[str, Any]
@@ -62,11 +74,17 @@ class Setting:
     chosen_by: np.ndarray
     test: np.ndarray
     diverged: int
+    pruned: int
 
     @property
     def complete(self) -> bool:
         """Whether every run came to its end."""
         return not np.isnan(self.test).any()
+
+    @property
+    def scored(self) -> bool:
+        """Whether any run came to its end."""
+        return not np.isnan(self.test).all()
 
 
 def settings_of(results: xr.Dataset) -> list[Setting]:
@@ -84,6 +102,7 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
         metric: np.where(results.diverged_at < 0, results[metric.variable].isel(eval_step=-1), np.nan)
         for metric in (choosing, test)
     }
+    pruned = results["pruned_at"].values if "pruned_at" in results else np.full(results.sizes["run"], -1)
     return [
         Setting(
             {
@@ -96,6 +115,7 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
             final[choosing][runs],
             final[test][runs],
             int((results.diverged_at.values[runs] >= 0).sum()),
+            int((pruned[runs] >= 0).sum()),
         )
         for runs in groups.values()
     ]
@@ -112,44 +132,56 @@ def better(results: xr.Dataset, setting: Setting) -> tuple[bool, float]:
     return setting.complete, -math.inf if math.isnan(mean) else mean if metric.higher_is_better else -mean
 
 
-def best_settings(results: xr.Dataset) -> dict[tuple[str, str], Setting]:
-    """For each optimizer and schedule its best setting, in the order of the runs."""
-    groups: dict[tuple[str, str], list[Setting]] = {}
+def best_settings(
+    results: xr.Dataset, by: tuple[str, ...] = ("optimizer", "schedule")
+) -> dict[tuple[str, ...], Setting]:
+    """For each optimizer and schedule, or what `by` names, the best setting, in the order of the runs."""
+    groups: dict[tuple[str, ...], list[Setting]] = {}
     for setting in settings_of(results):
-        groups.setdefault((setting.values["optimizer"], setting.values["schedule"]), []).append(setting)
+        groups.setdefault(tuple(str(setting.values[name]) for name in by), []).append(setting)
     return {key: max(group, key=lambda s: better(results, s)) for key, group in groups.items()}
+
+
+def ranking(results: xr.Dataset, by: str = "optimizer") -> list[Setting]:
+    """The best setting of each optimizer, or of each value of `by`; the best of them first."""
+    best = best_settings(results, (by,)).values()
+    return sorted(best, key=lambda setting: better(results, setting), reverse=True)
 
 
 def verdict(results: xr.Dataset, by: str = "optimizer") -> str:
     """In a sentence or two: which optimizer and schedule came out best, by how much, and how surely.
 
     The runner-up is the best setting of another optimizer (or schedule, as `by` says). Where both have the
-    same seeds, the interval is that of the difference within each seed.
+    same seeds, the interval is that of the difference within each seed. Settings are ranked by the validation
+    part, so that the runner-up may be ahead on the test part; then that is said.
     """
-    ranked = sorted(best_settings(results).values(), key=lambda s: better(results, s), reverse=True)
     metric = metric_of(results)
-    first = ranked[0]
-    if np.isnan(first.test).all():
+    first, *others = ranking(results, by)
+    if not first.scored:
         return "Every run diverged: the learning rates are too large."
-    score = mean_and_interval(first.test)
-    text = f"Best: {describe(first)} with {metric.format(score)} {metric.title}."
-    others = [s for s in ranked if s.values[by] != first.values[by] and not np.isnan(s.test).all()]
+    text = f"Best: {describe(first)} with {metric.phrase(mean_and_interval(first.test))}."
+    others = [setting for setting in others if setting.scored]
     if not others:
         return text
     second = others[0]
     paired = first.seeds.tolist() == second.seeds.tolist()
     difference = first.test - second.test if paired else None
     if difference is None or np.isfinite(difference).sum() < 2:
-        runner_up = f"{describe(second)} with {metric.format(mean_and_interval(second.test))}"
+        runner_up = f"{describe(second)} with {metric.phrase(mean_and_interval(second.test))}"
         return f"{text} Next: {runner_up}; more seeds would tell how sure the difference is."
     gap = mean_and_interval(difference if metric.higher_is_better else -difference)
     sure = (
         "more than chance explains (95 %)"
-        if gap.mean > gap.half_width
+        if abs(gap.mean) > gap.half_width
         else "which may be chance: the 95 % interval holds zero"
     )
     unit = "points" if metric.percent else "in loss"
-    return f"{text} That is {metric.format(gap)} {unit} better than {describe(second)}, {sure}."
+    if gap.mean == gap.half_width == 0:
+        return f"{text} {describe(second)} does exactly as well."
+    size = metric.format(gap._replace(mean=abs(gap.mean)))
+    if gap.mean < 0:
+        return f"{text} On the test part that is {size} {unit} worse than {describe(second)}, {sure}."
+    return f"{text} That is {size} {unit} better than {describe(second)}, {sure}."
 
 
 def figures(results: xr.Dataset) -> dict[str, float]:

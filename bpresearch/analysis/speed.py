@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from bpresearch.analysis.settings import Setting, better, chosen_by, settings_of
+from bpresearch.analysis.settings import Setting, chosen_by, ranking, settings_of
 
 
 class Speed(NamedTuple):
@@ -27,10 +27,8 @@ def target_of(results: xr.Dataset, by: str = "optimizer") -> float:
     In the metric that settings are chosen by.
     """
     metric = chosen_by(results)
-    best: dict[str, Setting] = {}
-    for setting in sorted(settings_of(results), key=lambda s: better(results, s), reverse=True):
-        best.setdefault(str(setting.values[by]), setting)
-    means = [float(np.nanmean(s.chosen_by)) for s in best.values() if np.isfinite(s.chosen_by).any()]
+    best = ranking(results, by)
+    means = [float(np.nanmean(s.chosen_by)) for s in best if np.isfinite(s.chosen_by).any()]
     if not means:
         return float("nan")
     return min(means) if metric.higher_is_better else max(means)

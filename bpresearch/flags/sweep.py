@@ -12,7 +12,7 @@ from typing import Any
 import xarray as xr
 from absl import flags
 
-from bpresearch import autodiff, chainrule, optim, sweep
+from bpresearch import autodiff, chainrule, files, optim, sweep
 from bpresearch.analysis import diagnostics
 from bpresearch.flags.axes import numbers, positive, values
 from bpresearch.flags.command import choose
@@ -23,6 +23,7 @@ from bpresearch.flags.running import (
     running_options,
 )
 from bpresearch.flags.task import (
+    choose_loss,
     dataset_from_flags,
     define_precision_flag,
     loss_from_flags,
@@ -184,14 +185,21 @@ def _schedules(flag: str) -> list[schedules.Schedule]:
 
 
 def experiment_from_flags() -> sweep.Experiment:
-    """The task, its length and the engine that the flags describe."""
+    """The task, its length and the engine that the flags describe.
+
+    What is wrong with a flag alone is found before the data set is read or generated.
+    """
+    _check_workdir()
     positive("steps")
     if not 0 <= FLAGS.validation < 1:
         raise ValueError(f"--validation={FLAGS.validation}: takes a fraction of at least 0 and below 1")
     engine = ENGINES[choose("gradient", FLAGS.gradient, ENGINES)]
     precision = DTYPES[choose("precision", FLAGS.precision, DTYPES)]
     every = positive("eval_every", low=0) or max(1, FLAGS.steps // 20)
+    measured = _diagnostics()
     model, options = model_from_flags()
+    if FLAGS.loss is not None:
+        choose_loss(FLAGS.loss)
     dataset = dataset_from_flags()
     loss = loss_from_flags(dataset)
     experiment = sweep.Experiment(
@@ -205,15 +213,25 @@ def experiment_from_flags() -> sweep.Experiment:
         eval_every=min(every, FLAGS.steps),
         validation=FLAGS.validation,
         dtype=precision,
-        diagnostics=_diagnostics(),
+        diagnostics=measured,
     )
     for batch_size in values("batch_size", FLAGS.batch_size, int):
-        if batch_size > experiment.training_examples:
+        largest = batch_size.high if isinstance(batch_size, sweep.Uniform) else batch_size
+        if largest > experiment.training_examples:
             raise ValueError(
-                f"--batch_size={batch_size}: --dataset={dataset.name} has "
+                f"--batch_size={largest}: --dataset={dataset.name} has "
                 f"{experiment.training_examples} training examples; take at most as many"
             )
     return experiment
+
+
+def _check_workdir() -> None:
+    if FLAGS.workdir == "":
+        raise ValueError("--workdir= is empty: give the name of a folder")
+    folder = Path(FLAGS.workdir or "results").absolute()
+    exists = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (exists.is_dir() and os.access(exists, os.W_OK)):
+        raise ValueError(f"--workdir={folder}: cannot write there; take another folder")
 
 
 def _diagnostics() -> tuple[Diagnostic, ...]:
@@ -236,8 +254,8 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
         drawn = sweep.drawn(experiment, axes, FLAGS.sampler, workdir) if searched else None
         replay_and_stop(experiment, drawn or sweep.expand(axes, experiment.model), workdir)
     if not FLAGS.distributed:  # `run` lets only the first process into the workdir
-        sweep.claim(workdir, experiment, source)
-        sweep.write_text(workdir / "flagfile", flags_given())
+        sweep.claim(workdir, experiment, source, **_how())
+        files.write(workdir / "flagfile", flags_given())
     if searched:
         return sweep.search(
             experiment,
@@ -256,7 +274,7 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
     if not sweep.leads():
         sys.exit(0)  # the first process has the results and reports
     if FLAGS.distributed:
-        sweep.write_text(workdir / "flagfile", flags_given())
+        files.write(workdir / "flagfile", flags_given())
     return results
 
 
@@ -274,18 +292,16 @@ def flags_given() -> str:
 
 def _source(axes: sweep.Axes) -> dict[str, Any]:
     """Where the runs come from: the axes of a grid, or what a sampler draws from."""
-    if FLAGS.sampler == "grid":
-        return axes | ({"prune": FLAGS.prune} if FLAGS.prune else {})
-    return sweep.source_of(axes, FLAGS.sampler, FLAGS.sampler_seed, FLAGS.prune)
+    return axes if FLAGS.sampler == "grid" else sweep.source_of(axes, FLAGS.sampler, FLAGS.sampler_seed)
+
+
+def _how() -> dict[str, Any]:
+    """How the runs are trained, as far as the results depend on it."""
+    return {"layout": FLAGS.layout, "shard": FLAGS.shard, "prune": FLAGS.prune}
 
 
 def workdir_from_flags(name: str, experiment: sweep.Experiment, axes: sweep.Axes) -> Path:
     """--workdir, or a folder in results/ whose name follows from the settings, so that they resume."""
-    if FLAGS.workdir == "":
-        raise ValueError("--workdir= is empty: give the name of a folder")
-    folder = Path(FLAGS.workdir or "results").absolute()
-    exists = next(path for path in (folder, *folder.parents) if path.exists())
-    if not (exists.is_dir() and os.access(exists, os.W_OK)):
-        raise ValueError(f"--workdir={folder}: cannot write there; take another folder")
-    digest = hashlib.sha256(json.dumps(sweep.describe(experiment, _source(axes))).encode()).hexdigest()
+    settings = sweep.describe(experiment, _source(axes), **_how())
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     return Path(FLAGS.workdir or f"results/{name}-{digest[:8]}")

@@ -184,12 +184,18 @@ def dataset_from_flags() -> data.Dataset:
     return data.reconstruction(found) if FLAGS.model == "autoencoder" else found
 
 
+def choose_loss(name: str) -> Callable[..., Any]:
+    """The loss of a name, or of an alias."""
+    choose("loss", name, [*LOSSES, *LOSS_ALIASES])
+    return LOSSES[LOSS_ALIASES.get(name, name)]
+
+
 def loss_from_flags(dataset: data.Dataset) -> Callable[..., Any]:
     """The loss that --loss names, or the data set's usual one."""
     classification = dataset.classes is not None
     default = "cross_entropy" if classification else "mse"
-    name = choose("loss", FLAGS.loss or default, [*LOSSES, *LOSS_ALIASES])
-    loss = LOSSES[LOSS_ALIASES.get(name, name)]
+    name = FLAGS.loss or default
+    loss = choose_loss(name)
     if loss.__name__ not in OF_NUMBERS and not classification:
         of = (
             "an autoencoder's targets are"

@@ -31,29 +31,49 @@ __all__ = [
 ]
 
 
-def sgd(learning_rate: ArrayLike) -> optax.GradientTransformation:
+def given_to(function: Optimizer) -> Callable[[Callable[..., Any]], Optimizer]:
+    """Makes a function without a body an optimizer: its arguments go, by name, to one of Optax's functions.
+
+    The signature has the hyper-parameters and their defaults, the docstring formula and source.
+    """
+
+    def decorate(described: Callable[..., Any]) -> Optimizer:
+        signature = inspect.signature(described)
+
+        @functools.wraps(described)
+        def optimizer(*arguments: Any, **named: Any) -> optax.GradientTransformation:
+            bound = signature.bind(*arguments, **named)
+            bound.apply_defaults()
+            return function(**bound.arguments)
+
+        return optimizer
+
+    return decorate
+
+
+@given_to(optax.sgd)
+def sgd(learning_rate):
     """Stochastic gradient descent: w <- w - lr g."""
-    return optax.sgd(learning_rate)
 
 
-def momentum(learning_rate: ArrayLike, momentum: ArrayLike) -> optax.GradientTransformation:
+@given_to(optax.sgd)
+def momentum(learning_rate, momentum):
     """Heavy ball: m <- beta m + g,  w <- w - lr m (Polyak 1964)."""
-    return optax.sgd(learning_rate, momentum=momentum)
 
 
-def nesterov(learning_rate: ArrayLike, momentum: ArrayLike) -> optax.GradientTransformation:
+@given_to(functools.partial(optax.sgd, nesterov=True))
+def nesterov(learning_rate, momentum):
     """Nesterov: m <- beta m + g,  w <- w - lr (g + beta m) (Nesterov 1983; Sutskever et al. 2013)."""
-    return optax.sgd(learning_rate, momentum=momentum, nesterov=True)
 
 
-def sign_sgd(learning_rate: ArrayLike) -> optax.GradientTransformation:
+@given_to(optax.sign_sgd)
+def sign_sgd(learning_rate):
     """w <- w - lr sign(g) (Bernstein et al. 2018)."""
-    return optax.sign_sgd(learning_rate)
 
 
-def signum(learning_rate: ArrayLike, beta: ArrayLike = 0.9) -> optax.GradientTransformation:
+@given_to(optax.signum)
+def signum(learning_rate, beta=0.9):
     """m <- beta m + (1 - beta) g,  w <- w - lr sign(m) (Bernstein et al. 2018)."""
-    return optax.signum(learning_rate, beta)
 
 
 def noisy_sgd(
@@ -66,35 +86,25 @@ def noisy_sgd(
     return optax.noisy_sgd(learning_rate, eta, gamma, key=jax.random.key(jnp.asarray(seed, jnp.uint32)))
 
 
-def optimistic_gradient_descent(
-    learning_rate: ArrayLike, alpha: ArrayLike = 1.0, beta: ArrayLike = 1.0
-) -> optax.GradientTransformation:
+@given_to(optax.optimistic_gradient_descent)
+def optimistic_gradient_descent(learning_rate, alpha=1.0, beta=1.0):
     """w <- w - lr ((alpha + beta) g_t - beta g_{t-1}) (Mokhtari et al. 2020)."""
-    return optax.optimistic_gradient_descent(learning_rate, alpha, beta)
 
 
-def fromage(learning_rate: ArrayLike, min_norm: ArrayLike = 1e-6) -> optax.GradientTransformation:
+@given_to(optax.fromage)
+def fromage(learning_rate, min_norm=1e-6):
     """Each layer: w <- (w - lr g |w| / |g|) / sqrt(1 + lr^2), norms at least min_norm.
 
     (Bernstein et al. 2020.)
     """
-    return optax.fromage(learning_rate, min_norm)
 
 
-def lars(
-    learning_rate: ArrayLike,
-    momentum: ArrayLike = 0.9,
-    weight_decay: ArrayLike = 0.0,
-    trust_coefficient: ArrayLike = 0.001,
-    eps: ArrayLike = 0.0,
-) -> optax.GradientTransformation:
+@given_to(optax.lars)
+def lars(learning_rate, momentum=0.9, weight_decay=0.0, trust_coefficient=0.001, eps=0.0):
     """Each layer: u = g + wd w,  m <- beta m + lr c |w| / (|u| + eps) u,  w <- w - m (You et al. 2017).
 
     c is the trust coefficient; where a norm is 0, u goes into m unscaled.
     """
-    return optax.lars(
-        learning_rate, weight_decay, trust_coefficient=trust_coefficient, eps=eps, momentum=momentum
-    )
 
 
 def rprop(

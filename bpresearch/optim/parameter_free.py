@@ -9,6 +9,8 @@ import optax
 from jaxtyping import ArrayLike
 from optax import contrib
 
+from bpresearch.optim.optimizers import given_to
+
 __all__ = [
     "backtracking",
     "cocob",
@@ -47,52 +49,36 @@ def backtracking(
     return optax.chain(optax.sgd(1.0), search)
 
 
-def lbfgs(learning_rate: ArrayLike) -> optax.GradientTransformation:
+@given_to(optax.lbfgs)
+def lbfgs(learning_rate):
     """Limited-memory BFGS from the last 10 steps, along a line until the strong Wolfe conditions hold.
 
     lr scales the direction in which the line search starts. Curvature comes from the gradients of
     mini-batches, so it is for large ones (Liu and Nocedal 1989).
     """
-    return optax.lbfgs(learning_rate)
 
 
-def momo(
-    learning_rate: ArrayLike,
-    beta: ArrayLike = 0.9,
-    lower_bound: ArrayLike = 0.0,
-    weight_decay: ArrayLike = 0.0,
-) -> optax.GradientTransformation:
+@given_to(contrib.momo)
+def momo(learning_rate, beta=0.9, lower_bound=0.0, weight_decay=0.0):
     """Momentum whose step, at most lr, minimises a model of the loss that has a lower bound.
 
     (Schaipp et al. 2023.)
     """
-    return contrib.momo(learning_rate, beta, lower_bound, weight_decay)
 
 
-def momo_adam(
-    learning_rate: ArrayLike,
-    b1: ArrayLike = 0.9,
-    b2: ArrayLike = 0.999,
-    eps: ArrayLike = 1e-8,
-    lower_bound: ArrayLike = 0.0,
-    weight_decay: ArrayLike = 0.0,
-) -> optax.GradientTransformation:
+@given_to(contrib.momo_adam)
+def momo_adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8, lower_bound=0.0, weight_decay=0.0):
     """MoMo with Adam's scale of each weight (Schaipp et al. 2023)."""
-    return contrib.momo_adam(learning_rate, b1, b2, eps, lower_bound, weight_decay)
 
 
-def dog(
-    learning_rate: ArrayLike, eps: ArrayLike = 1e-8, weight_decay: ArrayLike = 0.0
-) -> optax.GradientTransformation:
+@given_to(contrib.dog)
+def dog(learning_rate, eps=1e-8, weight_decay=0.0):
     """w <- w - lr max_i |w_i - w_0| / sqrt(sum |g_i|^2 + eps) g (Ivgi et al. 2023)."""
-    return contrib.dog(learning_rate, eps=eps, weight_decay=weight_decay)
 
 
-def dowg(
-    learning_rate: ArrayLike, eps: ArrayLike = 1e-4, weight_decay: ArrayLike = 0.0
-) -> optax.GradientTransformation:
+@given_to(contrib.dowg)
+def dowg(learning_rate, eps=1e-4, weight_decay=0.0):
     """DoG with the gradients weighted by the squared distance (Khaled et al. 2023)."""
-    return contrib.dowg(learning_rate, eps=eps, weight_decay=weight_decay)
 
 
 def dadapt_adamw(
@@ -130,8 +116,6 @@ def prodigy(
     )
 
 
-def cocob(
-    learning_rate: ArrayLike, alpha: ArrayLike = 100.0, eps: ArrayLike = 1e-8, weight_decay: ArrayLike = 0.0
-) -> optax.GradientTransformation:
+@given_to(contrib.cocob)
+def cocob(learning_rate, alpha=100.0, eps=1e-8, weight_decay=0.0):
     """Each weight bets on its gradients' signs as on a coin (Orabona and Tommasi 2017)."""
-    return contrib.cocob(learning_rate, alpha, eps, weight_decay)

@@ -14,15 +14,20 @@ from bpresearch.analysis import (
     performance_profile,
     several,
 )
-from bpresearch.report.style import band, channels_by, panels, tooltips
+from bpresearch.report.style import band, channels_by, line, panels, tooltips
 from bpresearch.report.sweeps import Sweeps
 
 MOST_TRIALS = 200
 
 
 def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
-    """Expected best test metric against the number of settings tried, for each optimizer."""
+    """Expected best test metric against the number of settings tried, for each optimizer.
+
+    None where runs were pruned: what those would have reached is not known.
+    """
     by = sweeps.by
+    if sweeps.lost[1]:
+        return None
     rows: list[dict[str, Any]] = []
     for sweep in sweeps:
         for name, curve in budget_curves(sweep.results, by).items():
@@ -39,25 +44,10 @@ def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
     channels = channels_by(frame, by)
     x = alt.X("trials:Q", title="settings tried", scale=alt.Scale(type="log", nice=False))
     x["axis"] = alt.Axis(format="d", tickCount=6)
-    title = sweeps.metric.title
-    scale = alt.Scale(zero=False)
+    y = alt.Y("value:Q", title=sweeps.metric.title, scale=alt.Scale(zero=False))
     shown = tooltips(frame, [by, "trials", "value", "low", "high"])
-    layers = [
-        alt.Chart()
-        .mark_area(**band(by, 0.16))
-        .encode(x=x, y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", detail=channels["detail"]),
-        alt.Chart()
-        .mark_line(strokeWidth=2.2)
-        .encode(
-            x=x,
-            y=alt.Y("value:Q", title=title, scale=scale),
-            color=channels["color"],
-            strokeDash=channels["dash"],
-            tooltip=shown,
-        ),
-    ]
     return panels(
-        layers,
+        [band(channels, x, y), line(channels, x=x, y=y, tooltip=shown)],
         frame,
         f"How much tuning does each {by} need?",
         f"Expected test result of the best of n random settings, chosen by validation; {sweeps.seeds}",
@@ -87,24 +77,11 @@ def profiles(sweeps: Sweeps) -> alt.FacetChart | None:
     x = alt.X("score:Q", title="score (0: untrained, 1: best setting of all)")
     x["scale"] = alt.Scale(nice=False, zero=False)
     x["axis"] = alt.Axis(tickCount=6)
-    title = "runs above the score (%)"
-    layers = [
-        alt.Chart()
-        .mark_area(**band(by, 0.14, interpolate="step-after"))
-        .encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", detail=channels["detail"]),
-        alt.Chart()
-        .mark_line(strokeWidth=2.2, interpolate="step-after")
-        .encode(
-            x=x,
-            y=alt.Y("share:Q", title=title),
-            color=channels["color"],
-            strokeDash=channels["dash"],
-            tooltip=tooltips(frame, [by, "score", "share", "low", "high"]),
-        ),
-    ]
+    y = alt.Y("share:Q", title="runs above the score (%)")
+    shown = tooltips(frame, [by, "score", "share", "low", "high"])
     what = f"each {stratum}" + (" of each sweep" if len(sweeps) > 1 else "")
     return panels(
-        layers,
+        [band(channels, x, y, step=True), line(channels, step=True, x=x, y=y, tooltip=shown)],
         frame,
         "How often is each good?",
         f"Runs at the best settings for {what}; 95 % stratified bootstrap band",
@@ -173,7 +150,8 @@ def intervals(sweeps: Sweeps) -> alt.FacetChart | None:
     frame = pd.DataFrame(rows)
     if not len(frame) or frame.difference.isna().all():
         return None
-    y = alt.Y("against:N", title=None, sort=None, axis=alt.Axis(labelLimit=330))
+    y = alt.Y("against:N", title=None, sort=None, axis=alt.Axis(labelLimit=160))
+    y["axis"]["labelExpr"] = "split(datum.label, ', ')"
     offset = alt.YOffset("kind:N", sort=["paired by seed", "unpaired"])
     title = f"better by ({'points' if sweeps.metric.percent else sweeps.metric.title})"
     colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=["paired by seed", "unpaired"]))
@@ -193,8 +171,8 @@ def intervals(sweeps: Sweeps) -> alt.FacetChart | None:
         frame,
         "How sure is the difference?",
         f"The best setting against the best of every other {by}; 95 % intervals",
-        height=30 + 44 * int(frame.groupby("panel").against.nunique().max()),
+        height=30 + 50 * int(frame.groupby("panel").against.nunique().max()),
         columns=1,
-        room=250,
+        room=130,
         independent_y=len(sweeps) > 1,
     )

@@ -8,6 +8,7 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
+from bpresearch import files
 from bpresearch.analysis import (
     Interval,
     best_settings,
@@ -16,8 +17,6 @@ from bpresearch.analysis import (
     describe,
     differences,
     edge_warnings,
-    edges,
-    mean_and_interval,
     metric_of,
     steps_to_target,
     target_of,
@@ -25,8 +24,9 @@ from bpresearch.analysis import (
 )
 from bpresearch.report import comparisons, gradients, landscape, pictures, recorded
 from bpresearch.report.page import Section, Table, render, short
-from bpresearch.report.style import save_drawings, write_whole
+from bpresearch.report.style import save_drawings
 from bpresearch.report.sweeps import Sweep, Sweeps, binned
+from bpresearch.report.tables import best_rows, cell
 
 PICTURES = {
     "loss_curves": pictures.loss_curves,
@@ -50,7 +50,7 @@ SECTIONS = {
     "tuning": ("Tuning", ("learning_rate_sensitivity", "effective_learning_rate", "budgets")),
     "comparison": ("Comparison", ("interquartile_means", "intervals", "profiles")),
     "runs": ("All runs", ("all_runs", "heat_maps", "parallel_coordinates")),
-    "divergence": ("Divergence", ("diverged",)),
+    "divergence": ("Runs without a result", ("diverged",)),
     "diagnostics": ("Diagnostics", ()),
     "gradient": ("Gradient check", ()),
     "provenance": ("Where this comes from", ()),
@@ -108,7 +108,7 @@ def write(
         },
         drawn=(lambda name, spec: save_drawings(spec, folder, name)) if drawings else None,
     )
-    return write_whole(folder / "index.html", text.encode())
+    return files.write(folder / "index.html", text)
 
 
 def _title(sweeps: Sweeps) -> str:
@@ -154,25 +154,14 @@ def _verdict(sweeps: Sweeps, section: Section) -> None:
 
 
 def _settings(sweeps: Sweeps, section: Section) -> None:
-    names = [name for name in sweeps.axes if name not in ("optimizer", "schedule", "lr")]
-    used = {n for sweep in sweeps for s in best_settings(sweep.results).values() for n in s.values}
-    names = [*(["lr"] if "lr" in used else []), *names]
-    several, titles = len(sweeps) > 1, list(dict.fromkeys(metric_of(s.results).title for s in sweeps))
-    columns = [*(["sweep"] if several else []), "optimizer", "schedule", *names, " or ".join(titles)]
-    chosen = " or ".join(dict.fromkeys(chosen_by(s.results).title.removesuffix(" (%)") for s in sweeps))
+    found = [(sweep, row) for sweep in sweeps for row in best_rows(sweep.results)]
+    names = list(dict.fromkeys(name for _, row in found for name in row))
+    chosen = " or ".join(dict.fromkeys(chosen_by(sweep.results).name for sweep in sweeps))
     caption = f"Best by {chosen}; mean and 95 % interval over seeds. * at the edge of the swept range."
-    table = Table(caption, [*columns, "seeds", "diverged"])
-    for sweep in sweeps:
-        test = metric_of(sweep.results)
-        for (optimizer, schedule), setting in best_settings(sweep.results).items():
-            at_edge = edges(sweep.results, setting)
-            values = [_shown(setting.values.get(name)) + "*" * (name in at_edge) for name in names]
-            mine = (sweep.results.optimizer == optimizer) & (sweep.results.schedule == schedule)
-            lost = int((sweep.results.diverged_at[mine] >= 0).sum())
-            cells = [*([sweep.name] if several else []), optimizer, schedule, *values]
-            cells += [test.format(mean_and_interval(setting.test)), str(len(setting.seeds))]
-            cells.append(f"{lost} of {int(mine.sum())}" if lost else "0")
-            table.add(cells, {"optimizer": optimizer, "schedule": schedule, "sweep": sweep.name})
+    table = Table(caption, [*(["sweep"] if len(sweeps) > 1 else []), *names])
+    for sweep, row in found:
+        cells = [*([sweep.name] if len(sweeps) > 1 else []), *(row.get(name, "-") for name in names)]
+        table.add(cells, {"optimizer": row["optimizer"], "schedule": row["schedule"], "sweep": sweep.name})
     section.tables = [table]
 
 
@@ -182,10 +171,10 @@ def _training(sweeps: Sweeps, section: Section) -> None:
         metric, target = chosen_by(sweep.results), target_of(sweep.results, sweeps.by)
         if np.isnan(target):
             continue
-        shown = metric.format(Interval(target, np.nan, 1))
+        goal = metric.phrase(Interval(target, np.nan, 1))
         name = f"{sweep.name}: " if len(sweeps) > 1 else ""
         table = Table(
-            f"{name}Steps until {metric.title} {shown}, which every {sweeps.by}'s best setting ends with.",
+            f"{name}Steps to {goal}, which every {sweeps.by}'s best setting ends with.",
             ["fastest setting", "steps (median over seeds)", "seeds that get there"],
         )
         for speed in steps_to_target(sweep.results, target, sweeps.by).values():
@@ -220,9 +209,12 @@ def _comparison(sweeps: Sweeps, section: Section) -> None:
 
 
 def _divergence(sweeps: Sweeps, section: Section) -> None:
-    lost = int((sweeps.runs.diverged_at >= 0).sum())
-    if not lost:
-        section.text = [f"None of {len(sweeps.runs):,} runs diverged."]
+    diverged, pruned = sweeps.lost
+    section.text = [] if diverged else [f"None of {len(sweeps.runs):,} runs diverged."]
+    if pruned:
+        section.text += [
+            f"{pruned:,} of {len(sweeps.runs):,} runs were pruned: ended early, as others were ahead."
+        ]
 
 
 def _diagnostics(sweeps: Sweeps, section: Section) -> None:
@@ -277,15 +269,9 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
         pairs = [_flat(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()]
         return [pair for found in pairs for pair in found]
     if isinstance(value, list):
-        text = ", ".join(_shown(item) for item in value[:40]) + (", ..." if len(value) > 40 else "")
-        return [(path, text)]
-    return [(path, _shown(value))]
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+        text = ", ".join(cell(item) for item in value[:40]) + (", ..." if len(value) > 40 else "")
+        return [(path, text or "-")]
+    return [(path, cell(value))]
 
 
 def _runs_table(sweeps: Sweeps) -> dict[str, Any]:

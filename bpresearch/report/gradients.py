@@ -127,7 +127,7 @@ def error_map(report: Mapping[str, Any]) -> alt.TopLevelMixin:
             "error": _number(row["error"]),
             "tolerance": _number(row["tolerance"]),
             "ratio": _ratio(row),
-            "mark": {True: "", False: "✗", None: "?"}[row["passed"]],
+            "mark": {True: "", False: "× ", None: "? "}[row["passed"]],  # noqa: RUF001
             "detail": row.get("detail", ""),
         }
         for where, row in cells
@@ -144,8 +144,8 @@ def error_map(report: Mapping[str, Any]) -> alt.TopLevelMixin:
     )
     tip = [alt.Tooltip(f"{name}:N") for name in ("where", "oracle", "error", "tolerance", "detail")]
     base = alt.Chart(frame).encode(x=x, y=y, tooltip=tip)
-    text = alt.expr("datum.mark + ' ' + datum.error")
-    contrast = alt.condition("abs(datum.ratio) > 2.4", alt.value("white"), alt.value("black"))
+    text = alt.expr("datum.mark + datum.error")
+    contrast = alt.condition("abs(datum.ratio) > 3", alt.value("white"), alt.value("black"))
     return (
         alt.layer(
             base.mark_rect(stroke="#888888", strokeWidth=0.4).encode(color=colour),
@@ -154,7 +154,7 @@ def error_map(report: Mapping[str, Any]) -> alt.TopLevelMixin:
         .properties(
             title=alt.TitleParams(
                 "Where is the error?",
-                subtitle="Relative error of each comparison; blue: within the tolerance, orange: beyond (✗)",
+                subtitle="Relative error of each comparison; blue: within the tolerance, orange: beyond it",
             ),
             width=WIDTH - 240,
             height=22 * len(order),
@@ -174,7 +174,9 @@ def _ratio(row: Mapping[str, Any]) -> float:
 
 
 def _number(value: Any) -> str:
-    return f"{float(value):.1e}" if value is not None else "-"
+    if value is None:
+        return "-"
+    return f"{float(value):.1e}" if float(value) else "0"
 
 
 def _table(rows: list[Mapping[str, Any]]) -> Table:

@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.report.style import PICKED, axis_at, channels_by, panels, titled, tooltips
+from bpresearch.report.style import PICKED, axis_at, channels_by, dotted_line, panels, titled, tooltips
 from bpresearch.report.sweeps import Sweeps, coarse
 
 MOST_LINES = 400
@@ -36,7 +36,12 @@ def all_runs(sweeps: Sweeps) -> alt.FacetChart | None:
         alt.Chart()
         .mark_point(filled=True, size=55)
         .encode(
-            x=alt.X(f"{across}:Q", title=choices[across], scale=scale, axis=alt.Axis(format="~g")),
+            x=alt.X(
+                f"{across}:Q",
+                title=choices[across],
+                scale=scale,
+                axis=alt.Axis(format="~g", labelSeparation=4),
+            ),
             y=alt.Y("value:Q", title=metric.title, scale=alt.Scale(zero=False, padding=10)),
             color=channels["color"],
             shape=channels["shape"],
@@ -49,7 +54,7 @@ def all_runs(sweeps: Sweeps) -> alt.FacetChart | None:
         [layer],
         rows,
         "What did every single run reach?",
-        f"Final {metric.title.removesuffix(' (%)')} of {_count(rows, runs)}",
+        f"Final {metric.name} of {_count(rows, runs)}{sweeps.left_out}",
         toggles=["x"],
         height=340,
         choices={"x": {"now": across, "from": choices}},
@@ -96,6 +101,7 @@ def heat_maps(sweeps: Sweeps) -> alt.FacetChart | None:
     """The best mean over seeds for each pair of values of two axes, a panel for each that is compared."""
     metric, axes = sweeps.metric, [name for name in sweeps.axes if name not in (sweeps.by, "dataset")]
     rows = sweeps.settings[sweeps.settings.value.notna()].copy()
+    empty = len(rows) < len(sweeps.settings)
     if len(axes) < 2 or not len(rows):
         return None
     for name in axes:
@@ -105,7 +111,8 @@ def heat_maps(sweeps: Sweeps) -> alt.FacetChart | None:
     ]
     numeric = [name for name in axes if rows[name].dtype.kind in "if"]
     across = "lr" if "lr" in axes else (numeric or axes)[0]
-    down = next((name for name in [*numeric, *axes] if name != across and name in axes), axes[0])
+    others = [name for name in [*numeric, *axes] if name != across]
+    down = next((name for name in others if rows[name].notna().all()), others[0])
     best = "max" if metric.higher_is_better else "min"
     middle = float((rows.value.max() + rows.value.min()) / 2)
     x = alt.X(f"{across}:O", title=titled(across), axis=alt.Axis(labelAngle=-40, format="~g", labelExpr=NONE))
@@ -139,7 +146,7 @@ def heat_maps(sweeps: Sweeps) -> alt.FacetChart | None:
         layers,
         rows[list(dict.fromkeys(kept))],
         "Which settings work together?",
-        f"Best mean {metric.title.removesuffix(' (%)')} over all other settings",
+        f"Best mean {metric.name} over all other settings{'; empty: no run came to its end' * empty}",
         height=max(120, min(26 * rows[down].nunique(), 330)),
         room=90,
         choices={
@@ -243,18 +250,14 @@ def diverged(sweeps: Sweeps) -> alt.FacetChart | None:
     frame["share"] *= 100
     channels = channels_by(frame, sweeps.by)
     positive = frame.lr.min() > 0
-    shared = {
+    shared: dict[str, Any] = {
         "x": alt.X("lr:Q", title="learning rate", axis=axis_at(frame.lr),
                    scale=alt.Scale(type="log" if positive else "linear", nice=False, padding=12)),
-        "y": alt.Y("share:Q", title="diverged (% of runs)", scale=alt.Scale(domain=[0, 100])),
-        "color": channels["color"],
+        "y": alt.Y("share:Q", title="diverged (% of runs)", scale=alt.Scale(domain=[0, 100], padding=6)),
         "tooltip": tooltips(frame, ["optimizer", "schedule", "lr", "lost", "runs", "step"]),
     }  # fmt: skip
     return panels(
-        [
-            alt.Chart().mark_line(strokeWidth=2).encode(strokeDash=channels["dash"], **shared),
-            alt.Chart().mark_point(filled=True, size=45, opacity=1).encode(shape=channels["shape"], **shared),
-        ],
+        dotted_line(channels, **shared),
         frame,
         "Where does training diverge?",
         f"{int((runs.diverged_at >= 0).sum())} of {len(runs):,} runs",

@@ -14,6 +14,7 @@ import numpy as np
 import vl_convert
 from markupsafe import Markup
 
+from bpresearch import files
 from bpresearch.report.style import (
     DASHES,
     SHAPES,
@@ -22,7 +23,6 @@ from bpresearch.report.style import (
     specification,
     svg,
     vega_lite_version,
-    write_whole,
 )
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -178,13 +178,13 @@ def save(chart: alt.TopLevelMixin, path: Path) -> Path:
     found = specification(chart)
     match path.suffix:
         case ".png":
-            return write_whole(path, png(svg(found)))
+            return files.write(path, png(svg(found)))
         case ".svg":
-            return write_whole(path, svg(found).encode())
+            return files.write(path, svg(found))
         case ".html":
             title = _head(found)[0] or path.stem
             section = Section("picture", title, pictures={path.stem: chart})
-            return write_whole(path, render(title, [section]).encode())
+            return files.write(path, render(title, [section]))
         case suffix:
             raise ValueError(f"{path}: a picture's name ends in .png, .svg or .html, not {suffix!r}")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bpresearch.analysis import best_settings, describe, mean_and_interval
-from bpresearch.report.style import axis_at, band, channels_by, panels, tooltips
+from bpresearch.report.style import NUMBER, axis_at, band, channels_by, dotted_line, line, panels, tooltips
 from bpresearch.report.sweeps import Sweeps, binned, coarse
 
 FLOOR = 1e-8
@@ -41,15 +41,14 @@ def curve_layers(rows: pd.DataFrame, by: str, title: str, scale: alt.Scale) -> l
     channels = channels_by(rows, by)
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4))
     y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6))
-    bounds = alt.Y("low:Q", title=title, scale=scale)
+    if scale["type"] == "log":
+        y["axis"]["labelExpr"] = NUMBER
     mean = alt.Chart().transform_filter(f"datum.run === {ONE_RUN}")
     one = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
     shown = tooltips(rows, ["optimizer", "schedule", "setting", "step", "value", "low", "high"])
     return [
-        mean.mark_area(**band(by)).encode(x=x, y=bounds, y2="high:Q", detail=channels["detail"]),
-        mean.mark_line(strokeWidth=2.2).encode(
-            x=x, y=y, color=channels["color"], strokeDash=channels["dash"], tooltip=shown
-        ),
+        band(channels, x, y, mean),
+        line(channels, mean, x=x, y=y, tooltip=shown),
         one.mark_line(strokeWidth=1, strokeOpacity=0.55).encode(
             x=x, y=y, color=channels["color"], detail="run:N", tooltip=shown
         ),
@@ -122,29 +121,17 @@ def _sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.Face
     mean = alt.Chart().transform_filter(f"datum.run === {ONE_RUN}")
     one = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
     layers = [
-        mean.mark_area(**band(sweeps.by)).encode(
-            x=x,
-            y=alt.Y("low:Q", title=metric.title, scale=y["scale"]),
-            y2="high:Q",
-            detail=channels["detail"],
-        ),
-        mean.mark_line(strokeWidth=2).encode(
-            x=x, y=y, color=channels["color"], strokeDash=channels["dash"], tooltip=shown
-        ),
-        mean.mark_point(size=42, filled=True, opacity=1).encode(
-            x=x, y=y, color=channels["color"], shape=channels["shape"], tooltip=shown
-        ),
+        band(channels, x, y, mean),
+        *dotted_line(channels, mean, x=x, y=y, tooltip=shown),
         one.mark_point(size=70, strokeWidth=1.5).encode(
             x=x, y=y, color=channels["color"], shape=channels["shape"], tooltip=shown
         ),
     ]
-    diverged = sum(int((sweep.results.diverged_at >= 0).sum()) for sweep in sweeps)
-    left_out = f"; {diverged} runs diverged and are left out" if diverged else ""
     return panels(
         layers,
         rows,
         title,
-        f"Final {metric.title.removesuffix(' (%)')}; {sweeps.seeds}{left_out}",
+        f"Final {metric.name}; {sweeps.seeds}{sweeps.left_out}",
         toggles=["x"] if logarithmic else [],
         independent_y=not sweeps.one_metric,
         overlay="runs",

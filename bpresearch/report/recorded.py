@@ -79,9 +79,9 @@ def _heat_map(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:
     frame, words = pd.DataFrame(rows), titled(name)
     numeric = frame["where"].dtype.kind in "if"
     y = alt.Y("where:O", title=titled(other), sort="descending" if numeric else None)
-    y["axis"] = alt.Axis(format=".3g", labelLimit=120) if numeric else alt.Axis(labelLimit=120)
+    y["axis"] = alt.Axis(format=".3~g", labelLimit=120) if numeric else alt.Axis(labelLimit=120)
     scale = alt.Scale(scheme="viridis", type="log" if positive else "linear")
-    legend = alt.Legend(orient="bottom", gradientLength=220, format="~g")
+    legend = alt.Legend(orient="bottom", gradientLength=220, format=".2~g")
     layer = (
         alt.Chart()
         .mark_rect()

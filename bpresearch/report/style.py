@@ -1,6 +1,6 @@
 """How pictures look: colours, sizes, panels; and how they are written to files."""
 
-import os
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 import vl_convert
+
+from bpresearch import files
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 """Colours that people tell apart who do not see red and green apart (Okabe and Ito 2008)."""
@@ -77,18 +79,56 @@ def channels_by(frame: pd.DataFrame, field: str) -> dict[str, Any]:
     }
 
 
-def band(field: str, opacity: float = 0.18, **options: Any) -> dict[str, Any]:
-    """An area in its line's colour; by an expression, as a channel would change the legend's symbols."""
-    return {"opacity": opacity, "fill": alt.expr(f"scale('color', datum['{field}'])"), **options}
+def band(
+    channels: dict[str, Any], x: alt.X, y: alt.Y, base: alt.Chart | None = None, step: bool = False
+) -> alt.Chart:
+    """An area between the columns `low` and `high` around the line of `y`.
+
+    It has its line's colour by an expression, as a channel would change the legend's symbols.
+    """
+    fill = alt.expr(f"scale('color', {_datum(channels)})")
+    low = alt.Y("low:Q", title=y["title"], scale=y["scale"], axis=y["axis"])
+    area = (base or alt.Chart()).mark_area(
+        opacity=0.18, fill=fill, interpolate="step-after" if step else "linear"
+    )
+    return area.encode(x=x, y=low, y2="high:Q", detail=channels["detail"])
+
+
+def line(
+    channels: dict[str, Any], base: alt.Chart | None = None, step: bool = False, **encoding: Any
+) -> alt.Chart:
+    """A line for each value that the channels tell apart, in steps if asked for."""
+    drawn = (base or alt.Chart()).mark_line(strokeWidth=2.2, interpolate="step-after" if step else "linear")
+    return drawn.encode(color=channels["color"], strokeDash=channels["dash"], **encoding)
+
+
+def dotted_line(channels: dict[str, Any], base: alt.Chart | None = None, **encoding: Any) -> list[alt.Chart]:
+    """A line for each value that the channels tell apart, and a point for each row.
+
+    The line has its dash by an expression, as a channel would put dashes around the legend's points.
+    """
+    base, names = base or alt.Chart(), channels["dash"]["scale"]["domain"]
+    dash = alt.expr(f"{DASHES}[indexof({json.dumps(names)}, {_datum(channels)}) % {len(DASHES)}]")
+    encoding |= {"color": channels["color"]}
+    points = base.mark_point(size=42, filled=True, opacity=1).encode(shape=channels["shape"], **encoding)
+    return [base.mark_line(strokeWidth=2, strokeDash=dash).encode(**encoding), points]
+
+
+def _datum(channels: dict[str, Any]) -> str:
+    """The value of a row that the channels tell apart, as Vega's expressions write it."""
+    return f"datum[{json.dumps(channels['detail']['shorthand'].removesuffix(':N'))}]"
 
 
 def axis_at(values: Iterable[float]) -> alt.Axis:
     """An axis of numbers with its labels at the values that occur, if they are few."""
     found = sorted(set(values))
-    axis = alt.Axis(format="~g", tickCount=5)
-    if len(found) <= 9:
-        axis["values"] = found
-    return axis
+    if len(found) > 9:
+        return alt.Axis(format="~g", tickCount=5)
+    return alt.Axis(format="~g", values=found)
+
+
+NUMBER = "datum.label && abs(log(abs(datum.value))) > 11.6 ? format(datum.value, '.0e') : datum.label"
+"""Labels of a logarithmic axis: 0.01, 100 and 1e+10, where it has labels."""
 
 
 def titled(name: str) -> str:
@@ -125,7 +165,7 @@ def panels(
         **meta: more for the page (see page.js).
     """
     names = list(dict.fromkeys(frame.panel))
-    columns = max(1, min(columns, len(names)))
+    columns = 2 if len(names) == 4 else max(1, min(columns, len(names)))
     width = (WIDTH - room) // columns - 30
     header = alt.Header(title=None, labels=len(names) > 1 or names != [""], labelLimit=width)
     chart = (
@@ -158,8 +198,8 @@ def vega_lite_version() -> str:
 def save_drawings(found: dict[str, Any], folder: Path, name: str) -> Path:
     """Writes a picture's .svg and .png; returns the PNG."""
     drawing = svg(found)
-    write_whole(folder / f"{name}.svg", drawing.encode())
-    return write_whole(folder / f"{name}.png", png(drawing))
+    files.write(folder / f"{name}.svg", drawing)
+    return files.write(folder / f"{name}.png", png(drawing))
 
 
 def svg(found: dict[str, Any]) -> str:
@@ -170,14 +210,3 @@ def svg(found: dict[str, Any]) -> str:
 def png(drawing: str) -> bytes:
     """An SVG as PNG, two pixels for each of its own."""
     return vl_convert.svg_to_png(drawing, scale=2)
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

@@ -48,28 +48,31 @@ class Sweep:
     check: dict[str, Any] = field(default_factory=dict)
 
 
-def read(workdir: Path, name: str = "") -> Sweep:
-    """The sweep that a workdir holds.
+def read(workdir: Path, results: xr.Dataset, name: str = "") -> Sweep:
+    """The sweep that a workdir holds, with what lies beside its results: provenance and gradient check.
+
+    Args:
+        workdir: the folder.
+        results: all of its results, as `sweep.read` gives them.
+        name: how the sweep is called; default: as the folder.
 
     Raises:
-        ValueError: there is none, it cannot be read, or none of its runs has finished.
+        ValueError: what lies beside the results cannot be read, or none of the runs has finished.
     """
-    path = workdir / "results.zarr"
-    if not path.is_dir():
-        raise ValueError(f"--workdir={workdir}: there is no results.zarr; name the folder of a sweep")
-    try:
-        results = xr.open_zarr(path, consolidated=False).load()
-        config = json.loads((workdir / "config.json").read_text())
-        check = workdir / "gradient_check.json"
-        found = json.loads(check.read_text()) if check.exists() else {}
-    except Exception as error:  # zarr and its codecs raise errors of many types on damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"--workdir={workdir}: its results cannot be read ({reason})") from error
+    config, check = (_json(workdir / file) for file in ("config.json", "gradient_check.json"))
     finished = results.finished.values
     if not finished.any():
         raise ValueError(f"--workdir={workdir}: none of its {len(finished)} runs has finished yet")
     results = results.isel(run=np.flatnonzero(finished))
-    return Sweep(name or workdir.resolve().name, results, int((~finished).sum()), config, found)
+    return Sweep(name or workdir.resolve().name, results, int((~finished).sum()), config, check)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file, empty where there is none."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
 
 
 class Sweeps:
@@ -171,6 +174,18 @@ class Sweeps:
                     }
                 )
         return pd.DataFrame(rows)
+
+    @cached_property
+    def lost(self) -> tuple[int, int]:
+        """How many runs diverged, and how many were pruned; these have no result."""
+        settings = [setting for sweep in self for setting in settings_of(sweep.results)]
+        return sum(setting.diverged for setting in settings), sum(setting.pruned for setting in settings)
+
+    @property
+    def left_out(self) -> str:
+        """The same in words, to end a subtitle with; empty where every run came to its end."""
+        words = [f"{n:,} {word}" for n, word in zip(self.lost, ("diverged", "pruned"), strict=True) if n]
+        return f"; left out: {' and '.join(words)} runs" if words else ""
 
     @property
     def seeds(self) -> str:

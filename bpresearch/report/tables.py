@@ -15,54 +15,66 @@ from bpresearch.analysis import (
 )
 
 WIDTH = 80
+ALWAYS = ("optimizer", "schedule", "diverged", "pruned")
+"""Columns that every table has, as it has the test metric."""
+
+
+def best_rows(results: xr.Dataset) -> list[dict[str, str]]:
+    """For each optimizer and schedule a row: its best setting and what that reaches on the test part.
+
+    The columns are the optimizer, the schedule, the learning rate, momentum, what else differs between
+    settings, the test metric (mean over seeds with its 95 % interval), the number of seeds, and how many of
+    all runs of that optimizer and schedule diverged and, if any did, were pruned. A value at the end of its
+    swept range has a star, as a better one may lie beyond. Where no run came to its end, there is no best.
+    """
+    test, best, everything = metric_of(results), best_settings(results), settings_of(results)
+    values = {name for setting in best.values() for name in setting.values}
+    hyper: list[str] = [name for name in ("lr", "momentum") if name in values]
+    hyper += [n for n in axes_of(results) if n not in ("optimizer", "schedule", "dataset", "model", *hyper)]
+    any_pruned = any(setting.pruned for setting in everything)
+    rows = []
+    for (optimizer, schedule), setting in best.items():
+        group = [
+            s for s in everything if (s.values["optimizer"], s.values["schedule"]) == (optimizer, schedule)
+        ]
+        count = sum(len(s.runs) for s in group)
+        at_edge, shown = edges(results, setting), setting.values if setting.scored else {}
+        row = {"optimizer": optimizer, "schedule": schedule}
+        row |= {name: cell(shown.get(name)) + "*" * (name in at_edge) for name in hyper}
+        row[test.title] = test.format(mean_and_interval(setting.test))
+        row["seeds"] = str(len(setting.seeds))
+        row["diverged"] = _of(sum(s.diverged for s in group), count)
+        if any_pruned:
+            row["pruned"] = _of(sum(s.pruned for s in group), count)
+        rows.append(row)
+    return rows
 
 
 def table(results: xr.Dataset) -> Table:
-    """For each optimizer and schedule: its best setting and what that reaches on the test part.
-
-    The mean over seeds with its 95 % interval; `diverged` counts all runs of that optimizer and schedule.
-    A value at the end of its swept range is marked, as a better one may lie beyond. Momentum and what else
-    differs between settings has a column each, as far as 80 columns allow; the caption names the others.
-    """
-    test, choosing = metric_of(results), chosen_by(results)
-    chosen = choosing.title + (", for want of a validation part" if choosing == test else "")
-    best, everything = best_settings(results), settings_of(results)
-    values = {name: None for setting in best.values() for name in setting.values}
-    first = ("lr", "momentum")
-    hyper: list[str] = [name for name in first if name in values]
-    hyper += [n for n in axes_of(results) if n not in ("optimizer", "schedule", "dataset", "model", *hyper)]
-    rows: list[dict[str, str]] = []
-    at_edge = False
-    for (optimizer, schedule), setting in best.items():
-        found = edges(results, setting)
-        at_edge |= bool(found)
-        group = [s for s in everything if s.values["optimizer"] == optimizer]
-        group = [s for s in group if s.values["schedule"] == schedule]
-        diverged, count = sum(s.diverged for s in group), sum(len(s.runs) for s in group)
-        cells = {name: _cell(setting.values.get(name)) + "*" * (name in found) for name in hyper}
-        row = {"optimizer": optimizer, "schedule": schedule, **cells}
-        row[test.title] = test.format(mean_and_interval(setting.test))
-        row["diverged"] = f"{diverged} of {count}" if diverged else "0"
-        rows.append(row)
-    shown, left_out = _fitting(rows, hyper)
-    grid = Table(title=f"Best settings by {chosen.replace(' (%)', '')}")
+    """`best_rows` for a console of 80 columns; the caption says what they leave no room for."""
+    rows = best_rows(results)
+    shown, left_out = _fitting(rows, [name for name in rows[0] if name != "seeds"])
+    chosen = chosen_by(results)
+    why = ", for want of a validation part" if chosen == metric_of(results) else ""
+    grid = Table(title=f"Best settings by {chosen.name}{why}")
     for name in shown:
         title = {"batch_size": "batch"}.get(name, name)
         grid.add_column(escape(title), justify="left" if name in ("optimizer", "schedule") else "right")
     for row in rows:
         grid.add_row(*(escape(row[name]) for name in shown))
-    seeds = len(next(iter(best.values())).seeds)
+    seeds = max(int(row["seeds"]) for row in rows)
     caption = f"Mean and 95 % interval over {seeds} seeds." if seeds > 1 else "One seed: no interval."
-    caption += " * at the edge of the range: sweep further." if at_edge else ""
+    if any(cell.endswith("*") for row in rows for cell in row.values()):
+        caption += " * at the edge of the range: sweep further."
     caption += f" Not shown: {', '.join(left_out)}." if left_out else ""
     grid.caption = escape(caption)
     return grid
 
 
-def _fitting(rows: list[dict[str, str]], hyper: list[str]) -> tuple[list[str], list[str]]:
-    """The columns that fit, and the hyper-parameters that do not; the later ones give way first."""
-    shown, left_out = list(rows[0]), list[str]()
-    for name in reversed(hyper):
+def _fitting(rows: list[dict[str, str]], names: list[str]) -> tuple[list[str], list[str]]:
+    """The columns that fit, and those that do not; of the hyper-parameters the later ones give way first."""
+    shown, left_out = list(names), list[str]()
+    for name in [n for n in reversed(names) if n not in ALWAYS and not n.startswith("test ")]:
         widths = [max(len(name), *(len(row[name]) for row in rows)) + 3 for name in shown]
         if sum(widths) + 1 <= WIDTH:
             break
@@ -71,7 +83,12 @@ def _fitting(rows: list[dict[str, str]], hyper: list[str]) -> tuple[list[str], l
     return shown, left_out
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value of a setting in a table: five digits, `-` for none."""
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _of(part: int, count: int) -> str:
+    return f"{part} of {count}" if part else "0"

@@ -1,5 +1,6 @@
 """Sweeps: many runs in a few compiled programs, with their results on disk."""
 
+from bpresearch.files import write as write_text
 from bpresearch.sweep.ask_and_tell import claim, drawn, pretended, search, source_of
 from bpresearch.sweep.description import coordinate, describe
 from bpresearch.sweep.distribution import Uniform
@@ -9,7 +10,7 @@ from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings, expand, grid
 from bpresearch.sweep.layout import LAYOUTS, SHARDS
 from bpresearch.sweep.processes import leads
-from bpresearch.sweep.store import read, stored, write_text
+from bpresearch.sweep.store import read, stored
 
 __all__ = [
     "LAYOUTS",

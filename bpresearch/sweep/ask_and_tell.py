@@ -65,9 +65,10 @@ def search(
         if value < 1:
             raise ValueError(f"{name}={value}: takes at least 1")
     path = None if workdir is None else Path(workdir)
-    source = source_of(axes, sampler, sampler_seed, prune)
+    source = source_of(axes, sampler, sampler_seed)
     if path:
-        claim(path, experiment, source)
+        results_depend_on = {name: options[name] for name in ("layout", "shard") if name in options}
+        claim(path, experiment, source, prune=prune, **results_depend_on)
     journal = sample.Journal(path / "study.journal" if path else None)
     study = sample.study(journal, maximize=experiment.dataset.classes is not None)
     size = batch or (max(BATCH, trials // 8) if sampler == "tpe" else trials)
@@ -124,18 +125,17 @@ def judged(results: xr.Dataset) -> np.ndarray:
     return values
 
 
-def claim(workdir: Path, experiment: Experiment, source: Axes | dict[str, Any]) -> None:
-    """Makes a workdir the folder of these results, before there are any.
+def claim(workdir: Path, experiment: Experiment, source: Axes | dict[str, Any], **how: Any) -> None:
+    """Makes a workdir the folder of these results, before there are any; all arguments as `describe`'s.
 
     Raises:
         ValueError: it holds others, is in use, or cannot be written.
     """
     with store.locked(workdir):
-        store.check_config(workdir, describe(experiment, source))
+        store.check_config(workdir, describe(experiment, source, **how))
 
 
-def source_of(axes: Axes, sampler: str, sampler_seed: int, prune: str | None) -> dict[str, Any]:
+def source_of(axes: Axes, sampler: str, sampler_seed: int) -> dict[str, Any]:
     """In JSON, what the trials of a search depend on beside the experiment and their number."""
     drawn = {name: str(v[0]) if isinstance(v[0], Uniform) else label(v) for name, v in axes.items()}
-    source = {**drawn, "sampler": sampler, "sampler_seed": sampler_seed}
-    return source | ({"prune": prune} if prune else {})
+    return {**drawn, "sampler": sampler, "sampler_seed": sampler_seed}

@@ -18,7 +18,14 @@ from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings
 
 
-def describe(experiment: Experiment, axes: Axes | dict[str, Any]) -> dict[str, Any]:
+def describe(
+    experiment: Experiment,
+    axes: Axes | dict[str, Any],
+    *,
+    layout: str = "auto",
+    shard: str = "runs",
+    prune: str | None = None,
+) -> dict[str, Any]:
     """What the results depend on, in JSON: two sweeps with the same description have the same results."""
     data = experiment.dataset
     digest = hashlib.sha256()
@@ -30,13 +37,16 @@ def describe(experiment: Experiment, axes: Axes | dict[str, Any]) -> dict[str, A
         "dataset": data.name,
         "dataset_sha256": digest.hexdigest(),
         "loss": label(experiment.loss_fn),
-        "gradient": experiment.gradient.__module__.rsplit(".", 1)[-1],
+        "gradient": experiment.gradient.__module__.removeprefix("bpresearch.").split(".")[0],
         "steps": experiment.steps,
         "eval_every": experiment.eval_every,
         "validation": experiment.validation,
         "dtype": np.dtype(experiment.dtype).name,
         "diagnostics": [label(diagnostic) for diagnostic in experiment.diagnostics],
         "axes": {axis: label(found) for axis, found in axes.items()},
+        "layout": layout,
+        "shard": shard,
+        "prune": prune,
     }
 
 

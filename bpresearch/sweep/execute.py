@@ -95,7 +95,7 @@ def run(
     for group in groups(runs):
         metrics |= measured_variables(experiment, group[0], data)
     asked = (source or {}) if isinstance(axes, list) else axes
-    config = describe(experiment, asked | ({"prune": prune} if prune else {}))
+    config = describe(experiment, asked, layout=layout, shard=shard, prune=prune)
     with ExitStack() as held:
         group, rows = _opened(experiment, runs, metrics, path, config, held)
         finished = group["finished"][:]

@@ -10,10 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from bpresearch import files
 from bpresearch.sweep.description import coordinate
 from bpresearch.sweep.distribution import Uniform
 from bpresearch.sweep.grid import Axes, Settings, expand, taken
-from bpresearch.sweep.store import write_text
 
 SAMPLERS = ("random", "qmc", "tpe")
 STUDY = "sweep"
@@ -57,7 +57,7 @@ class Journal:
     def save(self) -> None:
         """Writes the journal, whole or not at all."""
         if self.path and self.saved < len(self.lines):
-            write_text(self.path, "\n".join(self.lines) + "\n")
+            files.write(self.path, "\n".join(self.lines) + "\n")
             self.saved = len(self.lines)
 
 

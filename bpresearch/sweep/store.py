@@ -6,7 +6,6 @@ is seen when they are read. A run's `finished` is written last.
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from bpresearch import files
 from bpresearch.sweep.description import coordinates, difference, provenance
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Settings
@@ -62,7 +62,7 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
             raise ValueError(
                 f"--workdir={workdir} holds results.zarr without config.json; take another folder"
             )
-        write_text(path, json.dumps({"experiment": config, "provenance": provenance()}, indent=2))
+        files.write(path, json.dumps({"experiment": config, "provenance": provenance()}, indent=2))
     try:
         found = json.loads(path.read_text())["experiment"]
     except (ValueError, KeyError, TypeError) as error:
@@ -237,13 +237,3 @@ def read(workdir: Path) -> xr.Dataset:
         return found.load()
     except Exception as error:  # of many types, on damaged files
         raise ValueError(f"--workdir={workdir}: results.zarr cannot be read") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -122,3 +122,15 @@ def test_losing_to_a_special_case_means_too_little_tuning(made_up):
 def test_axes_are_what_differs(made_up):
     assert analysis.axes_of(made_up()) == ["optimizer", "schedule", "lr"]
     assert analysis.axes_of(made_up(optimizers=("sgd",), schedules=("cosine",), rates=(0.1,))) == []
+
+
+def test_where_all_of_an_optimizers_runs_were_pruned_nothing_is_compared(made_up):
+    results = made_up()
+    pruned = (results.optimizer == "momentum") & (results.schedule == "cosine")
+    for name in ("valid_accuracy", "test_accuracy"):
+        results[name] = results[name].where(~pruned)
+    results["pruned_at"] = ("run", np.where(pruned, 5, -1))
+    scores = analysis.normalised_scores(results)
+    assert [len(strata) for strata in scores.values()] == [1, 1]  # the constant schedule's
+    best = analysis.best_settings(results)["momentum", "cosine"]
+    assert not best.scored and analysis.edges(results, best) == {}

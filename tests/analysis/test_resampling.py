@@ -32,16 +32,19 @@ def tasks(random, shift=0.0, count=6, seeds=8):
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say(fewer_resamples):
-    random = np.random.default_rng(0)
+    random, threshold = np.random.default_rng(0), 0.5
+    above = np.mean([stats.norm.sf(threshold, 0.3 * k, 1 + 0.2 * k) for k in range(6)])
     mean = interquartile_mean(tasks(random, seeds=200_000))
     chance = np.mean([stats.norm.cdf(0.4 / (np.sqrt(2) * (1 + 0.2 * k))) for k in range(6)])
-    covered = np.zeros((1000, 2), bool)
+    covered = np.zeros((1000, 3), bool)
     for number in range(1000):
         ours, others = tasks(random, 0.4), tasks(random)
         low, high = interquartile_mean_interval(others, seed=number)[1:]
         covered[number, 0] = low <= mean <= high
         low, high = probability_of_improvement_interval(ours, others, seed=number)[1:]
         covered[number, 1] = low <= chance <= high
+        (low,), (high,) = performance_profile(others, np.array([threshold]), seed=number)[1:]
+        covered[number, 2] = low <= above <= high
     assert (np.abs(covered.mean(axis=0) - 0.95) < 0.02).all(), covered.mean(axis=0)
 
 

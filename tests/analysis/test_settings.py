@@ -40,7 +40,9 @@ def test_a_setting_with_a_diverged_run_comes_after_all_without(made_up):
 
 def test_a_clear_difference_is_called_so(made_up):
     text = analysis.verdict(made_up())
-    assert text.startswith("Best: momentum 0.9, constant, learning rate 0.1 with 61.0 ± 2.5 test accuracy")
+    assert text.startswith(
+        "Best: momentum 0.9, constant, learning rate 0.1 with a test accuracy of 61.0 ± 2.5 %"
+    )
     assert "10.0 ± 0.0 points better than sgd, constant" in text  # seeds are paired
     assert "more than chance explains" in text
 
@@ -50,6 +52,17 @@ def test_a_difference_within_its_interval_may_be_chance(made_up):
     noise = np.random.default_rng(0).normal(0, 0.3, results.sizes["run"])
     results["test_accuracy"] = results.test_accuracy + noise[:, None]
     assert "may be chance" in analysis.verdict(results)
+
+
+def test_the_best_by_validation_may_be_worse_on_the_test_part(made_up):
+    results = made_up(schedules=("constant",))
+    momentum = results.optimizer == "momentum"
+    results["test_accuracy"] = results.test_accuracy - 0.15 * momentum
+    text = analysis.verdict(results)
+    assert text.startswith("Best: momentum") and "better" not in text
+    assert "On the test part that is 5.0 ± 0.0 points worse than sgd" in text and "more than chance" in text
+    results["test_accuracy"] = results.test_accuracy.where(~momentum, results.test_accuracy.values + 0.05)
+    assert "sgd, constant, learning rate 0.1 does" in analysis.verdict(results.round(2))
 
 
 def test_one_seed_claims_no_interval(made_up):
@@ -84,3 +97,4 @@ def test_a_pruned_run_did_not_diverge_and_its_setting_comes_last(made_up):
     assert (one.complete, one.diverged) == (False, 0)
     best = analysis.best_settings(results)[("momentum", "constant")]
     assert best.values["lr"] != 0.1 and best.complete
+    assert {s.pruned for s in found if s.values["lr"] == 0.1} == {0, 2}

@@ -77,14 +77,21 @@ def loss(weights):
     return sum(jnp.sum(SCALE[name] * (weights[name] - 1) ** 2) / 2 for name in weights)
 
 
-def path(optimizer, steps=3):
+quickly_compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def path(optimizer, steps=3, compiled=lambda step: step):
     """The weights and losses of some steps on a quadratic."""
     optimizer = optax.with_extra_args_support(optimizer)
-    weights, state, found = WEIGHTS, optimizer.init(WEIGHTS), []
-    for _ in range(steps):
+
+    def step(weights, state):
         value, grads = jax.value_and_grad(loss)(weights)
         updates, state = optimizer.update(grads, state, weights, value=value, grad=grads, value_fn=loss)
-        weights = optax.apply_updates(weights, updates)
+        return optax.apply_updates(weights, updates), state, value
+
+    step, weights, state, found = compiled(step), WEIGHTS, optimizer.init(WEIGHTS), []
+    for _ in range(steps):
+        weights, state, value = step(weights, state)
         found.append((weights, value))
     return found
 
@@ -105,7 +112,7 @@ def changed(optimizer):
 def test_hyperparameters_are_traced_and_mean_what_optax_means(names):
     hyper = {name: changed(optim.BY_NAME[name]) for name in names}
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @quickly_compiled
     def ours(rate, hyper):
         return {name: path(optim.BY_NAME[name](rate, **hyper[name])) for name in names}
 
@@ -207,7 +214,9 @@ def test_steps_that_follow_from_the_loss():
     polyak = optim.polyak_sgd(1.0, f_min=0.25)
     step, _ = polyak.update(grads, polyak.init(WEIGHTS), WEIGHTS, value=value)
     np.testing.assert_allclose(step["w"], -(value - 0.25) / square * grads["w"], rtol=1e-5)
-    losses = [value for _, value in path(optim.backtracking(10.0), 8)]  # 10 alone would diverge
+    losses = [
+        value for _, value in path(optim.backtracking(10.0), 8, quickly_compiled)
+    ]  # 10 alone would diverge
     assert (np.diff(losses) < 0).all()
-    *_, (_, last) = path(optim.lbfgs(1.0), 14)
+    *_, (_, last) = path(optim.lbfgs(1.0), 14, quickly_compiled)
     assert last < 1e-6

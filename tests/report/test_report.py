@@ -4,6 +4,7 @@ import io
 import re
 import struct
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -41,6 +42,24 @@ def test_the_table_fits_eighty_columns(made_up):
     text = printed(report.table(results))
     assert "…" not in text and "3 of 9" in text
     assert all(name in text for name in (*many, *schedules))
+
+
+def test_pruned_runs_are_counted_and_not_mistaken_for_bad_ones(made_up, tmp_path):
+    results = made_up()
+    pruned = (results.lr != 0.1) | ((results.optimizer == "sgd") & (results.schedule == "cosine"))
+    for name in ("valid_accuracy", "test_accuracy"):
+        results[name] = results[name].where(~pruned)
+    results["pruned_at"] = ("run", np.where(pruned, 5, -1))
+    text = printed(report.table(results))
+    assert (
+        all(words in text for words in ("pruned", "6 of 9", "9 of 9"))
+        and "nan" not in text
+        and "*" not in text
+    )
+    markup = report.write(results, tmp_path, drawings=False).read_text().partition("<script")[0]
+    assert "27 of 36 runs were pruned" in markup and "left out: 27 pruned runs" in markup
+    assert "None of 36 runs diverged" in markup and 'id="budgets"' not in markup
+    assert not re.search(r"\bnan\b", markup)
 
 
 CASES = {

@@ -67,6 +67,9 @@ def test_a_workdir_with_another_sweep_is_refused_with_the_difference(tmp_path):
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ValueError, match=r"workdir=.*other settings \(steps: 25 there, 30 here\)"):
         sweep.run(experiment(steps=30), axes(seed=0), tmp_path, quiet=True)
+    for how, there, here in (("layout", "auto", "map"), ("shard", "runs", "data")):
+        with pytest.raises(ValueError, match=f'{how}: "{there}" there, "{here}" here'):
+            sweep.run(experiment(), axes(seed=0), tmp_path, quiet=True, **{how: here})
     assert (tmp_path / "config.json").read_bytes() == before
 
 
