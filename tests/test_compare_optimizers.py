@@ -30,6 +30,7 @@ def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(tmp_path):
     assert all(len(line) <= 80 for line in found.stdout.splitlines())
     (workdir,) = (tmp_path / "results").iterdir()
     results = xr.open_zarr(workdir / "results.zarr", consolidated=False)
+    assert {"optimizer", "schedule", "lr", "momentum", "seed"} <= set(results.coords)
     assert results.sizes["run"] == 8 and bool(results.finished.all())
     assert np.isfinite(results.train_loss).all()
     config = json.loads((workdir / "config.json").read_text())

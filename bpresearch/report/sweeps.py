@@ -59,7 +59,6 @@ def read(workdir: Path, name: str = "") -> Sweep:
         raise ValueError(f"--workdir={workdir}: there is no results.zarr; name the folder of a sweep")
     try:
         results = xr.open_zarr(path, consolidated=False).load()
-        results = results.set_coords(results.attrs.pop("axes", []))
         config = json.loads((workdir / "config.json").read_text())
         check = workdir / "gradient_check.json"
         found = json.loads(check.read_text()) if check.exists() else {}

@@ -158,12 +158,12 @@ def _create(
         add(name, np.float32, ("run", "eval_step", *measured.coordinates), np.nan)
     for name, value in TO_COME.items():
         add(name, np.asarray(value).astype(bool if name == "finished" else np.int32).dtype, ("run",), value)
-    group.attrs["axes"] = sorted(columns)
+    group.attrs["coordinates"] = " ".join(sorted(columns))  # as xarray looks them up
     return group
 
 
 def _axes(group: zarr.Group) -> set[str]:
-    return set(group.attrs["axes"])
+    return set(group.attrs["coordinates"].split())
 
 
 def _per_run(group: zarr.Group) -> list[Any]:
@@ -207,8 +207,6 @@ def _read_through(group: zarr.Group) -> None:
 def dataset(group: zarr.Group) -> xr.Dataset:
     """The store as a Dataset; what is on disk is read when it is used."""
     found = xr.open_zarr(group.store, consolidated=False, chunks=None)
-    del found.attrs["axes"]
-    found = found.set_coords(group.attrs["axes"])
     texts = {name for name, values in found.coords.items() if values.dtype.kind == "T"}
     return found.assign_coords({name: found[name].astype(object) for name in texts})
 
