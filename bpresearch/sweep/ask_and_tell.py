@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bpresearch.analysis.settings import chosen_by
 from bpresearch.sweep import sample, store
 from bpresearch.sweep.description import describe, label
 from bpresearch.sweep.distribution import Uniform
@@ -81,7 +80,7 @@ def search(
         different = {repr(settings): settings for trial in runs for settings in trial}
         listed = list(different.values())
         found = run(experiment, listed, workdir, source=source, prune=prune, quiet=quiet, **options)
-        curves = dict(zip(different, judged(found), strict=True))
+        curves = dict(zip(different, judged(found, experiment.chosen_by), strict=True))
         steps = found.eval_step.values.tolist()
         for trial, its_runs in zip(asked, runs, strict=True):
             curve = np.mean([curves[repr(settings)] for settings in its_runs], axis=0)
@@ -118,9 +117,9 @@ def pretended(experiment: Experiment, axes: Axes, trials: int) -> list[Settings]
     return list({repr(settings): settings for trial in runs for settings in trial}.values())
 
 
-def judged(results: xr.Dataset) -> np.ndarray:
+def judged(results: xr.Dataset, chosen_by: str) -> np.ndarray:
     """What runs are judged by at each evaluation; NaN at the end of those that diverged or were pruned."""
-    values = results[chosen_by(results).variable].values.astype(np.float64)
+    values = results[chosen_by].values.astype(np.float64)
     values[results.diverged_at.values >= 0, -1] = np.nan
     return values
 

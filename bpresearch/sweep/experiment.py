@@ -67,6 +67,13 @@ class Experiment:
         return len(self.dataset.x) - round(self.validation * len(self.dataset.x))
 
     @property
+    def chosen_by(self) -> str:
+        """The variable that settings are chosen by: of the examples held out, or without any of the test
+        part; the accuracy where there are classes, else the loss."""
+        part = "valid" if self.training_examples < len(self.dataset.x) else "test"
+        return f"{part}_loss" if self.dataset.classes is None else f"{part}_accuracy"
+
+    @property
     def evaluations(self) -> int:
         """Number of evaluations of a run after the one before its first step."""
         return -(-self.steps // self.eval_every)

@@ -113,7 +113,8 @@ def _lines(state: State, quiet: bool) -> Report:
             return
         if note:
             print(note, file=sys.stderr, flush=True)
-        reached = int(state.share * 10 + 1e-9)
+        # The last line tells of all runs: their results come after their last steps.
+        reached = min(int(state.share * 10 + 1e-9), 10 if state.runs >= state.all_runs else 9)
         if reached > tenths:
             tenths = reached
             print(f"{reached * 10:3d}%  {state.text(time.monotonic())}", file=sys.stderr, flush=True)

@@ -136,9 +136,7 @@ def train_in_rungs(
     rows = np.concatenate([one.rows for one in todo])
     of_group = np.concatenate([np.full(len(one.rows), i) for i, one in enumerate(todo)])
     setting = _numbers([settings for one in todo for settings in one.settings])
-    part = "valid" if "valid_loss" in group else "test"
-    maximize = f"{part}_accuracy" in group
-    metric = group[f"{part}_accuracy" if maximize else f"{part}_loss"]
+    metric, maximize = group[experiment.chosen_by], experiment.dataset.classes is not None
     known = group["finished"][:][rows]
     kept, going_on = Kept(), np.ones(len(rows), bool)
     for count, until in enumerate([*rungs, steps], 1):

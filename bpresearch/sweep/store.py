@@ -131,8 +131,9 @@ def _create(
 
     def add(name: str, dtype: Any, dimensions: tuple[str, ...], fill: Any = None) -> None:
         shape = tuple(len(axes[dimension]) if dimension != "run" else 0 for dimension in dimensions)
-        chunks = {"run": RUNS_IN_A_CHUNK if len(dimensions) > 1 else 1024, "step": STEPS_IN_A_CHUNK,
-                  "eval_step": STEPS_IN_A_CHUNK}  # fmt: skip
+        chunks = {"run": RUNS_IN_A_CHUNK, "step": STEPS_IN_A_CHUNK, "eval_step": STEPS_IN_A_CHUNK}
+        if len(dimensions) == 1:
+            chunks = {"run": 1024}
         group.create_array(
             name,
             shape=shape,
@@ -198,8 +199,9 @@ def _append(group: zarr.Group, columns: dict[str, np.ndarray]) -> tuple[zarr.Gro
 def _read_through(group: zarr.Group) -> None:
     """Reads every chunk once, so that damage is found before anything is written."""
     for _, array in group.arrays():
-        for begin in range(0, array.shape[0], RUNS_IN_A_CHUNK):
-            array[begin : begin + RUNS_IN_A_CHUNK]
+        length = array.chunks[0]
+        for begin in range(0, array.shape[0], length):
+            array[begin : begin + length]
 
 
 def dataset(group: zarr.Group) -> xr.Dataset:

@@ -39,6 +39,7 @@ class Stream:
         self.calls: list[Call] = []
         self.collected: list[Call] = []
         self.written = time.monotonic()
+        self.best = -np.inf  # of the finished runs; of losses, the negative
 
     def add(self, call: Call) -> None:
         """Takes a call that has been started."""
@@ -85,8 +86,18 @@ class Stream:
             if (diverged_at := same[-1].diverged_at) is not None:
                 self._put("diverged_at", rows, None, diverged_at)
                 self._put("finished", rows, None, np.ones(len(rows), bool))
-                self.report(runs=len(rows), diverged=int((diverged_at > 0).sum()))
+                best = self._better(same[-1].metrics[self.experiment.chosen_by][:, -1])
+                self.report(runs=len(rows), diverged=int((diverged_at > 0).sum()), best=best)
         self.written = time.monotonic()
+
+    def _better(self, reached: np.ndarray) -> str:
+        """The best of these results in words, if it is better than all before them, else nothing."""
+        accuracy = self.experiment.dataset.classes is not None
+        best = float(np.max(reached if accuracy else -reached, initial=-np.inf, where=np.isfinite(reached)))
+        if best <= self.best:
+            return ""
+        self.best = best
+        return f"{100 * best:.1f} %" if accuracy else f"{-best:.4g}"
 
     def _put(self, name: str, rows: np.ndarray, columns: slice | None, values: np.ndarray) -> None:
         """Writes some columns of some runs."""

@@ -73,6 +73,14 @@ def test_sixty_four_learning_rates_and_eight_momenta_are_one_training_program():
 
 
 def test_a_sweep_is_split_until_it_fits_into_memory(monkeypatch):
+    programs, compiled = {}, layouts.population
+
+    def compiled_once(experiment, settings, data, size, *others):
+        if size not in programs:
+            programs[size] = compiled(experiment, settings, data, size, *others)
+        return programs[size]
+
+    monkeypatch.setattr(layouts, "population", compiled_once)
     task, settings = experiment(), axes(optimizer=optim.momentum)
     whole = sweep.run(task, settings, quiet=True, layout="map")
     two = layouts.planned(task, sweep.expand(settings, task.model)[:2], task.examples(), "map")
@@ -82,6 +90,7 @@ def test_a_sweep_is_split_until_it_fits_into_memory(monkeypatch):
     np.testing.assert_array_equal(split.train_loss, whole.train_loss)
     with pytest.raises(ValueError, match=r"memory_fraction=0.5: 2 runs at a time take .* GiB are allowed"):
         sweep.run(task, settings, quiet=True, layout="map", memory_fraction=0.5)
+    assert sorted(programs) == [2, 4, 8]
 
 
 def test_seeds_are_paired(results):

@@ -5,9 +5,14 @@ import pty
 import subprocess
 import sys
 
+import numpy as np
+import optax
 import pytest
 
+from bpresearch import optim, sweep
+from bpresearch.optim import schedules
 from bpresearch.sweep.progress import State, clock, progress
+from tests.sweep.toy import axes, dataset, experiment
 
 
 def test_elsewhere_than_on_a_terminal_every_tenth_is_a_plain_line(capsys):
@@ -75,3 +80,20 @@ def test_time_left_follows_the_steps_that_are_left():
     assert "0:30 left" in state.text(110.0)
     state.add(steps=750, runs=10)
     assert "left" not in state.text(140.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, lambda found: f"{100 * np.nanmax(found.valid_accuracy[:, -1]):.1f} %"),
+        (
+            {"dataset": dataset(None), "loss_fn": optax.losses.squared_error, "validation": 0.0},
+            lambda found: f"{np.nanmin(found.test_loss[:, -1]):.4g}",
+        ),
+    ],
+)
+def test_a_sweep_tells_the_best_of_its_finished_runs(capsys, changes, told):
+    runs = axes(optimizer=optim.momentum, schedule=schedules.constant, lr=[0.01, 1e30, 0.001])
+    found = sweep.run(experiment(steps=3, **changes), runs)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "2 diverged" in last and last.endswith(f"best {told(found)}")

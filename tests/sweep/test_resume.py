@@ -98,7 +98,7 @@ def test_an_unusable_workdir_is_one_line(tmp_path):
         sweep.run(experiment(), axes(seed=0), tmp_path / "file", quiet=True)
 
 
-def test_a_signal_stops_the_sweep_and_it_resumes(tmp_path):
+def test_a_signal_stops_the_sweep_and_it_says_how_to_go_on(tmp_path):
     script = textwrap.dedent(
         f"""
         import sys
@@ -106,8 +106,9 @@ def test_a_signal_stops_the_sweep_and_it_resumes(tmp_path):
         from tests.sweep import toy as t
         from bpresearch import platform, sweep
         platform.start("cpu")
+        one_program = dict(optimizer=t.optim.momentum, schedule=t.schedules.constant, lr=0.1)
         try:
-            sweep.run(t.experiment(steps=400_000), t.axes(seed=0), {str(tmp_path / "w")!r})
+            sweep.run(t.experiment(steps=400_000), t.axes(**one_program), {str(tmp_path / "w")!r})
         except sweep.Interrupted as error:
             print(error)
             sys.exit(130)
@@ -121,8 +122,8 @@ def test_a_signal_stops_the_sweep_and_it_resumes(tmp_path):
             break
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
     assert "the same command goes on" in output
     assert time.monotonic() - begun < 60
 
