@@ -13,11 +13,10 @@ from flax import nnx
 from bpresearch.chainrule.attention import attend
 from bpresearch.chainrule.broadcast import along
 from bpresearch.chainrule.losses import onehot
-from bpresearch.chainrule.pooling import _Windows, winners
+from bpresearch.chainrule.pooling import Windows
 from bpresearch.chainrule.second_order import composite, second_order_rule
 from bpresearch.models.attention import CausalAttention, by_head, from_heads
 from bpresearch.models.combinators import LearnedPositions, Residual, Unembed
-from bpresearch.models.patches import pad, take
 from bpresearch.models.shapes import add_channel, average, flatten, last, positions, steps, swap
 
 second_order_rule(Residual, nnx.MultiHeadAttention, CausalAttention)(composite)
@@ -99,14 +98,12 @@ class ExtremePoolSecondOrder:
     def forward_dot(
         function, tangent, residuals, inputs, inputs_dot, window_shape, strides=None, padding="VALID"
     ):
-        (x, y), (x_dot,) = residuals, inputs_dot
-        windows = _Windows(x, window_shape, strides, padding)
+        x, (x_dot,) = residuals, inputs_dot
+        windows = Windows(x, window_shape, strides, padding)
         outside = jnp.inf if function_of(function) is nnx.min_pool else -jnp.inf
-        x_dot, size = pad(windows.fold(x_dot), windows.pads), windows.fold(y).shape[1:-1]
-        won = winners(windows, x, size, outside)
-        parts = [take(x_dot, offset, windows.strides, size) for offset in windows.offsets]
-        y_dot = sum(jnp.where(w, part, 0) for w, part in zip(won, parts, strict=True))
-        return y_dot.reshape(y.shape), None
+        pairs = zip(windows.winners(x, outside), windows.seen(x_dot), strict=True)
+        y_dot = sum(jnp.where(won, part, 0) for won, part in pairs)
+        return y_dot.reshape(*x.shape[: -len(window_shape) - 1], *y_dot.shape[1:]), None
 
     def backward_dot(function, tangent, residuals, residuals_dot, y_bar, y_bar_dot, **options):
         return tangent.rule.backward(function, residuals, y_bar_dot, **options)
