@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.module import first_from
 
-from bpresearch.chainrule import engine
-from bpresearch.chainrule.engine import backward, forward, location
-from bpresearch.chainrule.registry import rule, rule_for
+from bpresearch.chainrule.broadcast import cotangent, no_derivative
+from bpresearch.chainrule.engine import backward, forward, location, own_rule
+from bpresearch.chainrule.registry import rule
 from bpresearch.models.attention import (
     CausalAttention,
     MaskedAttention,
@@ -96,8 +96,8 @@ class DotProductAttentionRule:
             for bar, steps, x in zip((q_bar, k_bar, v_bar), (length, keys, keys), inputs, strict=False)
         ]
         if len(inputs) > 3:
-            bars.append(None if inputs[3] is None else _sum_to(logits_bar, inputs[3]))
-        return {}, (*bars, *(_no_derivative(x) for x in inputs[4:]))
+            bars.append(cotangent(logits_bar, inputs[3]))
+        return {}, (*bars, *(no_derivative(x) for x in inputs[4:]))
 
 
 class _Attention:
@@ -148,18 +148,6 @@ def _laid_out(x):
     return jax.lax.optimization_barrier(x)
 
 
-def _sum_to(array, x):
-    """The adjoint of broadcasting x to the array's shape."""
-    extra = array.ndim - x.ndim
-    spread = [axis + extra for axis, n in enumerate(x.shape) if n == 1]
-    return jnp.sum(array, axis=(*range(extra), *spread), keepdims=True).reshape(x.shape).astype(x.dtype)
-
-
-def _no_derivative(x):
-    floating = x is not None and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-    return jnp.zeros_like(x) if floating else None
-
-
 def attend(query, key, value, mask, dropout_rng, *, attention_fn, **options):
     """An attention function as `nnx.MultiHeadAttention` calls it, with all arrays among the inputs."""
     return attention_fn(query, key, value, mask=mask, dropout_rng=dropout_rng, **options)
@@ -170,17 +158,17 @@ class AttendRule:
     """The rule of `attention_fn` with mask and dropout_rng as options, which have no cotangents."""
 
     def forward(function, query, key, value, mask, dropout_rng, *, attention_fn, **options):
-        of_function, bound = rule_for(attention_fn, engine._path.get())
+        of_function, bound = own_rule(attention_fn)
         options = {**bound, **options, "mask": mask, "dropout_rng": dropout_rng}
         y, residuals = of_function.forward(attention_fn, query, key, value, **options)
         return y, (mask, dropout_rng, residuals)
 
     def backward(function, residuals, y_bar, *, attention_fn, **options):
         mask, dropout_rng, residuals = residuals
-        of_function, bound = rule_for(attention_fn, engine._path.get())
+        of_function, bound = own_rule(attention_fn)
         options = {**bound, **options, "mask": mask, "dropout_rng": dropout_rng}
         _, bars = of_function.backward(attention_fn, residuals, y_bar, **options)
-        return {}, (*bars, _no_derivative(mask), None)
+        return {}, (*bars, no_derivative(mask), None)
 
 
 @rule(nnx.MultiHeadAttention)
@@ -260,7 +248,7 @@ class MaskedAttentionRule:
         mask, residuals = residuals
         grads, bars = MultiHeadAttentionRule.backward(layer, residuals, y_bar)
         bars = bars if isinstance(bars, tuple) else (bars,)
-        return grads, (*bars, _no_derivative(mask))
+        return grads, (*bars, no_derivative(mask))
 
 
 def _static_options(

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from bpresearch.chainrule.engine import backward, forward
-from bpresearch.chainrule.registry import rule, rule_for
+from bpresearch.chainrule.engine import backward, forward, inside, own_rule
+from bpresearch.chainrule.registry import rule
 from bpresearch.functional import as_inputs
 from bpresearch.models.combinators import LayerStack, Masked, Parallel, Residual, add, concatenate
 
@@ -49,13 +49,12 @@ class MaskedRule:
     """y = norm(x, mask).      The norm's own rule, given the mask, which has no cotangent"""
 
     def forward(layer, x, mask):
-        norm, options = rule_for(layer.norm, ("norm",))
-        y, residuals = norm.forward(layer.norm, x, mask=mask, **options)
-        return y, residuals
+        with inside("norm"):
+            return own_rule(layer.norm)[0].forward(layer.norm, x, mask=mask)
 
     def backward(layer, residuals, y_bar):
-        norm, options = rule_for(layer.norm, ("norm",))
-        grads, x_bar = norm.backward(layer.norm, residuals, y_bar, **options)
+        with inside("norm"):
+            grads, x_bar = own_rule(layer.norm)[0].backward(layer.norm, residuals, y_bar)
         return {"norm": grads}, (x_bar, None)
 
 

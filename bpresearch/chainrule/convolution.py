@@ -15,6 +15,7 @@ from flax.nnx.nn.linear import canonicalize_padding
 from jax import lax
 
 from bpresearch.chainrule.engine import backward, forward
+from bpresearch.chainrule.linear import sum_over_rows
 from bpresearch.chainrule.registry import rule
 from bpresearch.models.patches import (
     explicit_padding,
@@ -80,7 +81,7 @@ def _operands(layer, x):
     elif padding == "CAUSAL":
         if axes != 1:
             raise ValueError(f"padding CAUSAL takes one spatial axis, not {axes}")
-        padding = [(spread[0], 0)]
+        padding = [(spread[0] * x_dilation[0], 0)]  # Flax pads before zeros come between the elements
     padding = padding if isinstance(padding, str) else tuple(padding)
     kernel = layer.kernel[...]
     if layer.mask is not None:
@@ -216,10 +217,8 @@ class PatchConvolutionRule:
         *window, group_in, out = kernel.shape
         patches = extract_patches(x, window, window_strides, padding, lhs_dilation, rhs_dilation)
         if groups == 1:
-            rows, columns = patches.reshape(-1, patches.shape[-1]), y_bar.reshape(-1, out)
-            matrix = kernel.reshape(-1, out)
-            kernel_bar = jnp.matmul(rows.T, columns, precision=precision)
-            patches_bar = jnp.matmul(columns, matrix.T, precision=precision)
+            kernel_bar = sum_over_rows(patches, y_bar, precision)
+            patches_bar = jnp.matmul(y_bar, kernel.reshape(-1, out).T, precision=precision)
         else:
             rows = patches.reshape(-1, math.prod(window), groups, group_in)
             columns = y_bar.reshape(-1, groups, out // groups)

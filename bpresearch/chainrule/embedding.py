@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bpresearch.chainrule.engine import location
+from bpresearch.chainrule.linear import sum_over_rows
 from bpresearch.chainrule.registry import rule
 from bpresearch.models.combinators import LearnedPositions, Unembed
 
@@ -43,8 +44,7 @@ class UnembedRule:
         table = layer.embed.embedding[...]
         x_cast, table_cast = layer.embed.promote_dtype((x, table), dtype=layer.embed.dtype)
         y_bar = y_bar.astype(x_cast.dtype)
-        table_bar = y_bar.reshape(-1, y_bar.shape[-1]).T @ x_cast.reshape(-1, x.shape[-1])
-        return {"embed": {"embedding": table_bar}}, (y_bar @ table_cast).astype(x.dtype)
+        return {"embed": {"embedding": sum_over_rows(y_bar, x_cast)}}, (y_bar @ table_cast).astype(x.dtype)
 
 
 @rule(LearnedPositions)

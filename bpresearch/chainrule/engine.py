@@ -38,9 +38,25 @@ def _setting(variable: ContextVar, value: Any) -> Iterator[None]:
         variable.reset(token)
 
 
+def inside(*name: Any):
+    """Context in which rules are at work on a part of the layer; `name` is the path from the layer to it."""
+    return _setting(_path, _path.get() + name)
+
+
 def location() -> str:
     """Where in the model the rule that asks is at work, for its error messages."""
     return format_path(_path.get()) or "the model itself"
+
+
+def own_rule(layer: Layer) -> tuple[Rule, dict[str, Any]]:
+    """The registered rule of a layer here, whatever replaces it, and the options bound to the layer."""
+    return rule_for(layer, _path.get())
+
+
+def rule_in_force(layer: Layer) -> tuple[Rule, dict[str, Any]]:
+    """The rule that answers for a layer here, and the options bound to the layer."""
+    rule, options = own_rule(layer)
+    return _replace.get()(_path.get(), layer, rule), options
 
 
 def replacing(replace: Callable[[Path, Layer, Rule], Rule]):
@@ -53,17 +69,16 @@ def replacing(replace: Callable[[Path, Layer, Rule], Rule]):
 
 def forward(layer: Layer, *inputs: Any, name: Path = ()) -> tuple[Any, Any]:
     """Output and residuals of a layer by its rule; `name` is the path from the parent to the layer."""
-    with _setting(_path, _path.get() + name):
-        rule, options = rule_for(layer, _path.get())
-        return _replace.get()(_path.get(), layer, rule).forward(layer, *inputs, **options)
+    with inside(*name):
+        rule, options = rule_in_force(layer)
+        return rule.forward(layer, *inputs, **options)
 
 
 def backward(layer: Layer, residuals: Any, y_bar: Any, name: Path = ()) -> tuple[dict, Any]:
     """Cotangents of a layer's parameters and input from the cotangent of its output, by its rule."""
-    with _setting(_path, _path.get() + name):
-        rule, options = rule_for(layer, _path.get())
-        replaced = _replace.get()(_path.get(), layer, rule)
-        return replaced.backward(layer, residuals, y_bar, **options)
+    with inside(*name):
+        rule, options = rule_in_force(layer)
+        return rule.backward(layer, residuals, y_bar, **options)
 
 
 def gradient(

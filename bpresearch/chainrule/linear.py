@@ -26,13 +26,17 @@ class LinearRule:
         kernel = layer.kernel[...]
         x_cast, kernel_cast = layer.promote_dtype((x, kernel), dtype=layer.dtype)
         y_bar = y_bar.astype(x_cast.dtype)
-        rows, columns = y_bar.reshape(-1, y_bar.shape[-1]), x_cast.reshape(-1, x.shape[-1])
-        # The sum over rows as one contraction: a transpose written out would be copied on the CPU.
-        kernel_bar = lax.dot_general(columns, rows, (((0,), (0,)), ((), ())), precision=layer.precision)
-        grads = {"kernel": kernel_bar.astype(kernel.dtype)}
+        grads = {"kernel": sum_over_rows(x_cast, y_bar, layer.precision).astype(kernel.dtype)}
         if layer.bias is not None:
-            grads["bias"] = jnp.sum(rows, axis=0).astype(layer.bias[...].dtype)
+            grads["bias"] = jnp.sum(y_bar, axis=range(y_bar.ndim - 1)).astype(layer.bias[...].dtype)
         return grads, jnp.matmul(y_bar, kernel_cast.T, precision=layer.precision).astype(x.dtype)
+
+
+def sum_over_rows(x, y, precision=None):
+    """x^T y, the sum of outer products over all axes before the last: (..., in), (..., out) -> (in, out)."""
+    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    # As one contraction: a transpose written out would be copied on the CPU.
+    return lax.dot_general(x, y, (((0,), (0,)), ((), ())), precision=precision)
 
 
 @rule(nnx.LinearGeneral)

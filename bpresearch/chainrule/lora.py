@@ -3,7 +3,7 @@
 from flax import nnx
 
 from bpresearch.chainrule.engine import backward, forward
-from bpresearch.chainrule.linear import LinearRule
+from bpresearch.chainrule.linear import LinearRule, sum_over_rows
 from bpresearch.chainrule.registry import rule
 
 
@@ -34,7 +34,7 @@ class LoRARule:
         x_bar = h_bar @ a.T
         grads = {}
         if isinstance(layer.lora_a, nnx.Param):
-            grads = {"lora_a": _matrix(x_cast).T @ _matrix(h_bar), "lora_b": _matrix(h).T @ _matrix(rows)}
+            grads = {"lora_a": sum_over_rows(x_cast, h_bar), "lora_b": sum_over_rows(h, rows)}
         if layer.base_module is not None:
             of_base, base_x_bar = backward(layer.base_module, kept, y_bar, name=("base_module",))
             grads |= {"base_module": of_base} if of_base else {}
@@ -56,7 +56,3 @@ class LoRALinearRule:
         grads, x_bar = LinearRule.backward(layer, x, y_bar)
         of_lora, lora_x_bar = backward(layer.lora, residuals, y_bar, name=("lora",))
         return {**grads, "lora": of_lora}, x_bar + lora_x_bar
-
-
-def _matrix(array):
-    return array.reshape(-1, array.shape[-1])

@@ -15,7 +15,7 @@ from flax import nnx
 
 from bpresearch.chainrule import engine
 from bpresearch.chainrule.gather import gather
-from bpresearch.chainrule.registry import Layer, Rule, version
+from bpresearch.chainrule.registry import version
 from bpresearch.functional import Params, Program, State, as_inputs, format_path, merge, split
 
 
@@ -59,9 +59,9 @@ def _gradients(graphdef: nnx.GraphDef, loss_fn: Callable[..., jax.Array]):
         def pass_forward(batch):
             x, y = batch
             model = merge(graphdef, params, state)
-            with engine.replacing(_refuse_what_mixes):
-                outputs, residuals = engine.forward(model, *as_inputs(x))
-                values, of_loss = engine.forward(loss_fn, *as_inputs(outputs), *as_inputs(y), name=("loss",))
+            _refuse_what_mixes(model)
+            outputs, residuals = engine.forward(model, *as_inputs(x))
+            values, of_loss = engine.forward(loss_fn, *as_inputs(outputs), *as_inputs(y), name=("loss",))
             return residuals, of_loss, values, outputs
 
         kept = pass_forward(batch)
@@ -88,13 +88,14 @@ def _gradients(graphdef: nnx.GraphDef, loss_fn: Callable[..., jax.Array]):
     return gradients
 
 
-def _refuse_what_mixes(path: Any, layer: Layer, rule: Rule) -> Rule:
-    if isinstance(layer, nnx.BatchNorm) and not layer.use_running_average:
-        raise ValueError(
-            f"per_example_gradients: nnx.BatchNorm at {format_path(path) or 'the model itself'} mixes the "
-            "examples of the batch, which have no gradients of their own; set use_running_average=True"
-        )
-    return rule
+def _refuse_what_mixes(model: nnx.Module) -> None:
+    for path, layer in nnx.iter_graph(model):
+        if isinstance(layer, nnx.BatchNorm) and not layer.use_running_average:
+            where = format_path(path) or "the model itself"
+            raise ValueError(
+                f"per_example_gradients: nnx.BatchNorm at {where} mixes the examples of the "
+                "batch, which have no gradients of their own; set use_running_average=True"
+            )
 
 
 def _batch_axis(size: int, leaf: Any, doubled: Any) -> int | None:

@@ -6,21 +6,30 @@ from flax import nnx
 from jax import lax
 
 from bpresearch.chainrule.registry import rule
-from bpresearch.models.patches import explicit_padding, offsets, pad, padded_size, put_back, take
+from bpresearch.models.patches import (
+    explicit_padding,
+    offsets,
+    output_size,
+    pad,
+    padded_size,
+    put_back,
+    take,
+)
 
 
-class _Windows:
+class Windows:
     """The geometry of a pooling: (batch, *spatial, channels) after folding the batch axes, and padded."""
 
     def __init__(self, x, window_shape, strides, padding):
         axes = len(window_shape)
         ones = (1,) * axes
         self.strides = tuple(strides or ones)
-        self.shape, self.dtype = x.shape, x.dtype
+        self.shape = x.shape
         self.size = x.shape[x.ndim - axes - 1 : -1]
         self.offsets = list(offsets(window_shape, ones))
         self.pads = explicit_padding(padding, self.size, window_shape, self.strides, ones)
         self.padded = padded_size(self.size, self.pads, ones)
+        self.moved = output_size(self.padded, window_shape, self.strides, ones)
 
     def fold(self, array):
         """All batch axes in one."""
@@ -40,6 +49,25 @@ class _Windows:
         zero = np.zeros((), share.dtype)
         return self._inside(lax.reduce_window(share, zero, lax.add, (1, *window, 1), ones, **options))
 
+    def winners(self, x, outside):
+        """For each element of the window, in row-major order, the positions at which it wins.
+
+        The largest wins, or the smallest where what lies `outside` the input is infinite. The elements are
+        compared with each other and not with the pooled value: inside a compiled program that may have been
+        computed from other roundings of the same x, and then no element would equal it.
+        """
+        best, *others = self.seen(x, outside)
+        winner = 0
+        for index, element in enumerate(others, start=1):
+            better = element > best if outside < 0 else element < best
+            best, winner = jnp.where(better, element, best), jnp.where(better, index, winner)
+        return [winner == index for index in range(len(self.offsets))]
+
+    def seen(self, x, outside=0):
+        """What each element of the window sees as the window moves over x."""
+        x = pad(self.fold(x), self.pads, outside)
+        return [take(x, offset, self.strides, self.moved) for offset in self.offsets]
+
     def _inside(self, padded):
         return pad(padded, tuple((-low, -high) for low, high in self.pads)).reshape(self.shape)
 
@@ -55,14 +83,12 @@ class AveragePoolRule:
         return function(x, **options), x
 
     def backward(function, x, y_bar, window_shape, strides=None, padding="VALID", count_include_pad=True):
-        windows = _Windows(x, window_shape, strides, padding)
+        windows = Windows(x, window_shape, strides, padding)
         share = windows.fold(y_bar)
         if count_include_pad:
             share = share / np.prod(window_shape)
         else:
-            inside = pad(jnp.ones((1, *windows.size, 1), x.dtype), windows.pads)
-            size = share.shape[1:-1]
-            share = share / sum(take(inside, o, windows.strides, size) for o in windows.offsets)
+            share = share / sum(windows.seen(jnp.ones((1, *windows.size, 1), x.dtype)))
         return {}, windows.spread(share)
 
 
@@ -74,11 +100,10 @@ class MaxPoolRule:
     """
 
     def forward(function, x, **options):
-        y = function(x, **options)
-        return y, (x, y)
+        return function(x, **options), x
 
-    def backward(function, residuals, y_bar, window_shape, strides=None, padding="VALID"):
-        return {}, _to_the_winner(residuals, y_bar, window_shape, strides, padding, -jnp.inf)
+    def backward(function, x, y_bar, window_shape, strides=None, padding="VALID"):
+        return {}, _to_the_winner(x, y_bar, window_shape, strides, padding, -jnp.inf)
 
 
 @rule(nnx.min_pool)
@@ -89,31 +114,13 @@ class MinPoolRule:
     """
 
     def forward(function, x, **options):
-        y = function(x, **options)
-        return y, (x, y)
+        return function(x, **options), x
 
-    def backward(function, residuals, y_bar, window_shape, strides=None, padding="VALID"):
-        return {}, _to_the_winner(residuals, y_bar, window_shape, strides, padding, jnp.inf)
+    def backward(function, x, y_bar, window_shape, strides=None, padding="VALID"):
+        return {}, _to_the_winner(x, y_bar, window_shape, strides, padding, jnp.inf)
 
 
-def _to_the_winner(residuals, y_bar, window_shape, strides, padding, outside):
-    x, _ = residuals
-    windows = _Windows(x, window_shape, strides, padding)
+def _to_the_winner(x, y_bar, window_shape, strides, padding, outside):
+    windows = Windows(x, window_shape, strides, padding)
     y_bar = lax.optimization_barrier(windows.fold(y_bar))  # computed once, not per offset
-    parts = [jnp.where(won, y_bar, 0) for won in winners(windows, x, y_bar.shape[1:-1], outside)]
-    return windows.adjoint(parts)
-
-
-def winners(windows, x, size, outside):
-    """For each element of the window, in row-major order, the positions at which it wins.
-
-    The elements are compared with each other and not with the pooled value: inside a compiled program that
-    may have been computed from other roundings of the same x, and then no element would equal it.
-    """
-    x = pad(windows.fold(x), windows.pads, outside)
-    best, winner = take(x, windows.offsets[0], windows.strides, size), 0
-    for index, offset in enumerate(windows.offsets[1:], start=1):
-        element = take(x, offset, windows.strides, size)
-        better = element > best if outside < 0 else element < best
-        best, winner = jnp.where(better, element, best), jnp.where(better, index, winner)
-    return [winner == index for index in range(len(windows.offsets))]
+    return windows.adjoint([jnp.where(won, y_bar, 0) for won in windows.winners(x, outside)])

@@ -12,19 +12,15 @@ other cell, and one whose rule was replaced, is run through its rule's `backward
 have state of its own (random streams, say), which passes from step to step.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.recurrent import flip_sequences
 from jax import lax
 
-from bpresearch.chainrule import engine
-from bpresearch.chainrule.engine import backward, forward, location
+from bpresearch.chainrule.engine import backward, forward, inside, location, own_rule, rule_in_force
 from bpresearch.chainrule.recurrent import project_backward
-from bpresearch.chainrule.registry import rule, rule_for
+from bpresearch.chainrule.registry import rule
 
 
 @rule(nnx.RNN)
@@ -48,7 +44,7 @@ class RNNRule:
         _refuse_state_axes(layer)
         sequence = _Sequence(layer, x.ndim, **options)
         carry = start = initial[0] if initial else sequence.initial_carry(layer.cell, x.shape)
-        with _inside("cell"):
+        with inside("cell"):
             x_first = sequence.time_first(x)
             carry, carries, y, kept = _forward(layer, carry, x_first, sequence.selects)
         y = jax.tree.map(sequence.time_back, y)
@@ -68,8 +64,10 @@ class RNNRule:
                 carries_bar = jax.tree.map(lambda bar: sequence.at_last(bar, steps), last_bar)
             else:
                 carry_bar = last_bar
-        with _inside("cell"):
-            run = _backward_by_parts if _has_parts(layer.cell) else _backward
+        with inside("cell"):
+            # A rule in the cell's place, as the verifier puts there, may not come in parts.
+            in_parts = hasattr(rule_in_force(layer.cell)[0], "gates")
+            run = _backward_by_parts if in_parts else _backward
             y_bar = jax.tree.map(sequence.time_back_adjoint, y_bar)
             grads, carry_bar, x_bar = run(layer, kept, carry_bar, carries_bar, y_bar)
         x_bar = None if x_bar is None else sequence.time_first_adjoint(x_bar)
@@ -177,7 +175,7 @@ def _backward(layer, residuals, carry_bar, carries_bar, y_bar):
 
 def _backward_by_parts(layer, residuals, carry_bar, carries_bar, y_bar):
     """As `_backward`, of a cell whose rule comes in parts: no product for a parameter is in the loop."""
-    cell, of_cell = layer.cell, rule_for(layer.cell)[0]
+    cell, of_cell = layer.cell, own_rule(layer.cell)[0]
     of_inputs, of_hidden, of_gates = residuals
 
     def step(carry_bar, slices):
@@ -229,19 +227,6 @@ def _distinct(tree, known=()):
     return new, lambda arrays: structure.unflatten([arrays[p] for p in places])
 
 
-@contextmanager
-def _inside(name: str) -> Iterator[None]:
-    """What is called meanwhile is inside the layer's part of this name."""
-    with engine._setting(engine._path, (*engine._path.get(), name)):
-        yield
-
-
-def _has_parts(cell):
-    """Whether the rule in force for the cell can be run by parts; one that was replaced may not."""
-    path = engine._path.get()
-    return hasattr(engine._replace.get()(path, cell, rule_for(cell, path)[0]), "gates")
-
-
 def _refuse_state_axes(layer):
     axes = layer.state_axes
     if tuple(axes.items()) != ((..., nnx.Carry),):
@@ -275,9 +260,9 @@ class BidirectionalRule:
             start = [carry[index] for carry in initial]
             given = initial_carry[index] if initial_carry else None
             options_here = {**options, **direction, "rngs": rngs, "initial_carry": given}
-            with _inside(name):
+            with inside(name):
                 child = getattr(layer, name)
-                (carry, y), kept = rule_for(child)[0].forward(child, x, *start, **options_here)
+                (carry, y), kept = own_rule(child)[0].forward(child, x, *start, **options_here)
             carries.append(carry)
             outputs.append(y)
             residuals.append(kept)
@@ -293,9 +278,9 @@ class BidirectionalRule:
         _, y_bars = backward(layer.merge_fn, of_merge, y_bar, name=("merge_fn",))
         grads, inputs_bar = {}, []
         for index, (name, direction) in enumerate(DIRECTIONS.items()):
-            with _inside(name):
+            with inside(name):
                 child, bars = getattr(layer, name), (carry_bar[index], y_bars[index])
-                grads[name], bar = rule_for(child)[0].backward(
+                grads[name], bar = own_rule(child)[0].backward(
                     child, residuals[index], bars, **options, **direction
                 )
             inputs_bar.append(bar)

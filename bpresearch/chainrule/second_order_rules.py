@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from bpresearch.chainrule.activations import SELU_ALPHA, SELU_LAMBDA
 from bpresearch.chainrule.attention import attend
 from bpresearch.chainrule.broadcast import along
 from bpresearch.chainrule.losses import onehot
-from bpresearch.chainrule.pooling import _Windows, winners
+from bpresearch.chainrule.pooling import Windows
 from bpresearch.chainrule.second_order import composite, second_order_rule
 from bpresearch.models.attention import CausalAttention, by_head, from_heads
-from bpresearch.models.combinators import LearnedPositions, Residual, Unembed
-from bpresearch.models.patches import pad, take
+from bpresearch.models.combinators import LearnedPositions, Parallel, Residual, Unembed, add, concatenate
 from bpresearch.models.shapes import add_channel, average, flatten, last, positions, steps, swap
 
-second_order_rule(Residual, nnx.MultiHeadAttention, CausalAttention)(composite)
+second_order_rule(Residual, Parallel, nnx.MultiHeadAttention, CausalAttention)(composite)
 
 
 @second_order_rule(nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose, Unembed)
@@ -59,7 +59,10 @@ class EmbedSecondOrder:
         return tangent.rule.backward(layer, residuals, y_bar_dot)
 
 
-@second_order_rule(nnx.identity, nnx.avg_pool, flatten, add_channel, average, last, positions, steps, swap)
+RESHAPES = flatten, add_channel, average, last, positions, steps, swap
+
+
+@second_order_rule(nnx.identity, nnx.avg_pool, add, concatenate, *RESHAPES)
 class LinearSecondOrder:
     """y = A x, without parameters.      y_dot = A x_dot,   R{x_bar} = A^T y_bar_dot"""
 
@@ -99,14 +102,12 @@ class ExtremePoolSecondOrder:
     def forward_dot(
         function, tangent, residuals, inputs, inputs_dot, window_shape, strides=None, padding="VALID"
     ):
-        (x, y), (x_dot,) = residuals, inputs_dot
-        windows = _Windows(x, window_shape, strides, padding)
+        x, (x_dot,) = residuals, inputs_dot
+        windows = Windows(x, window_shape, strides, padding)
         outside = jnp.inf if function_of(function) is nnx.min_pool else -jnp.inf
-        x_dot, size = pad(windows.fold(x_dot), windows.pads), windows.fold(y).shape[1:-1]
-        won = winners(windows, x, size, outside)
-        parts = [take(x_dot, offset, windows.strides, size) for offset in windows.offsets]
-        y_dot = sum(jnp.where(w, part, 0) for w, part in zip(won, parts, strict=True))
-        return y_dot.reshape(y.shape), None
+        pairs = zip(windows.winners(x, outside), windows.seen(x_dot), strict=True)
+        y_dot = sum(jnp.where(won, part, 0) for won, part in pairs)
+        return y_dot.reshape(*x.shape[: -len(window_shape) - 1], *y_dot.shape[1:]), None
 
     def backward_dot(function, tangent, residuals, residuals_dot, y_bar, y_bar_dot, **options):
         return tangent.rule.backward(function, residuals, y_bar_dot, **options)
@@ -151,19 +152,39 @@ def silu_second(x):
 
 
 def logistic_second(x):
-    """Of softplus: s (1 - s), s = sigmoid(x)"""
+    """Of softplus: s (1 - s), s = sigmoid(x); of log_sigmoid the negative"""
     s = nnx.sigmoid(x)
     return s * (1 - s)
 
 
+def elu_second(x, alpha=1.0):
+    """0 for x > 0, else alpha e^x"""
+    return jnp.where(x > 0, 0, alpha * jnp.exp(jnp.minimum(x, 0)))
+
+
+def celu_second(x, alpha=1.0):
+    """0 for x > 0, else e^(x / alpha) / alpha"""
+    return jnp.where(x > 0, 0, jnp.exp(jnp.minimum(x, 0) / alpha) / alpha)
+
+
+def nothing(kept, **options):
+    """Straight on both sides of its kinks."""
+    return jnp.zeros_like(kept)
+
+
 curved(nnx.sigmoid, lambda y: y * (1 - y) * (1 - 2 * y))
 curved(nnx.tanh, lambda y: -2 * y * (1 - y) * (1 + y))
-curved(nnx.relu, jnp.zeros_like)
-curved(nnx.leaky_relu, lambda x, **options: jnp.zeros_like(x))
-curved(nnx.elu, lambda x, alpha=1.0: jnp.where(x > 0, 0, alpha * jnp.exp(jnp.minimum(x, 0))))
+curved(nnx.elu, elu_second)
+curved(nnx.celu, celu_second)
+curved(nnx.selu, lambda x: SELU_LAMBDA * elu_second(x, SELU_ALPHA))
 curved(nnx.gelu, gelu_second)
 curved(nnx.silu, silu_second)
 curved(nnx.softplus, logistic_second)
+curved(nnx.log_sigmoid, lambda x: -logistic_second(x))
+curved(nnx.soft_sign, lambda x: -2 * jnp.sign(x) / (1 + jnp.abs(x)) ** 3)
+curved(nnx.hard_silu, lambda x: ((x > -3) & (x < 3)).astype(x.dtype) / 3)
+for piecewise_linear in (nnx.relu, nnx.relu6, nnx.leaky_relu, nnx.hard_tanh, nnx.hard_sigmoid):
+    curved(piecewise_linear, nothing)
 
 
 @second_order_rule(nnx.LayerNorm)

@@ -27,7 +27,7 @@ Weights = list[tuple[tuple[Any, ...], nnx.Param]]
 class WeightNormRule:
     """W' = g V,   V = r W,   r = 1 / sqrt(sum(W^2) + eps)      (Salimans and Kingma 2016)
 
-    g_bar = sum(W'_bar V),   V_bar = g W'_bar,   W_bar = r (V_bar - V sum(V_bar V))
+    g_bar = sum(W'_bar V),   V_bar = g W'_bar,   W_bar = r (V_bar - V sum(V_bar V)) = g r (W'_bar - g_bar V)
 
     The sums run over all axes of W but `feature_axes`; g has one element for each index of these. W is each
     parameter that `variable_filter` picks, by default those named "kernel". Where Flax keeps the scales g as
@@ -50,13 +50,13 @@ class WeightNormRule:
         for (path, weights), r in zip(chosen, sizes, strict=True):
             others = _other_axes(layer, weights)
             bar, direction = _at(grads, path), weights[...] * r
+            scale_bar = jnp.sum(bar * direction, others, keepdims=True)
             if layer.use_scale:
                 scale = layer.scales[path]
                 if isinstance(scale, nnx.Param):
-                    scales[path] = jnp.sum(bar * direction, others)
-                bar = bar * _spread(scale[...], weights, others)
-            along = jnp.sum(bar * direction, others, keepdims=True)
-            _put(grads, path, (r * (bar - direction * along)).astype(weights.dtype))
+                    scales[path] = jnp.squeeze(scale_bar, others)
+                r = r * _spread(scale[...], weights, others)
+            _put(grads, path, (r * (bar - scale_bar * direction)).astype(weights.dtype))
         return {"layer_instance": grads, **({"scales": scales} if scales else {})}, x_bar
 
 

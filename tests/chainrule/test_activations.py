@@ -250,3 +250,14 @@ def test_torch():
             atol=1e-13,
             err_msg=name,
         )
+
+
+def test_torch_parametric_relu(normal, gradient_by_rules):
+    torch = pytest.importorskip("torch")
+    twin = torch.nn.PReLU(init=-0.3, dtype=torch.float64)
+    model, x, y = nnx.PReLU(-0.3, param_dtype=jnp.float64), normal(1, 4, 5), normal(2, 4, 5)
+    inputs = torch.tensor(np.asarray(x), requires_grad=True)
+    torch.nn.functional.mse_loss(twin(inputs), torch.tensor(np.asarray(y))).backward()
+    _, grads, x_bar = gradient_by_rules(model, optax.squared_error, x, y)
+    np.testing.assert_allclose(grads["negative_slope"], twin.weight.grad.numpy()[0], rtol=1e-10)
+    np.testing.assert_allclose(x_bar, inputs.grad.numpy(), rtol=1e-10)

@@ -90,6 +90,14 @@ def test_any_options(how, axes, data, random_model, normal, assert_engines_agree
     assert assert_engines_agree(model, optax.squared_error, normal(1, *shape), y) <= 1e-12
 
 
+def test_causal_padding_comes_before_dilation(random_model, normal, assert_engines_agree):
+    options = {"kernel_size": (2,), "padding": "CAUSAL", "strides": 2, "input_dilation": 2}
+    options |= {"in_features": 2, "out_features": 3, "kernel_dilation": 2}
+    model = build(random_model, options, conv_general_dilated=patch_convolution)
+    x, y = normal(1, 2, 3, 2), normal(2, 2, 4, 3)
+    assert assert_engines_agree(model, optax.squared_error, x, y) <= 1e-12
+
+
 @either_convolution
 def test_three_axes(how, random_model, normal, assert_engines_agree):
     options = {"in_features": 2, "out_features": 3, "kernel_size": (2, 1, 3), "strides": (1, 2, 1)}
@@ -152,57 +160,6 @@ def test_a_masked_weight_has_no_gradient(how, array, normal, gradient_by_rules):
     x, y = normal(1, 4, 5, 2), normal(2, 4, 5, 2)
     _, grads, _ = gradient_by_rules(model, optax.squared_error, x, y)
     np.testing.assert_array_equal(grads["kernel"] != 0, mask != 0)
-
-
-TORCH = [
-    {},
-    {"stride": 2, "padding": 1},
-    {"dilation": 2, "padding": 2, "bias": False},
-    {"groups": 2, "padding": 1},
-    {"padding": 1, "padding_mode": "circular"},
-    {"padding": 1, "padding_mode": "reflect"},
-    {"padding": "same"},
-]
-
-
-@either_convolution
-@pytest.mark.parametrize("case", TORCH)
-@pytest.mark.parametrize("axes", [1, 2])
-def test_torch(how, case, axes, random_model, normal, gradient_by_rules):
-    torch = pytest.importorskip("torch")
-    layer = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d}[axes]
-    twin = layer(4, 2, 3, **case, dtype=torch.float64)
-    padding = case.get("padding", 0)
-    options = {
-        "in_features": 4,
-        "out_features": 2,
-        "kernel_size": (3,) * axes,
-        "strides": case.get("stride", 1),
-        "padding": {"circular": "CIRCULAR", "reflect": "REFLECT"}.get(
-            case.get("padding_mode"), padding.upper() if isinstance(padding, str) else padding
-        ),
-        "kernel_dilation": case.get("dilation", 1),
-        "feature_group_count": case.get("groups", 1),
-        "use_bias": case.get("bias", True),
-    }
-    model = build(random_model, options, conv_general_dilated=CONVOLUTIONS[how])
-    kernel = np.moveaxis(np.asarray(model.kernel[...]), (-1, -2), (0, 1))
-    with torch.no_grad():
-        twin.weight.copy_(torch.tensor(kernel))
-        if twin.bias is not None:
-            twin.bias.copy_(torch.tensor(np.asarray(model.bias[...])))
-    x = normal(1, 3, *[6] * axes, 4)
-    inputs = torch.tensor(np.moveaxis(np.asarray(x), -1, 1), requires_grad=True)
-    outputs = twin(inputs)
-    y = normal(2, *np.moveaxis(outputs.detach().numpy(), 1, -1).shape)
-    torch.nn.functional.mse_loss(outputs, torch.tensor(np.moveaxis(np.asarray(y), -1, 1))).backward()
-    _, grads, x_bar = gradient_by_rules(model, optax.squared_error, x, y)
-    kernel_bar = np.moveaxis(np.asarray(grads["kernel"]), (-1, -2), (0, 1))
-    np.testing.assert_allclose(kernel_bar, twin.weight.grad.numpy(), rtol=1e-10, atol=1e-15)
-    if twin.bias is not None:
-        np.testing.assert_allclose(grads["bias"], twin.bias.grad.numpy(), rtol=1e-10)
-    x_bar = np.moveaxis(np.asarray(x_bar), -1, 1)
-    np.testing.assert_allclose(x_bar, inputs.grad.numpy(), rtol=1e-10, atol=1e-15)
 
 
 @either_convolution

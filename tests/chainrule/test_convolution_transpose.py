@@ -98,43 +98,6 @@ def test_the_transpose_of_a_convolution(random_model, normal):
     np.testing.assert_allclose(x_bar, convolution(y_bar), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("case", [{}, {"stride": 2}, {"stride": 2, "dilation": 2, "bias": False}])
-@pytest.mark.parametrize("axes", [1, 2])
-def test_torch(case, axes, random_model, normal, gradient_by_rules):
-    torch = pytest.importorskip("torch")
-    layer = {1: torch.nn.ConvTranspose1d, 2: torch.nn.ConvTranspose2d}[axes]
-    twin = layer(2, 3, 3, **case, dtype=torch.float64)
-    dilation = case.get("dilation", 1)
-    options = {
-        "in_features": 2,
-        "out_features": 3,
-        "kernel_size": (3,) * axes,
-        "strides": case.get("stride", 1),
-        "padding": dilation * 2,
-        "kernel_dilation": dilation,
-        "use_bias": case.get("bias", True),
-        "transpose_kernel": True,
-    }
-    model = build(random_model, options)
-    kernel = np.moveaxis(np.asarray(model.kernel[...]), (-1, -2), (0, 1))
-    with torch.no_grad():
-        twin.weight.copy_(torch.tensor(kernel))
-        if twin.bias is not None:
-            twin.bias.copy_(torch.tensor(np.asarray(model.bias[...])))
-    x = normal(1, 3, *[4] * axes, 2)
-    inputs = torch.tensor(np.moveaxis(np.asarray(x), -1, 1), requires_grad=True)
-    outputs = twin(inputs)
-    y = normal(2, *np.moveaxis(outputs.detach().numpy(), 1, -1).shape)
-    torch.nn.functional.mse_loss(outputs, torch.tensor(np.moveaxis(np.asarray(y), -1, 1))).backward()
-    _, grads, x_bar = gradient_by_rules(model, optax.squared_error, x, y)
-    kernel_bar = np.moveaxis(np.asarray(grads["kernel"]), (-1, -2), (0, 1))
-    np.testing.assert_allclose(kernel_bar, twin.weight.grad.numpy(), rtol=1e-10, atol=1e-15)
-    if twin.bias is not None:
-        np.testing.assert_allclose(grads["bias"], twin.bias.grad.numpy(), rtol=1e-10)
-    x_bar = np.moveaxis(np.asarray(x_bar), -1, 1)
-    np.testing.assert_allclose(x_bar, inputs.grad.numpy(), rtol=1e-10, atol=1e-15)
-
-
 @pytest.mark.parametrize(("cast", "options"), [
     (jnp.float32, {}),
     (jnp.bfloat16, {"padding": "CIRCULAR"}),

@@ -30,6 +30,10 @@ def test_the_same_mask_as_autodiff(options, normal, assert_engines_agree):
     assert assert_engines_agree(build(**options), optax.squared_error, x, y) <= 1e-12
 
 
+def test_finite_differences(normal, assert_matches_finite_differences):
+    assert_matches_finite_differences(build(), optax.squared_error, normal(1, 3, 5), normal(2, 3, 6))
+
+
 def test_evaluation_mode_draws_nothing(normal, assert_engines_agree):
     model = build()
     model.eval()

@@ -13,7 +13,7 @@ from bpresearch import autodiff, chainrule
 from bpresearch.functional import split
 from bpresearch.models import Residual, flatten, patch_convolution
 from bpresearch.models.attention import CausalAttention, dot_product_attention
-from bpresearch.models.combinators import Unembed
+from bpresearch.models.combinators import Masked, Unembed
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -85,6 +85,8 @@ def test_batch_norm_mixes_examples(random_model, normal):
     message = r"nnx\.BatchNorm at layers\.0 mixes the examples.*use_running_average=True"
     with pytest.raises(ValueError, match=message):
         chainrule.per_example_gradients(nnx.Sequential(norm), optax.l2_loss, x, y)
+    with pytest.raises(ValueError, match=r"nnx\.BatchNorm at norm mixes the examples"):
+        chainrule.per_example_gradients(Masked(norm), optax.l2_loss, (x, x > 0), y)
     norm.use_running_average = True
     assert_right(nnx.Sequential(norm), optax.l2_loss, x, y)
 

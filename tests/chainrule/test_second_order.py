@@ -12,7 +12,7 @@ from flax import nnx
 from bpresearch import autodiff, chainrule
 from bpresearch.chainrule import second_order
 from bpresearch.functional import merge, split
-from bpresearch.models import Residual, Unembed, add_channel, flatten, patch_convolution
+from bpresearch.models import Parallel, Residual, Unembed, add, add_channel, flatten, patch_convolution
 from bpresearch.models.attention import CausalAttention, dot_product_attention
 from bpresearch.models.transformers import transformer
 from bpresearch.verify.precision import cast_model
@@ -44,18 +44,26 @@ def assert_right(model, loss_fn, x, y, normal, tolerance=1e-11):
     return expected
 
 
-SMOOTH = [nnx.sigmoid, nnx.tanh, nnx.gelu, partial(nnx.gelu, approximate=False), nnx.silu, nnx.softplus]
-OTHERS = [nnx.relu, partial(nnx.leaky_relu, negative_slope=0.3), partial(nnx.elu, alpha=0.7), nnx.identity]
+ACTIVATIONS = [
+    nnx.sigmoid, nnx.tanh, nnx.gelu, partial(nnx.gelu, approximate=False), nnx.silu, nnx.softplus, nnx.selu,
+    nnx.log_sigmoid, nnx.soft_sign, nnx.hard_silu, nnx.relu, nnx.relu6, nnx.hard_tanh, nnx.hard_sigmoid,
+    partial(nnx.leaky_relu, negative_slope=0.3), partial(nnx.elu, alpha=0.7), partial(nnx.celu, alpha=0.7),
+    nnx.identity,
+]  # fmt: skip
 
 
 def test_dense_network_with_every_activation(random_model, normal):
-    def build():
-        rngs, layers = nnx.Rngs(0), []
-        for function in SMOOTH + OTHERS:
-            layers += [Residual(nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), function))]
-        return nnx.Sequential(nnx.Linear(3, 4, use_bias=False, rngs=rngs), *layers)
+    """Wide enough inputs for each side of every kink."""
 
-    assert_right(random_model(build), optax.l2_loss, normal(1, 5, 3), normal(2, 5, 4), normal)
+    def build():
+        rngs, outputs = nnx.Rngs(0), 4 * len(ACTIVATIONS)
+        layers = [nnx.Linear(3, 4, rngs=rngs), Parallel(*ACTIVATIONS), nnx.Linear(outputs, 2, rngs=rngs)]
+        return nnx.Sequential(*layers)
+
+    model, x = random_model(build), 4 * normal(1, 12, 3)
+    hidden = model.layers[0](x)
+    assert hidden.min() < -3 and hidden.max() > 6
+    assert_right(model, optax.l2_loss, x, normal(2, 12, 2), normal)
 
 
 @pytest.mark.parametrize("convolve", [jax.lax.conv_general_dilated, patch_convolution])
@@ -113,7 +121,9 @@ def test_other_linear_maps(random_model, normal):
         return nnx.Sequential(
             nnx.LinearGeneral((2, 3), (3, 2), axis=(-2, -1), rngs=rngs),
             nnx.tanh,
-            nnx.Einsum("bij,jk->bik", (2, 4), (4,), rngs=rngs),
+            Parallel(nnx.tanh, nnx.identity),
+            nnx.Einsum("bij,jk->bik", (4, 4), (4,), rngs=rngs),
+            Parallel(nnx.sigmoid, nnx.Linear(4, 4, rngs=rngs), merge=add),
             nnx.ConvTranspose(4, 2, (3,), strides=2, rngs=rngs),
             nnx.Dropout(0.5, deterministic=True),
             nnx.LayerNorm(2, reduction_axes=(-2, -1), feature_axes=-1, rngs=rngs),

@@ -121,13 +121,49 @@ def test_finite_differences(wrapped, normal, assert_matches_finite_differences):
     assert_matches_finite_differences(model, optax.squared_error, normal(1, 6, 4), normal(2, 6, 3))
 
 
-@pytest.mark.parametrize("kind", [nnx.WeightNorm, nnx.SpectralNorm])
-def test_rounding(kind, wrapped, normal, assert_sound_in):
-    model, x, y = wrapped(kind, network), normal(1, 6, 4), normal(2, 6, 3)
-    assert_sound_in(jnp.float32, model, optax.squared_error, x, y)
+def test_finite_differences_at_the_singular_vectors(wrapped, normal, assert_matches_finite_differences):
+    """There s is stationary in u and v, so that they may count as constants."""
+    model = wrapped(nnx.SpectralNorm, lambda rngs: nnx.Linear(4, 3, rngs=rngs), epsilon=0.0)
+    _, _, v = np.linalg.svd(np.asarray(model.layer_instance.kernel[...]))
+    model.batch_stats["kernel", "u"][...] = jnp.asarray(v[:1])
+    assert_matches_finite_differences(model, optax.squared_error, normal(1, 6, 4), normal(2, 6, 3))
 
 
-def test_torch(wrapped, normal, gradient_by_rules):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rounding(dtype, wrapped, normal, assert_sound_in):
+    model = nnx.Sequential(
+        wrapped(nnx.WeightNorm, lambda rngs: nnx.Linear(4, 5, rngs=rngs)),
+        nnx.tanh,
+        wrapped(nnx.SpectralNorm, lambda rngs: nnx.Linear(5, 3, rngs=rngs)),
+    )
+    assert_sound_in(dtype, model, optax.squared_error, normal(1, 6, 4), normal(2, 6, 3))
+
+
+def test_torch_spectral_norm(wrapped, normal, gradient_by_rules):
+    torch = pytest.importorskip("torch")
+    from torch.nn.utils import parametrizations
+
+    model = wrapped(nnx.SpectralNorm, lambda rngs: nnx.Linear(4, 3, rngs=rngs), epsilon=0.0)
+    kernel, bias = (np.asarray(getattr(model.layer_instance, name)[...]) for name in ("kernel", "bias"))
+    v = np.asarray(model.batch_stats["kernel", "u"][...]) @ kernel.T
+    u = v / np.linalg.norm(v) @ kernel
+    twin = parametrizations.spectral_norm(torch.nn.Linear(4, 3, dtype=torch.float64)).eval()
+    norm, weight = twin.parametrizations.weight[0], twin.parametrizations.weight.original
+    with torch.no_grad():
+        weight.copy_(torch.tensor(kernel.T))
+        twin.bias.copy_(torch.tensor(bias))
+        norm._u.copy_(torch.tensor(u[0] / np.linalg.norm(u)))
+        norm._v.copy_(torch.tensor(v[0] / np.linalg.norm(v)))
+    x, y = normal(1, 6, 4), normal(2, 6, 3)
+    inputs = torch.tensor(np.asarray(x), requires_grad=True)
+    torch.nn.functional.mse_loss(twin(inputs), torch.tensor(np.asarray(y))).backward()
+    _, grads, x_bar = gradient_by_rules(model, optax.squared_error, x, y)
+    np.testing.assert_allclose(grads["layer_instance"]["kernel"], weight.grad.numpy().T, rtol=1e-10)
+    np.testing.assert_allclose(grads["layer_instance"]["bias"], twin.bias.grad.numpy(), rtol=1e-10)
+    np.testing.assert_allclose(x_bar, inputs.grad.numpy(), rtol=1e-10)
+
+
+def test_torch_weight_norm(wrapped, normal, gradient_by_rules):
     torch = pytest.importorskip("torch")
     from torch.nn.utils import parametrizations
 
