@@ -108,10 +108,7 @@ def main() -> int:
         value="accuracy (%)",
         text="text",
         title="Which derivatives does back-propagation need?",
-        subtitle=[
-            "Test accuracy after training with one kind of factor replaced,",
-            "and angle to the true gradient at the start",
-        ],
+        subtitle="Test accuracy with one kind of factor replaced; angle to the true gradient at the start",
     )
     picture = report.write_picture(chart, workdir, "which_derivative")
     console.print(f"Picture: {picture}")
