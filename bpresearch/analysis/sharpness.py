@@ -31,6 +31,11 @@ class Trajectory(NamedTuple):
     loss: np.ndarray
     sharpness: np.ndarray
 
+    @property
+    def settled(self) -> float:
+        """The median sharpness over the last quarter of the measurements."""
+        return float(np.median(self.sharpness[-max(1, len(self.sharpness) // 4) :]))
+
 
 def power_iteration(product: Callable[[Any], Any], v: Any, iterations: int) -> tuple[Array, Any]:
     """The largest eigenvalue in magnitude of a symmetric operator, and its vector.
@@ -99,12 +104,6 @@ def full_batch(
     run = jax.jit(lambda carry: jax.lax.scan(stretch, carry, None, steps // every)[1])
     losses, values = run(carry)
     return Trajectory(np.arange(every, steps + 1, every), np.ravel(losses), np.asarray(values))
-
-
-def settles_at(trajectory: Trajectory, fraction: float = 0.25) -> float:
-    """The median sharpness over the last part of a training."""
-    count = max(1, round(fraction * len(trajectory.sharpness)))
-    return float(np.median(trajectory.sharpness[-count:]))
 
 
 def decrease(

@@ -29,13 +29,19 @@ def heatmap(
     """
     rows, columns = list(dict.fromkeys(frame[row])), list(dict.fromkeys(frame[column]))
     middle = (frame[value].min() + frame[value].max()) / 2
-    bare: dict[str, Any] = {"title": None, "labelFontSize": 13, "domain": False, "ticks": False}
+    bare: dict[str, Any] = {
+        "title": None,
+        "labelFontSize": 13,
+        "domain": False,
+        "ticks": False,
+        "labelOverlap": False,
+    }
     base = alt.Chart(frame).encode(
         x=alt.X(f"{column}:N", sort=columns, axis=alt.Axis(labelAngle=-30, orient="top", **bare)),
         y=alt.Y(f"{row}:N", sort=rows, axis=alt.Axis(labelLimit=260, **bare)),
         tooltip=tooltips(frame, list(frame)),
     )
-    colour = alt.Color(f"{value}:Q", scale=alt.Scale(scheme="blues"), legend=alt.Legend(format="~g"))
+    colour = alt.Color(f"{value}:Q", scale=alt.Scale(scheme="blues"))
     cells = base.mark_rect().encode(color=colour)
     dark = alt.condition(f"datum['{value}'] > {middle}", alt.value("white"), alt.value("black"))
     return alt.layer(cells, base.mark_text(fontSize=13).encode(text=f"{text}:N", color=dark)).properties(
