@@ -28,8 +28,8 @@ NOISE, LEARNING_RATE, STEPS = EIGENVALUES, 0.3, 60  # the noise of deep networks
 
 
 def main() -> int:
-    conditions = shared.numbers("condition", flags.FLAGS.condition, low=1.001)
-    sizes = shared.numbers("batch_size", flags.FLAGS.batch_size, int, low=1)
+    conditions = shared.listed("condition", low=1.001)
+    sizes = shared.listed("batch_size", int, low=1)
     runs, json_file = shared.positive("runs"), shared.output_file("json")
     if flags.FLAGS.quick:
         conditions, sizes = [c for c in conditions if c <= 1000] or conditions[:1], sizes[:1]

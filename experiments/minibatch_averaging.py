@@ -33,8 +33,8 @@ WIDTHS = {"widths": (16,), "activation": nnx.tanh}
 
 def main() -> int:
     FLAGS = flags.FLAGS
-    sizes = shared.numbers("batch_size", FLAGS.batch_size, int, low=1, high=2000)
-    seeds = shared.numbers("seed", FLAGS.seed, int, low=0, high=2**32)
+    sizes = shared.listed("batch_size", int, low=1, high=2000)
+    seeds = shared.listed("seed", int, low=0, high=2**32)
     count, draws, steps = (
         shared.positive("examples", low=2),
         shared.positive("draws"),

@@ -55,8 +55,8 @@ SETTINGS = [
 
 def main() -> int:
     FLAGS = flags.FLAGS
-    rates = shared.numbers("lr", FLAGS.lr, low=0)
-    seeds = shared.numbers("seed", FLAGS.seed, int, low=0, high=2**32)
+    rates = shared.listed("lr", low=0)
+    seeds = shared.listed("seed", int, low=0, high=2**32)
     steps, width = shared.positive("steps"), shared.positive("width")
     json_file = shared.output_file("json")
     platform.start(FLAGS.platform)
