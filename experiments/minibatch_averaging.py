@@ -40,6 +40,10 @@ def main() -> int:
         shared.positive("draws"),
         shared.positive("steps"),
     )
+    if len(seeds) < 2:
+        raise ValueError(f"--seed={FLAGS.seed}: takes at least two seeds, or there is no spread")
+    if not 0 < FLAGS.lr < np.inf:
+        raise ValueError(f"--lr={FLAGS.lr}: takes a positive number")
     if FLAGS.quick:
         seeds, steps, draws, sizes = seeds[:5], min(steps, 300), min(draws, 500), sizes[::2]
     json_file = shared.output_file("json")
@@ -47,6 +51,8 @@ def main() -> int:
     workdir, console = shared.experiment_workdir("minibatch_averaging"), Console()
 
     dataset = data.load("mnist1d")
+    if count > len(dataset.x):
+        raise ValueError(f"--examples={count}: mnist1d has {len(dataset.x)}")
     model = models.mlp(dataset.input_shape, 10, rngs=nnx.Rngs(0), **WIDTHS)
     examples = dataset.x[:count], dataset.y[:count]
     _, gradients = chainrule.per_example_gradients(model, CROSS_ENTROPY, *examples)

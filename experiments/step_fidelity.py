@@ -53,6 +53,8 @@ def main() -> int:
     workdir, console = shared.experiment_workdir("step_fidelity"), Console()
 
     dataset = data.load("mnist1d")
+    if count > len(dataset.x):
+        raise ValueError(f"--examples={count}: mnist1d has {len(dataset.x)}")
     x, y = dataset.x[:count], np.eye(10, dtype=np.float32)[dataset.y[:count]]
     network = models.mlp((40, 1), 10, widths=(width, width), activation=nnx.tanh, rngs=nnx.Rngs(seed))
     linear = models.linear((40, 1), 10, rngs=nnx.Rngs(seed))
