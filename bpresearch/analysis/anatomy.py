@@ -72,7 +72,7 @@ Way = tuple[float, tuple[float, ...], tuple[int, ...]]
 
 
 def take_apart(
-    model: nnx.Sequential,
+    model: nnx.Module,
     loss_fn: Callable[..., jax.Array],
     x: Any,
     y: Any,
@@ -86,7 +86,7 @@ def take_apart(
     The sums run over all paths, by dynamic programming over layers; only the largest paths are listed.
 
     Args:
-        model: a sequence of layers that treat each example by itself.
+        model: an `nnx.Sequential` of layers that treat each example by itself.
         loss_fn: as both engines take it.
         x, y: a batch of examples; in float64 the sum is the gradient to 1e-12.
         weight: path of the parameter, such as `("layers", 1, "kernel")`.
@@ -96,10 +96,9 @@ def take_apart(
     Raises:
         ValueError: the model is no sequence of layers, a layer mixes examples, or one has too many factors.
     """
-    _refuse_what_has_no_paths(model)
     found: list[tuple[list[np.ndarray], list[Way]]] = []
     links: tuple[Link, ...] = ()
-    apart = _factors_of(model, loss_fn, weight, index)
+    apart = _factors_of(_sequence(model), loss_fn, weight, index)
     for example in range(len(x)):
         links, factors = apart(x[example : example + 1], y[example : example + 1], 1 / len(x))
         found.append((factors, _largest(factors, paths)))
@@ -115,7 +114,8 @@ def take_apart(
     )
 
 
-def _refuse_what_has_no_paths(model: Any) -> None:
+def _sequence(model: nnx.Module) -> nnx.Sequential:
+    """The model, if paths can be followed through it."""
     if not isinstance(model, nnx.Sequential):
         raise ValueError(f"paths lead through the layers of an nnx.Sequential, not of {type(model).__name__}")
     for path, layer in nnx.iter_modules(model):
@@ -124,6 +124,7 @@ def _refuse_what_has_no_paths(model: Any) -> None:
                 f"nnx.BatchNorm at {format_path(path)} mixes the examples of the batch, so that no path "
                 "belongs to one example: take a model without it, or set use_running_average=True"
             )
+    return model
 
 
 def _factors_of(
