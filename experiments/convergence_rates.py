@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 from bpresearch import flags as shared
 from bpresearch import platform, report
@@ -29,8 +28,8 @@ NOISE, LEARNING_RATE, STEPS = EIGENVALUES, 0.3, 60  # the noise of deep networks
 
 
 def main() -> int:
-    conditions = shared.numbers("condition", flags.FLAGS.condition, low=1.001)
-    sizes = shared.numbers("batch_size", flags.FLAGS.batch_size, int, low=1)
+    conditions = shared.listed("condition", low=1.001)
+    sizes = shared.listed("batch_size", int, low=1)
     runs, json_file = shared.positive("runs"), shared.output_file("json")
     if flags.FLAGS.quick:
         conditions, sizes = [c for c in conditions if c <= 1000] or conditions[:1], sizes[:1]
@@ -38,9 +37,8 @@ def main() -> int:
     workdir, console = shared.experiment_workdir("convergence_rates"), Console()
 
     rates = measured_rates(conditions)
-    grid = Table(title="Factor by which the error shrinks at each step")
-    for name in ("condition", "method", "measured", "closed form", "steps for a tenth"):
-        grid.add_column(name, justify="left" if name == "method" else "right")
+    columns = ("condition", "method", "measured", "closed form", "steps for a tenth")
+    grid = report.grid("Factor by which the error shrinks at each step", columns, words=("method",))
     for r in rates.to_dict("records"):
         tenth = f"{math.log(10) / -math.log(r['measured']):.0f}"
         grid.add_row(f"{r['condition']:g}", r["method"], f"{r['measured']:.6f}", f"{r['theory']:.6f}", tenth)
@@ -85,9 +83,9 @@ def noisy_runs(sizes: list[int], runs: int) -> pd.DataFrame:
     """E[w^2] along each eigenvector after each step, by the model and over many runs."""
     rows, start = [], np.ones(len(EIGENVALUES))
     for size in sizes:
-        setting = (EIGENVALUES, NOISE, LEARNING_RATE, size, start, STEPS)
-        model = quadratics.noisy_quadratic(*setting)
-        simulated = quadratics.simulated_noisy_quadratic(*setting, runs=runs)
+        sgd = quadratics.Noisy(EIGENVALUES, NOISE, LEARNING_RATE, size, start, STEPS)
+        model = quadratics.expected_squares(sgd)
+        simulated = quadratics.simulated_squares(sgd, runs=runs, seed=size)
         rows += [
             {"batch": size, "step": step + 1, "eigenvalue": f"{h:g}", "model": model[step, i], "simulated": s}
             for step in range(STEPS)

@@ -14,9 +14,9 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import data, models, optim, platform, report, sweep
+from bpresearch import chainrule, data, models, optim, platform, report, sweep
 from bpresearch import flags as shared
-from bpresearch.analysis import minibatch
+from bpresearch.analysis import minibatch, savings
 
 shared.define_experiment_flags()
 flags.DEFINE_string("batch_size", "1,4,16,64,256", "batch sizes of the trainings")
@@ -25,7 +25,7 @@ flags.DEFINE_integer("draws", 2000, "batches of each size that the variance is m
 flags.DEFINE_float("lr", 0.1, "learning rate of the trainings, the same for every batch size")
 flags.DEFINE_integer("steps", 500, "updates of each training")
 flags.DEFINE_string("seed", "0:10", "seeds of the trainings")
-flags.DEFINE_float("target", 1.8, "training loss whose reaching is counted")
+flags.DEFINE_float("target", 1.8, "test loss whose reaching is counted")
 
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
 WIDTHS = {"widths": (16,), "activation": nnx.tanh}
@@ -33,13 +33,17 @@ WIDTHS = {"widths": (16,), "activation": nnx.tanh}
 
 def main() -> int:
     FLAGS = flags.FLAGS
-    sizes = shared.numbers("batch_size", FLAGS.batch_size, int, low=1, high=2000)
-    seeds = shared.numbers("seed", FLAGS.seed, int, low=0, high=2**32)
+    sizes = shared.listed("batch_size", int, low=1, high=2000)
+    seeds = shared.listed("seed", int, low=0, high=2**32)
     count, draws, steps = (
         shared.positive("examples", low=2),
         shared.positive("draws"),
         shared.positive("steps"),
     )
+    if len(seeds) < 2:
+        raise ValueError(f"--seed={FLAGS.seed}: takes at least two seeds, or there is no spread")
+    if not 0 < FLAGS.lr < np.inf:
+        raise ValueError(f"--lr={FLAGS.lr}: takes a positive number")
     if FLAGS.quick:
         seeds, steps, draws, sizes = seeds[:5], min(steps, 300), min(draws, 500), sizes[::2]
     json_file = shared.output_file("json")
@@ -47,11 +51,14 @@ def main() -> int:
     workdir, console = shared.experiment_workdir("minibatch_averaging"), Console()
 
     dataset = data.load("mnist1d")
+    if count > len(dataset.x):
+        raise ValueError(f"--examples={count}: mnist1d has {len(dataset.x)}")
     model = models.mlp(dataset.input_shape, 10, rngs=nnx.Rngs(0), **WIDTHS)
-    gradients = minibatch.per_example_gradients(model, CROSS_ENTROPY, dataset.x[:count], dataset.y[:count])
-    variances = variance(gradients, draws)
+    examples = dataset.x[:count], dataset.y[:count]
+    _, gradients = chainrule.per_example_gradients(model, CROSS_ENTROPY, *examples)
+    variances = variance(minibatch.in_rows(gradients), draws)
     replaced = variances[variances.batches == "with replacement"]
-    slope = float(np.polyfit(np.log(replaced["batch size"]), np.log(replaced.measured), 1)[0])
+    slope = savings.exponent(replaced["batch size"].tolist(), replaced.measured.tolist())
     console.print(variance_table(variances, slope))
 
     experiment = sweep.Experiment(dataset, models.mlp, CROSS_ENTROPY, WIDTHS, steps=steps, eval_every=steps)
@@ -104,9 +111,8 @@ def variance(gradients: np.ndarray, draws: int) -> pd.DataFrame:
 
 
 def variance_table(variances: pd.DataFrame, slope: float) -> Table:
-    grid = Table(title=f"Variance of the gradient (slope with replacement: {slope:.3f})")
-    for name in ("batch size", "with: measured", "sigma²/B", "without: measured", "(N-B)/(N-1) of it"):
-        grid.add_column(name, justify="right")
+    columns = ("batch size", "with: measured", "sigma²/B", "without: measured", "(N-B)/(N-1) of it")
+    grid = report.grid(f"Variance of the gradient (slope with replacement: {slope:.3f})", columns)
     for size, part in variances.groupby("batch size", sort=True):
         numbers = [value for r in part.itertuples() for value in (r.measured, r.expected)]
         grid.add_row(f"{size:.0f}", *(f"{number:.4g}" for number in numbers))
@@ -114,9 +120,8 @@ def variance_table(variances: pd.DataFrame, slope: float) -> Table:
 
 
 def reliability_table(final: dict[int, np.ndarray], target: float, seeds: int) -> Table:
-    grid = Table(title="Test loss after the same number of steps")
-    for name in ("batch size", "mean", "deviation over seeds", "worst", f"below {target:g}"):
-        grid.add_column(name, justify="right")
+    columns = ("batch size", "mean", "deviation over seeds", "worst", f"below {target:g}")
+    grid = report.grid("Test loss after the same number of steps", columns)
     for size, values in final.items():
         reached = f"{int((values < target).sum())} of {seeds}"
         grid.add_row(

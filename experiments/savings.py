@@ -32,13 +32,13 @@ HOWS = ("division", "written", "reciprocal")
 
 
 def main() -> int:
-    depths = shared.numbers("depth", flags.FLAGS.depth, int, low=1)
+    depths = shared.listed("depth", int, low=1)
     if len(depths) < 2:
         raise ValueError(
             f"--depth={flags.FLAGS.depth}: takes at least two depths, or no exponent can be fitted"
         )
     width, batch = shared.positive("width"), shared.positive("batch_size")
-    depths = [d for d in depths if d <= 16] if flags.FLAGS.quick else depths
+    depths = sorted(depths)[:3] if flags.FLAGS.quick else depths
     json_file = shared.output_file("json")
     platform.start(flags.FLAGS.platform)
     workdir, console = shared.experiment_workdir("savings"), Console()
@@ -86,45 +86,26 @@ def main() -> int:
     return report.conclude(console, checks)
 
 
-def inputs(depth: int, width: int, batch: int, dtype: str = "float32"):
-    """Weights, a batch, its forward values, and a copy of the loss's derivative for each layer."""
-    rng = np.random.default_rng(0)
-    weights = jnp.asarray(rng.normal(size=(depth, width, width)) / np.sqrt(width), dtype)
-    x = jnp.asarray(rng.normal(size=(batch, width)), dtype)
-    values = savings.forward(weights, x)
-    return weights, x, values, jnp.stack([2 * values[-1] / values[-1].size] * depth)
-
-
 def costs(depth: int, width: int, batch: int) -> list[dict]:
-    """Operations and memory of every variant at one depth."""
-    weights, x, values, bars = inputs(depth, width, batch)
-    xs = jnp.stack([x] * depth)
-    found = {
-        "values stored": savings.cost(savings.stored_values, weights, xs),
-        "values recomputed": savings.cost(savings.recomputed_values, weights, xs),
-        "products shared": savings.cost(savings.stored_products, weights, values, bars),
-        "products afresh": savings.cost(savings.fresh_products, weights, values, bars),
-    }
-    once = savings.cost(savings.along, weights, x, weights)
-    found["forward mode"] = savings.Cost(
-        once.operations * weights.size, once.memory, once.microseconds * weights.size
+    """Operations, memory and time of every variant at one depth."""
+    given = savings.inputs(depth, width, batch)
+    found = {name: savings.cost(variant, given) for name, variant in savings.VARIANTS.items()}
+    # Forward mode is as many passes as there are parameters, each for one of them.
+    once, count = savings.cost(savings.along, given.weights, given.xs[0], given.weights), given.weights.size
+    found["forward mode"] = once._replace(
+        operations=once.operations * count, microseconds=once.microseconds * count
     )
     return [{"depth": float(depth), "variant": name, **cost._asdict()} for name, cost in found.items()]
 
 
 def worst_error() -> float:
-    """The largest difference between any two variants' gradients, over the largest element; in float64."""
+    """The largest difference of a variant's gradient from autodiff's, over its largest element."""
     with jax.enable_x64(True):
-        weights, x, values, bars = inputs(4, 3, 5, "float64")
-        right = jax.grad(savings.loss)(weights, x)
-        others = [
-            jnp.stack(savings.stored_values(weights, jnp.stack([x] * 4))),
-            jnp.stack(savings.recomputed_values(weights, jnp.stack([x] * 4))),
-            jnp.stack(savings.stored_products(weights, values, bars)),
-            jnp.stack(savings.fresh_products(weights, values, bars)),
-            savings.forward_mode(weights, x),
-        ]
-        return max(float(jnp.max(jnp.abs(other - right)) / jnp.max(jnp.abs(right))) for other in others)
+        given = savings.inputs(4, 3, 5, "float64")
+        right = jax.grad(savings.loss)(given.weights, given.xs[0])
+        found = [jnp.stack(variant(given)) for variant in savings.VARIANTS.values()]
+        found.append(savings.forward_mode(given.weights, given.xs[0]))
+        return max(float(jnp.max(jnp.abs(one - right)) / jnp.max(jnp.abs(right))) for one in found)
 
 
 def division_costs(rows: int, columns: int, rounds: int) -> list[dict]:
@@ -152,13 +133,10 @@ def division_costs(rows: int, columns: int, rounds: int) -> list[dict]:
 
 
 def cost_table(frame: pd.DataFrame, fitted: dict[str, float]) -> Table:
-    grid = Table(title="Millions of operations, temporary memory and time")
     depths = sorted(set(frame.depth))
-    shown = [depths[0], depths[len(depths) // 2], depths[-1]]
-    grid.add_column("variant")
-    for depth in shown:
-        grid.add_column(f"{depth:.0f} layers", justify="right")
-    grid.add_column("exponent", justify="right")
+    shown = sorted({depths[0], depths[len(depths) // 2], depths[-1]})
+    columns = ("variant", *(f"{depth:.0f} layers" for depth in shown), "exponent")
+    grid = report.grid("Millions of operations, temporary memory and time", columns, words=("variant",))
     for name, part in frame.groupby("variant", sort=False):
         rows = part.set_index("depth")
         cells = [
@@ -171,10 +149,9 @@ def cost_table(frame: pd.DataFrame, fitted: dict[str, float]) -> Table:
 
 
 def division_table(divisions: pd.DataFrame) -> Table:
-    grid = Table(title="Division: numbers divided in the compiled program, and microseconds")
-    grid.add_column("function")
-    for how in ("every element divided", "as written", "reciprocal (sigmoid: tanh)"):
-        grid.add_column(how, justify="right")
+    columns = ("function", "every element divided", "as written", "reciprocal (sigmoid: tanh)")
+    title = "Division: numbers divided in the compiled program, and microseconds"
+    grid = report.grid(title, columns, words=("function",))
     for name, part in divisions.groupby("function", sort=False):
         grid.add_row(name, *(f"{r.divided:,}\n{r.time:,.0f} µs" for r in part.itertuples()))
     return grid

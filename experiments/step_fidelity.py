@@ -19,7 +19,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import data, models, optim, platform, report
+from bpresearch import data, models, optim, platform, report, verify
 from bpresearch import flags as shared
 from bpresearch.analysis import quadratics, sharpness
 
@@ -45,23 +45,22 @@ def main() -> int:
         raise ValueError(f"--momentum={FLAGS.momentum}: takes a number of at least 0 and below 1")
     if not FLAGS.threshold > 0:
         raise ValueError(f"--threshold={FLAGS.threshold}: takes a positive sharpness")
-    steps = shared.positive("steps", low=4 * EVERY) if not FLAGS.quick else 4000
+    steps = shared.positive("steps", low=4 * EVERY)
+    steps = min(steps, 4000) if FLAGS.quick else steps
     width, seed, count = shared.positive("width"), shared.positive("seed", low=0), shared.positive("examples")
     json_file = shared.output_file("json")
     platform.start(FLAGS.platform)
     workdir, console = shared.experiment_workdir("step_fidelity"), Console()
 
     dataset = data.load("mnist1d")
+    if count > len(dataset.x):
+        raise ValueError(f"--examples={count}: mnist1d has {len(dataset.x)}")
     x, y = dataset.x[:count], np.eye(10, dtype=np.float32)[dataset.y[:count]]
     network = models.mlp((40, 1), 10, widths=(width, width), activation=nnx.tanh, rngs=nnx.Rngs(seed))
     linear = models.linear((40, 1), 10, rngs=nnx.Rngs(seed))
     fidelity, slopes = predictions({"quadratic": linear, "network": network}, x, y)
     edges = bisected(FLAGS.momentum)
-    trained = training(network, x, y, steps)
-    settled = {
-        (name, part): float(rows.ratio.tail(max(1, len(rows) // 4)).median())
-        for (name, part), rows in trained.groupby(["method", "learning rate"], sort=False)
-    }
+    trained, settled = training(network, x, y, steps)
     console.print(edge_table(edges, settled))
 
     parts = fidelity[fidelity.curvature < 1]
@@ -100,9 +99,9 @@ def predictions(networks: dict[str, nnx.Module], x, y) -> tuple[pd.DataFrame, di
     rows, slopes = [], {}
     relative = np.concatenate([[0.01, 0.02], np.linspace(0.05, 1.5, 30)])
     with jax.enable_x64(True):
+        x, y = verify.cast((x, y), "float64")
         for name, model in networks.items():
-            nnx.update(model, jax.tree.map(lambda leaf: leaf.astype("float64"), nnx.state(model, nnx.Param)))
-            inputs = (model, optax.losses.squared_error, x.astype("float64"), y.astype("float64"))
+            inputs = (verify.cast_model(model, "float64"), optax.losses.squared_error, x, y)
             curvature = sharpness.decrease(*inputs, np.zeros(1))[2]
             predicted, observed, _ = sharpness.decrease(*inputs, 2 * relative / curvature)
             ratio = observed / predicted
@@ -111,7 +110,6 @@ def predictions(networks: dict[str, nnx.Module], x, y) -> tuple[pd.DataFrame, di
                 for c, r in zip(relative, ratio, strict=True)
             ]
             slopes[name] = float((1 - ratio[0]) / relative[0])
-            nnx.update(model, jax.tree.map(lambda leaf: leaf.astype("float32"), nnx.state(model, nnx.Param)))
     return pd.DataFrame(rows), slopes
 
 
@@ -127,34 +125,33 @@ def bisected(momentum: float) -> pd.DataFrame:
     )
 
 
-def training(model: nnx.Module, x, y, steps: int) -> pd.DataFrame:
-    """Sharpness over the edge's, in training at the edge's learning rate and at a tenth of it."""
-    rows = []
+def training(model: nnx.Module, x, y, steps: int) -> tuple[pd.DataFrame, dict[tuple[str, str], float]]:
+    """Sharpness over the edge's, in training at the edge's learning rate and at a tenth of it; its end."""
+    rows, settled = [], {}
+    beta, threshold = flags.FLAGS.momentum, flags.FLAGS.threshold
     for name, method in METHODS.items():
         for label, factor in (("at the edge", 1.0), ("a tenth", 0.1)):
-            momentum = {} if method is optim.sgd else {"momentum": flags.FLAGS.momentum}
-            rate = factor * quadratics.edge(method, 1.0, flags.FLAGS.momentum) / flags.FLAGS.threshold
+            momentum = {} if method is optim.sgd else {"momentum": beta}
+            optimizer = method(factor * quadratics.edge(method, threshold, beta), **momentum)
             found = sharpness.full_batch(
-                model,
-                optax.losses.squared_error,
-                x,
-                y,
-                method(rate, **momentum),
-                steps=steps // EVERY * EVERY,
-                every=EVERY,
+                model, optax.losses.squared_error, x, y, optimizer, steps=steps // EVERY * EVERY, every=EVERY
             )
-            edge = flags.FLAGS.threshold / factor
+            settled[name, label] = found.settled * factor / threshold
             rows += [
-                {"method": name, "learning rate": label, "step": float(step), "ratio": value / edge}
+                {
+                    "method": name,
+                    "learning rate": label,
+                    "step": float(step),
+                    "ratio": value * factor / threshold,
+                }
                 for step, value in zip(found.steps, found.sharpness, strict=True)
             ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), settled
 
 
 def edge_table(edges: pd.DataFrame, settled: dict[tuple[str, str], float]) -> Table:
-    grid = Table(title="The edge of stability")
-    for name in ("method", "bisection", "closed form", "a network's sharpness / edge", "a tenth of the rate"):
-        grid.add_column(name, justify="left" if name == "method" else "right")
+    columns = ("method", "bisection", "closed form", "a network's sharpness / edge", "a tenth of the rate")
+    grid = report.grid("The edge of stability", columns, words=("method",))
     for r in edges.to_dict("records"):
         at, below = (settled[r["method"], part] for part in ("at the edge", "a tenth"))
         grid.add_row(r["method"], f"{r['measured']:.4f}", f"{r['theory']:.4f}", f"{at:.3f}", f"{below:.3f}")

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bpresearch import analysis, autodiff, platform, report
+from bpresearch import analysis, autodiff, platform, report, verify
 from bpresearch import flags as shared
 from bpresearch.functional import format_path, split
 
@@ -50,10 +50,9 @@ def main() -> int:
     if count > len(dataset.x):
         raise ValueError(f"--examples={count}: --dataset={dataset.name} has {len(dataset.x)}")
     model = build(dataset.input_shape, dataset.outputs, rngs=nnx.Rngs(seed), **options)
-    nnx.update(model, jax.tree.map(lambda leaf: leaf.astype("float64"), nnx.state(model, nnx.Param)))
-    x = dataset.x[:count].astype(np.float64)
-    y = shared.targets(dataset, loss, dataset.y[:count])
-    y = y if y.dtype.kind == "i" else y.astype(np.float64)
+    model = verify.cast_model(model, "float64")
+    targets = shared.targets(dataset, loss, dataset.y[:count])
+    x, y = verify.cast((dataset.x[:count], targets), "float64")
 
     _, grads = autodiff.value_and_grad(model, loss, x, y)
     weight, index = weight_from_flags(split(model)[1], grads)

@@ -31,10 +31,15 @@ def test_a_weight_of_the_perceptron_is_explained(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("weight", "message"),
-    [("layers.9.kernel[0,0]", "layers.1.kernel[64,6]"), ("layers.1.kernel[64,0]", "(64, 6)")],
+    ("flags", "messages"),
+    [
+        (("--widths=6", "--weight=layers.9.kernel[0,0]"), ("--weight=layers.9", "layers.1.kernel[64,6]")),
+        (("--widths=6", "--weight=layers.1.kernel[64,0]"), ("--weight=layers.1.kernel[64,0]", "(64, 6)")),
+        (("--widths=6", "--weight=layers.1.kernel"), ("--weight=layers.1.kernel:", "takes an element")),
+        (("--model=resnet", "--channels=2", "--depth=1"), ("nnx.BatchNorm at layers.1", "mixes")),
+    ],
 )
-def test_bad_input_is_one_line(tmp_path, weight, message):
-    found = run(tmp_path, f"--weight={weight}", "--dataset=digits", "--widths=6")
+def test_bad_input_is_one_line(tmp_path, flags, messages):
+    found = run(tmp_path, *flags, "--dataset=digits")
     (line,) = found.stderr.splitlines()
-    assert found.returncode == 2 and message in line and weight in line
+    assert found.returncode == 2 and all(message in line for message in messages)

@@ -27,12 +27,22 @@ def test_an_experiment_leaves_its_figures_and_picture_and_says_that_theory_holds
     assert (workdir / "deepobs_quadratic.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_check_that_fails_is_exit_code_one(tmp_path):
+    """A mean over two runs is no expectation, so that the noisy quadratic model must seem wrong."""
+    found = run(tmp_path, "convergence_rates", "--condition=10", "--batch_size=4", "--runs=2")
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert [line.split("│")[-2].strip() for line in found.stdout.splitlines() if "batch 4" in line] == ["NO"]
+    assert found.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("name", "flag", "message"),
     [
         ("savings", "--depth=8", "at least two depths"),
         ("step_fidelity", "--momentum=1", "below 1"),
-        ("convergence_rates", "--workdir=", "is empty"),
+        ("convergence_rates", "--condition=uniform:10:100", "takes a list or a range"),
+        ("minibatch_averaging", "--seed=3", "at least two seeds"),
+        ("deepobs_quadratic", "--workdir=", "is empty"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, name, flag, message):

@@ -7,18 +7,19 @@ passes as they are.
 
 import functools
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Key
 
 from bpresearch import chainrule
-from bpresearch.functional import format_path
+from bpresearch.functional import format_path, split
 from bpresearch.models import patch_convolution
 
 KINDS = ("weight", "activation", "loss")
@@ -130,6 +131,54 @@ def _loss(rule: Any, replaced: Callable[[Array], Array]) -> Any:
             return {}, (replaced(derivative) * jnp.mean(values_bar), targets_bar)
 
     return Ablated
+
+
+REPLACEMENTS = {
+    f"{kind}: {how.__name__}": ablated(kind, how)
+    for kind, hows in (
+        ("weight", (ones, mean, random)),
+        ("activation", (ones, mean)),
+        ("loss", (ones, mean)),
+    )
+    for how in hows
+}
+"""Gradient functions by what they replace: each kind by each replacement that makes sense for it."""
+
+
+class Deviation(NamedTuple):
+    """How a gradient differs from the true one: their angle in degrees, and the ratio of their lengths."""
+
+    angle: float
+    length: float
+
+
+def deviations(
+    models: Sequence[nnx.Module],
+    loss_fn: Callable[..., Array],
+    x: Any,
+    y: Any,
+    gradients: Mapping[str, Callable[..., Any]],
+) -> dict[str, Deviation]:
+    """How far gradient functions are from the chain rule's: means over models of one structure.
+
+    Args:
+        models: the models.
+        loss_fn: as both engines take it.
+        x, y: the batch.
+        gradients: gradient functions by name, such as `REPLACEMENTS`.
+    """
+    graphdef = split(models[0])[0]
+    engines = [gradient(graphdef, loss_fn) for gradient in (chainrule.gradient, *gradients.values())]
+    program = jax.jit(lambda *inputs: [engine(*inputs)[1] for engine in engines])
+    found = []
+    for model in models:
+        true, *others = program(*split(model)[1:], (x, y))
+        length = float(optax.tree.norm(true))
+        found.append([(angle(other, true), float(optax.tree.norm(other)) / length) for other in others])
+    return {
+        name: Deviation(*means)
+        for name, means in zip(gradients, np.mean(found, axis=0).tolist(), strict=True)
+    }
 
 
 def angle(a: Any, b: Any) -> float:

@@ -23,6 +23,8 @@ from bpresearch.models import add_channel, flatten
 
 POOLINGS = (nnx.avg_pool, nnx.max_pool, nnx.min_pool)
 RESHAPING = (flatten, add_channel)
+MOST_FACTORS = 50_000_000
+"""Of one layer: 400 MB in float64."""
 
 
 class Link(NamedTuple):
@@ -70,7 +72,7 @@ Way = tuple[float, tuple[float, ...], tuple[int, ...]]
 
 
 def take_apart(
-    model: nnx.Sequential,
+    model: nnx.Module,
     loss_fn: Callable[..., jax.Array],
     x: Any,
     y: Any,
@@ -84,16 +86,19 @@ def take_apart(
     The sums run over all paths, by dynamic programming over layers; only the largest paths are listed.
 
     Args:
-        model: a sequence of layers that treat each example by itself.
+        model: an `nnx.Sequential` of layers that treat each example by itself.
         loss_fn: as both engines take it.
         x, y: a batch of examples; in float64 the sum is the gradient to 1e-12.
         weight: path of the parameter, such as `("layers", 1, "kernel")`.
         index: of the element.
         paths: how many of the largest paths to list.
+
+    Raises:
+        ValueError: the model is no sequence of layers, a layer mixes examples, or one has too many factors.
     """
     found: list[tuple[list[np.ndarray], list[Way]]] = []
     links: tuple[Link, ...] = ()
-    apart = _factors_of(model, loss_fn, weight, index)
+    apart = _factors_of(_sequence(model), loss_fn, weight, index)
     for example in range(len(x)):
         links, factors = apart(x[example : example + 1], y[example : example + 1], 1 / len(x))
         found.append((factors, _largest(factors, paths)))
@@ -107,6 +112,19 @@ def take_apart(
         sum(_sum(factors) for factors in every),
         sum(_sum([np.abs(f) for f in factors]) for factors in every),
     )
+
+
+def _sequence(model: nnx.Module) -> nnx.Sequential:
+    """The model, if paths can be followed through it."""
+    if not isinstance(model, nnx.Sequential):
+        raise ValueError(f"paths lead through the layers of an nnx.Sequential, not of {type(model).__name__}")
+    for path, layer in nnx.iter_modules(model):
+        if isinstance(layer, nnx.BatchNorm) and not layer.use_running_average:
+            raise ValueError(
+                f"nnx.BatchNorm at {format_path(path)} mixes the examples of the batch, so that no path "
+                "belongs to one example: take a model without it, or set use_running_average=True"
+            )
+    return model
 
 
 def _factors_of(
@@ -144,8 +162,8 @@ def _factors_of(
     compiled = jax.jit(factors)
 
     def apart(x, y, share):
-        found = [np.asarray(array, np.float64) for array in compiled(params, x, y, share)]
-        return _links(model, loss_fn, first, leaf, x), found
+        links = _links(model, loss_fn, first, leaf, x)
+        return links, [np.asarray(array, np.float64) for array in compiled(params, x, y, share)]
 
     return apart
 
@@ -153,15 +171,28 @@ def _factors_of(
 def _links(
     model: nnx.Sequential, loss_fn: Any, first: int, leaf: tuple[Any, ...], x: Any
 ) -> tuple[Link, ...]:
-    links = []
-    for number, layer in enumerate(model.layers):
-        x = jax.eval_shape(layer, x)
-        if number >= first and layer not in RESHAPING:
-            function = getattr(layer, "func", layer)
-            kind = kind_of(layer) or ("pooling" if function in POOLINGS else "block")
-            if number == first and kind == "weight":
-                kind = "input" if leaf == ("kernel",) else "one"
-            links.append(Link(kind, format_path(("layers", number)), x.shape[1:]))
+    graphdef, *variables = split(model)
+
+    def outputs(x: jax.Array, *variables: Any) -> list[jax.Array]:
+        values = [x]
+        for layer in merge(graphdef, *variables).layers:
+            values.append(layer(values[-1]))
+        return values
+
+    links, values = [], jax.eval_shape(outputs, x, *variables)
+    for number, (layer, before, after) in enumerate(zip(model.layers, values[:-1], values[1:], strict=True)):
+        if number < first or layer in RESHAPING:
+            continue
+        kind, name = kind_of(layer), format_path(("layers", number))
+        if number > first and kind != "activation" and before.size * after.size > MOST_FACTORS:
+            raise ValueError(
+                f"{name} has {before.size:,} inputs and {after.size:,} outputs, more than {MOST_FACTORS:,} "
+                "factors: take a smaller model or data set"
+            )
+        if number == first and kind == "weight":
+            kind = "input" if leaf == ("kernel",) else "one"
+        function = getattr(layer, "func", layer)
+        links.append(Link(kind or ("pooling" if function in POOLINGS else "block"), name, after.shape[1:]))
     return (*links, Link("loss", getattr(loss_fn, "__name__", "loss"), ()))
 
 

@@ -6,7 +6,6 @@ N(0, 0.6^2): 1000 for training and 1000 for testing. Of the eigenvalues of H, 90
 too: 896 points count. Every w starts at 1.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -57,7 +56,7 @@ def haar_rotation(dimensions: int, random: np.random.RandomState) -> Float[np.nd
     return -rotation
 
 
-def test_loss(problem: QuadraticDeep, w: Float[Array, "100"]) -> Float[Array, ""]:
+def loss_on_test(problem: QuadraticDeep, w: Float[Array, "100"]) -> Float[Array, ""]:
     """Mean of (w - x)^T H (w - x) / 2 over the test points, from their mean m and covariance C.
 
     It is (w - m)^T H (w - m) / 2 + tr(H C) / 2.
@@ -92,12 +91,12 @@ def train(
     def run(means: Float[Array, "steps 100"]) -> Float[Array, " epochs"]:
         def epoch(state, means):
             state, _ = jax.lax.scan(step, state, means)
-            return state, test_loss(problem, state[0])
+            return state, loss_on_test(problem, state[0])
 
         start = jnp.ones(DIMENSIONS)
         each = means.reshape(-1, STEPS_IN_AN_EPOCH, DIMENSIONS)
         losses = jax.lax.scan(epoch, (start, optimizer.init(start)), each)[1]
-        return jnp.concatenate([test_loss(problem, start)[None], losses])
+        return jnp.concatenate([loss_on_test(problem, start)[None], losses])
 
     with jax.enable_x64(True):
         # The gradient needs a batch's mean alone.
@@ -105,13 +104,39 @@ def train(
         return np.asarray(jax.jit(jax.vmap(run))(means))
 
 
-PublishedRun = tuple[str, Callable[[], optax.GradientTransformation], float]
+def growth(problem: QuadraticDeep, learning_rate: float) -> tuple[float, float]:
+    """The factor by which SGD makes the loss grow at each step in the long run: measured, and in theory.
 
-PUBLISHED: tuple[PublishedRun, ...] = (
-    ("SGD 10^-1.8", lambda: optax.sgd(10**-1.8), 87.5),
-    ("SGD 10^-1.8", lambda: optax.sgd(10**-1.8), 87.2),
-    ("momentum 0.99, 10^-2.6", lambda: optax.sgd(10**-2.6, momentum=0.99), 87.03),
-    ("Adam 10^-1.4", lambda: optax.adam(10**-1.4), 87.07),
-    ("SGD 10^-3", lambda: optax.sgd(1e-3), 95.85),
+    The latter is that of the largest eigenvalue, (lr lambda_max - 1)^2.
+    """
+    (loss,) = train(problem, optax.sgd(learning_rate), repeated_batches(0, epochs=150)[None])
+    measured = (loss[-1] / loss[-11]) ** (1 / (10 * STEPS_IN_AN_EPOCH))
+    return float(measured), float((learning_rate * problem.eigenvalues.max() - 1) ** 2)
+
+
+class Published(NamedTuple):
+    """An optimizer at the settings that DeepOBS's authors ran, and the final test losses they published."""
+
+    name: str
+    optimizer: optax.GradientTransformation
+    losses: tuple[str, ...]
+
+
+PUBLISHED = (
+    Published("SGD 10^-1.8", optax.sgd(10**-1.8), ("87.5", "87.2")),
+    Published("momentum 0.99, 10^-2.6", optax.sgd(10**-2.6, momentum=0.99), ("87.03",)),
+    Published("Adam 10^-1.4", optax.adam(10**-1.4), ("87.07",)),
+    Published("SGD 10^-3", optax.sgd(1e-3), ("95.85",)),
 )
-"""Settings and the final test losses that DeepOBS's authors published for them."""
+INITIAL_LOSS = "353.4468"
+DIVERGING_RATE, DIVERGING_FACTOR = 10**-1.4, "1.24"
+"""Published too: the test loss before the first step; and SGD's growth of the loss above 2 / lambda_max."""
+
+
+def half_a_digit(published: str) -> float:
+    """How far a number may be from a published one that was rounded: half a unit of its last digit.
+
+    >>> half_a_digit("87.5"), half_a_digit("353.4468")
+    (0.05, 5e-05)
+    """
+    return float(f"5e-{len(published.partition('.')[2]) + 1}")

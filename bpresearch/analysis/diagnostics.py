@@ -15,6 +15,7 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
+from bpresearch.analysis.sharpness import of_length_one, power_iteration
 from bpresearch.functional import Params, format_path
 from bpresearch.train import Measured, Moment, batch_loss
 
@@ -85,13 +86,12 @@ def gradient_noise(moment: Moment) -> dict[str, Measured]:
 def hessian_eigenvalue(moment: Moment) -> dict[str, Measured]:
     """`hessian_eigenvalue`: the largest in magnitude of the Hessian of the mini-batch loss.
 
-    By 20 steps of the power method, v <- H v / |H v|, from a random v, and Rayleigh's quotient v.H v; each
-    product with H is forward over reverse (Pearlmutter 1994), and costs about two gradients.
+    By 20 steps of the power method from a random vector; each product with H is forward over reverse
+    (Pearlmutter 1994), and costs about two gradients.
     """
-    product = hessian_product(moment)
-    v = _scaled_to_one(_random(moment, jax.random.normal))
-    v = jax.lax.fori_loop(0, POWER_ITERATIONS, lambda _, v: _scaled_to_one(product(v)), v)
-    return {"hessian_eigenvalue": Measured(optax.tree.vdot(v, product(v)))}
+    start = of_length_one(_random(moment, jax.random.normal))
+    value, _ = power_iteration(hessian_product(moment), start, POWER_ITERATIONS)
+    return {"hessian_eigenvalue": Measured(value)}
 
 
 def hessian_trace(moment: Moment) -> dict[str, Measured]:
@@ -183,11 +183,6 @@ def _by_layer(tree: Params) -> Measured:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = [format_path(tuple(entry.key for entry in path)) for path, _ in leaves]
     return Measured(jnp.stack([jnp.linalg.norm(leaf.ravel()) for _, leaf in leaves]), {"layer": names})
-
-
-def _scaled_to_one(tree: Params) -> Params:
-    norm = jnp.maximum(optax.tree.norm(tree), jnp.finfo(jnp.float32).tiny)
-    return jax.tree.map(lambda leaf: (leaf / norm).astype(leaf.dtype), tree)
 
 
 def _random(moment: Moment, draw: Any, number: Array | int = 0) -> Params:

@@ -1,33 +1,16 @@
 """How much the gradient of a mini-batch varies around that of all examples."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
-
-from bpresearch import autodiff
-from bpresearch.functional import split
+from jaxtyping import Float
 
 
-def per_example_gradients(
-    model: nnx.Module, loss_fn: Callable[..., Array], x: Any, y: Any
-) -> Float[np.ndarray, "examples parameters"]:
-    """The gradient of each example's loss, all parameters in one row."""
-    graphdef, params, state = split(model)
-    gradient = autodiff.gradient(graphdef, loss_fn)
-
-    @jax.jit
-    def every(params: Any, x: Array, y: Array) -> Array:
-        def one(x: Array, y: Array) -> Array:
-            return ravel_pytree(gradient(params, state, (x[None], y[None]))[1])[0]
-
-        return jax.lax.map(lambda example: one(*example), (x, y), batch_size=100)
-
-    return np.asarray(every(params, x, y), np.float64)
+def in_rows(gradients: Any) -> Float[np.ndarray, "examples parameters"]:
+    """Gradients of examples, as `chainrule.per_example_gradients` gives them, each in one row of float64."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradients)]
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
 def expected_variance(

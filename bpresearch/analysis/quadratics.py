@@ -132,17 +132,10 @@ def _settings(learning_rate: float, hyperparameters: dict[str, float]) -> dict[s
     return {n: np.float64(v) for n, v in {"learning_rate": learning_rate, **hyperparameters}.items()}
 
 
-def noisy_quadratic(
-    eigenvalues: Float[np.ndarray, " n"],
-    noise: Float[np.ndarray, " n"],
-    learning_rate: float,
-    batch_size: int,
-    start: Float[np.ndarray, " n"],
-    steps: int,
-) -> Float[np.ndarray, "steps n"]:
-    """E[w^2] after each step of SGD: E[w^2] <- (1 - lr h)^2 E[w^2] + lr^2 c / B (Zhang et al. 2019).
+class Noisy(NamedTuple):
+    """SGD on a quadratic whose gradients are noisy: the noisy quadratic model (Zhang et al. 2019).
 
-    Args:
+    Attributes:
         eigenvalues: h.
         noise: c, the variance of one example's gradient along each eigenvector.
         learning_rate: lr.
@@ -150,27 +143,29 @@ def noisy_quadratic(
         start: w before the first step.
         steps: number of steps.
     """
-    square, squares = start**2, []
-    for _ in range(steps):
-        square = (1 - learning_rate * eigenvalues) ** 2 * square + learning_rate**2 * noise / batch_size
+
+    eigenvalues: Float[np.ndarray, " n"]
+    noise: Float[np.ndarray, " n"]
+    learning_rate: float
+    batch_size: int
+    start: Float[np.ndarray, " n"]
+    steps: int
+
+
+def expected_squares(sgd: Noisy) -> Float[np.ndarray, "steps n"]:
+    """E[w^2] after each step: E[w^2] <- (1 - lr h)^2 E[w^2] + lr^2 c / B."""
+    square, squares = sgd.start**2, []
+    shrink, add = (1 - sgd.learning_rate * sgd.eigenvalues) ** 2, sgd.learning_rate**2 * sgd.noise
+    for _ in range(sgd.steps):
+        square = shrink * square + add / sgd.batch_size
         squares.append(square)
     return np.stack(squares)
 
 
-def simulated_noisy_quadratic(
-    eigenvalues: Float[np.ndarray, " n"],
-    noise: Float[np.ndarray, " n"],
-    learning_rate: float,
-    batch_size: int,
-    start: Float[np.ndarray, " n"],
-    steps: int,
-    *,
-    runs: int = 20_000,
-    seed: int = 0,
-) -> Float[np.ndarray, "steps n"]:
-    """The mean of w^2 over many runs of SGD with normal gradient noise; arguments as `noisy_quadratic`."""
-    slope, deviation = eigenvalues[None], np.sqrt(noise / batch_size)[None]
-    optimizer = optim.sgd(learning_rate)
+def simulated_squares(sgd: Noisy, *, runs: int, seed: int = 0) -> Float[np.ndarray, "steps n"]:
+    """The mean of w^2 after each step over many runs of SGD with normal gradient noise."""
+    slope, deviation = sgd.eigenvalues[None], np.sqrt(sgd.noise / sgd.batch_size)[None]
+    optimizer = optim.sgd(sgd.learning_rate)
 
     def step(w: Array, key: Array) -> tuple[Array, Array]:
         xi = jax.random.normal(key, w.shape, w.dtype)
@@ -179,6 +174,6 @@ def simulated_noisy_quadratic(
         return w, jnp.mean(w**2, axis=0)
 
     with jax.enable_x64(True):
-        first = jnp.broadcast_to(jnp.asarray(start), (runs, len(start)))
-        keys = jax.random.split(jax.random.key(seed), steps)
+        first = jnp.broadcast_to(jnp.asarray(sgd.start), (runs, len(sgd.start)))
+        keys = jax.random.split(jax.random.key(seed), sgd.steps)
         return np.asarray(jax.jit(partial(jax.lax.scan, step))(first, keys)[1])

@@ -21,6 +21,29 @@ Batch = Float[Array, "batch width"]
 Copies = Float[Array, "copies batch width"]
 
 
+class Inputs(NamedTuple):
+    """What the variants start from: weights, a batch, its forward values, the derivative of the loss.
+
+    The batch and the derivative come as often as there are layers (`xs`, `bars`), for passes that may not
+    share them.
+    """
+
+    weights: Weights
+    xs: Copies
+    values: list[Batch]
+    bars: Copies
+
+
+def inputs(depth: int, width: int, batch: int, dtype: str = "float32") -> Inputs:
+    """Random weights that keep the values' size, and a random batch."""
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.normal(size=(depth, width, width)) / np.sqrt(width), dtype)
+    x = jnp.asarray(rng.normal(size=(batch, width)), dtype)
+    values = forward(weights, x)
+    bar = 2 * values[-1] / values[-1].size
+    return Inputs(weights, jnp.stack([x] * depth), values, jnp.stack([bar] * depth))
+
+
 def loss(weights: Weights, x: Batch) -> Float[Array, ""]:
     """The mean of the squared outputs."""
     return jnp.mean(forward(weights, x)[-1] ** 2)
@@ -83,6 +106,15 @@ def fresh_products(weights: Weights, values: list[Batch], bars: Copies) -> list:
             bar = back(bar, values[later + 1], weights[later])
         grads.append(values[layer].T @ (bar * (1 - values[layer + 1] ** 2)))
     return grads
+
+
+VARIANTS: dict[str, Callable[[Inputs], list]] = {
+    "values stored": lambda given: stored_values(given.weights, given.xs),
+    "values recomputed": lambda given: recomputed_values(given.weights, given.xs),
+    "products shared": lambda given: stored_products(given.weights, given.values, given.bars),
+    "products afresh": lambda given: fresh_products(given.weights, given.values, given.bars),
+}
+"""The gradient of every layer's weights, by what is saved."""
 
 
 def forward_mode(weights: Weights, x: Batch) -> Weights:

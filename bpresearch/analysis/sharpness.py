@@ -1,4 +1,7 @@
-"""The curvature that full-batch training settles at: the edge of stability (Cohen et al. 2021)."""
+"""The largest curvature of a loss, and where full-batch training takes it: the edge of stability.
+
+(Cohen et al. 2021.)
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +31,33 @@ class Trajectory(NamedTuple):
     loss: np.ndarray
     sharpness: np.ndarray
 
+    @property
+    def settled(self) -> float:
+        """The median sharpness over the last quarter of the measurements."""
+        return float(np.median(self.sharpness[-max(1, len(self.sharpness) // 4) :]))
+
+
+def power_iteration(product: Callable[[Any], Any], v: Any, iterations: int) -> tuple[Array, Any]:
+    """The largest eigenvalue in magnitude of a symmetric operator, and its vector.
+
+    So many steps of the power method, v <- H v / |H v|, then Rayleigh's quotient v.H v of what they lead to;
+    the vector is one step further.
+
+    Args:
+        product: v -> H v.
+        v: an array or a tree of arrays of length one.
+        iterations: number of steps.
+    """
+    v = jax.lax.fori_loop(0, iterations, lambda _, v: of_length_one(product(v)), v)
+    image = product(v)
+    return optax.tree.vdot(v, image), of_length_one(image)
+
+
+def of_length_one(tree: Any) -> Any:
+    """The tree's arrays, taken as one vector, over its length."""
+    length = jnp.maximum(optax.tree.norm(tree), jnp.finfo(jnp.float32).tiny)
+    return jax.tree.map(lambda leaf: (leaf / length).astype(leaf.dtype), tree)
+
 
 def full_batch(
     model: nnx.Module,
@@ -42,8 +72,7 @@ def full_batch(
 ) -> Trajectory:
     """Trains on the whole data set and measures the sharpness every so many steps.
 
-    The largest eigenvalue of the Hessian by power iteration with Hessian-vector products, each measurement
-    going on from the eigenvector before it.
+    By power iteration with Hessian-vector products, each measurement going on from the eigenvector before it.
 
     Args:
         model: the model.
@@ -54,14 +83,7 @@ def full_batch(
         every: updates between two measurements.
         iterations: power iterations for a measurement.
     """
-    graphdef, params, state = split(model)
-    x, y = jax.tree.map(jnp.asarray, (x, y))
-    gradient = autodiff.gradient(graphdef, loss_fn)
-    weights, unravel = ravel_pytree(params)
-
-    def slope(w: Float[Array, " n"]) -> tuple[Array, Array]:
-        (loss, _), grads = gradient(unravel(w), state, (x, y))
-        return ravel_pytree(grads)[0], loss
+    weights, slope = _slope(model, loss_fn, x, y)
 
     def step(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], Array]:
         w, optimizer_state = carry
@@ -69,31 +91,19 @@ def full_batch(
         updates, optimizer_state = optimizer.update(g, optimizer_state, w)
         return (optax.apply_updates(w, updates), optimizer_state), loss
 
-    def sharpest(w: Float[Array, " n"], vector: Float[Array, " n"]) -> tuple[Array, Array]:
-        def iterate(_: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
-            v, _value = found
-            product = jax.jvp(slope, (w,), (v,), has_aux=True)[1]
-            return product / jnp.linalg.norm(product), jnp.vdot(v, product)
-
-        return jax.lax.fori_loop(0, iterations, iterate, (vector, jnp.zeros((), vector.dtype)))
-
     def stretch(carry: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
         w, optimizer_state, vector = carry
         (w, optimizer_state), losses = jax.lax.scan(step, (w, optimizer_state), None, every)
-        vector, value = sharpest(w, vector)
+        value, vector = power_iteration(
+            lambda v: jax.jvp(slope, (w,), (v,), has_aux=True)[1], vector, iterations
+        )
         return (w, optimizer_state, vector), (losses, value)
 
     first = jax.random.normal(jax.random.key(0), weights.shape, weights.dtype)
-    carry = (weights, optimizer.init(weights), first / jnp.linalg.norm(first))
+    carry = (weights, optimizer.init(weights), of_length_one(first))
     run = jax.jit(lambda carry: jax.lax.scan(stretch, carry, None, steps // every)[1])
     losses, values = run(carry)
     return Trajectory(np.arange(every, steps + 1, every), np.ravel(losses), np.asarray(values))
-
-
-def settles_at(trajectory: Trajectory, fraction: float = 0.25) -> float:
-    """The median sharpness over the last part of a training."""
-    count = max(1, round(fraction * len(trajectory.sharpness)))
-    return float(np.median(trajectory.sharpness[-count:]))
 
 
 def decrease(
@@ -106,14 +116,7 @@ def decrease(
         gradient, g^T H g / ||g||^2, with which observed / predicted = 1 - lr curvature / 2 + O(lr^2), exact
         on a quadratic.
     """
-    graphdef, params, state = split(model)
-    x, y = jax.tree.map(jnp.asarray, (x, y))
-    gradient = autodiff.gradient(graphdef, loss_fn)
-    w, unravel = ravel_pytree(params)
-
-    def slope(w: Float[Array, " n"]) -> tuple[Array, Array]:
-        (loss, _), grads = gradient(unravel(w), state, (x, y))
-        return ravel_pytree(grads)[0], loss
+    w, slope = _slope(model, loss_fn, x, y)
 
     @jax.jit
     def measure(w: Array, rates: Array) -> tuple[Array, Array, Array]:
@@ -124,3 +127,19 @@ def decrease(
 
     predicted, observed, curvature = measure(w, jnp.asarray(learning_rates, w.dtype))
     return np.asarray(predicted), np.asarray(observed), float(curvature)
+
+
+def _slope(
+    model: nnx.Module, loss_fn: Callable[..., Array], x: Any, y: Any
+) -> tuple[Float[Array, " n"], Callable[..., tuple[Array, Array]]]:
+    """The model's weights in one row, and the function from such rows to the loss's gradient and value."""
+    graphdef, params, state = split(model)
+    x, y = jax.tree.map(jnp.asarray, (x, y))
+    gradient = autodiff.gradient(graphdef, loss_fn)
+    weights, unravel = ravel_pytree(params)
+
+    def slope(w: Float[Array, " n"]) -> tuple[Array, Array]:
+        (loss, _), grads = gradient(unravel(w), state, (x, y))
+        return ravel_pytree(grads)[0], loss
+
+    return weights, slope

@@ -5,7 +5,7 @@ The only place, with the scripts themselves, where flags are read and names beco
 
 from bpresearch.flags.axes import numbers, positive, sizes, values
 from bpresearch.flags.command import choose, fail, help_text, output_file, run
-from bpresearch.flags.experiment import define_experiment_flags, experiment_workdir
+from bpresearch.flags.experiment import define_experiment_flags, experiment_workdir, listed
 from bpresearch.flags.running import start_from_flags
 from bpresearch.flags.sweep import (
     ENGINES,
@@ -52,6 +52,7 @@ __all__ = [
     "experiment_workdir",
     "fail",
     "help_text",
+    "listed",
     "loss_from_flags",
     "model_from_flags",
     "numbers",

@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
+
+from bpresearch.flags.axes import numbers
+from bpresearch.sweep.distribution import Uniform
 
 FLAGS = flags.FLAGS
 
@@ -18,6 +23,17 @@ def define_experiment_flags() -> None:
         "workdir", None, "folder of the results; by default one in results/ named after the settings"
     )
     flags.DEFINE_string("platform", None, "cpu, gpu, tpu; by default the best there is")
+
+
+def listed(flag: str, kind: type = float, *, low: float | int, high: float | int = math.inf) -> list[Any]:
+    """The numbers that a flag lists, with low <= number < high; nothing to draw from, as in a search."""
+    text = getattr(FLAGS, flag)
+    found = numbers(flag, text, kind, low=low, high=high)
+    if any(isinstance(value, Uniform) for value in found):
+        raise ValueError(
+            f"--{flag}={text}: takes a list or a range; only a sweep with --sampler draws values"
+        )
+    return found
 
 
 def experiment_workdir(name: str) -> Path:

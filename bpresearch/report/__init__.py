@@ -1,7 +1,7 @@
 """Tables, pictures and pages of results."""
 
 from bpresearch.report import gradients
-from bpresearch.report.checks import Check, conclude
+from bpresearch.report.checks import Check, conclude, grid
 from bpresearch.report.experiment import NAMES, PICTURES, write
 from bpresearch.report.figures import write_figures, write_picture
 from bpresearch.report.heatmap import heatmap
@@ -20,6 +20,7 @@ __all__ = [
     "axis",
     "conclude",
     "gradients",
+    "grid",
     "heatmap",
     "lines",
     "network",

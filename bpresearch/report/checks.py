@@ -1,10 +1,18 @@
-"""What an experiment measured beside what theory says."""
+"""What an experiment prints: tables of numbers, and what it measured beside what theory says."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+
+
+def grid(title: str, columns: Iterable[str], *, words: Iterable[str] = ()) -> Table:
+    """An empty table for the console; columns of numbers are flush right, those of `words` flush left."""
+    found = Table(title=title)
+    for name in columns:
+        found.add_column(name, justify="left" if name in words else "right")
+    return found
 
 
 class Check(NamedTuple):
@@ -23,13 +31,12 @@ class Check(NamedTuple):
 
 def conclude(console: Console, checks: Iterable[Check]) -> int:
     """Prints the checks and returns the exit code: 0 if all hold, 1 if one does not."""
-    grid = Table(title="Measured against theory")
-    grid.add_column("")
-    for name in ("measured", "theory", "may differ by", ""):
-        grid.add_column(name, justify="right")
+    shown = grid(
+        "Measured against theory", ("what", "measured", "theory", "may differ by", "holds"), words=("what",)
+    )
     checks = list(checks)
     for check in checks:
         numbers = (f"{number:.5g}" for number in check[1:])
-        grid.add_row(check.what, *numbers, "yes" if check.passed else "[bold red]NO[/]")
-    console.print(grid)
+        shown.add_row(check.what, *numbers, "yes" if check.passed else "[bold red]NO[/]")
+    console.print(shown)
     return 0 if all(check.passed for check in checks) else 1

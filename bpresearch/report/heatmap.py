@@ -1,7 +1,11 @@
 """A table as a picture: a cell for each row and column, coloured by its value, with a text in it."""
 
+from typing import Any
+
 import altair as alt
 import pandas as pd
+
+from bpresearch.report.style import tooltips
 
 
 def heatmap(
@@ -12,8 +16,8 @@ def heatmap(
     value: str,
     text: str,
     title: str,
-    subtitle: str | list[str],
-) -> alt.LayerChart:
+    subtitle: str,
+) -> alt.TopLevelMixin:
     """Cells in the order of the frame, the larger their value the darker.
 
     Args:
@@ -25,22 +29,21 @@ def heatmap(
     """
     rows, columns = list(dict.fromkeys(frame[row])), list(dict.fromkeys(frame[column]))
     middle = (frame[value].min() + frame[value].max()) / 2
+    bare: dict[str, Any] = {
+        "title": None,
+        "labelFontSize": 13,
+        "domain": False,
+        "ticks": False,
+        "labelOverlap": False,
+    }
     base = alt.Chart(frame).encode(
-        x=alt.X(f"{column}:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-30, orient="top")),
-        y=alt.Y(f"{row}:N", sort=rows, title=None, axis=alt.Axis(labelLimit=260)),
-        tooltip=[alt.Tooltip(n, format=".4g") if frame[n].dtype.kind == "f" else n for n in frame],
+        x=alt.X(f"{column}:N", sort=columns, axis=alt.Axis(labelAngle=-30, orient="top", **bare)),
+        y=alt.Y(f"{row}:N", sort=rows, axis=alt.Axis(labelLimit=260, **bare)),
+        tooltip=tooltips(frame, list(frame)),
     )
-    colour = alt.Color(f"{value}:Q", scale=alt.Scale(scheme="blues"), legend=alt.Legend(format="~g"))
+    colour = alt.Color(f"{value}:Q", scale=alt.Scale(scheme="blues"))
     cells = base.mark_rect().encode(color=colour)
     dark = alt.condition(f"datum['{value}'] > {middle}", alt.value("white"), alt.value("black"))
-    return (
-        alt.layer(cells, base.mark_text(fontSize=13).encode(text=f"{text}:N", color=dark))
-        .properties(
-            width=68 * len(columns),
-            height=42 * len(rows),
-            title=alt.TitleParams(title, subtitle=subtitle, anchor="start", offset=14),
-        )
-        .configure_axis(labelFontSize=13, domain=False, ticks=False)
-        .configure_title(fontSize=15, subtitleFontSize=13, subtitleColor="#555555")
-        .configure_legend(labelFontSize=12, titleFontSize=12)
+    return alt.layer(cells, base.mark_text(fontSize=13).encode(text=f"{text}:N", color=dark)).properties(
+        width=68 * len(columns), height=42 * len(rows), title=alt.TitleParams(title, subtitle=subtitle)
     )

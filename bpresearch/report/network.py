@@ -5,14 +5,12 @@ import numpy as np
 import pandas as pd
 
 from bpresearch.analysis.anatomy import Anatomy, Link
-from bpresearch.report.style import PALETTE
 
-KIND_COLOURS = dict(
-    zip(("input", "one", "weight", "activation", "loss", "pooling", "block"), PALETTE, strict=True)
-)
+KINDS = ("input", "one", "weight", "activation", "loss", "pooling", "block")
+"""Of factors, in the order of the palette, so that a kind has the same colour in every picture."""
 
 
-def network(anatomy: Anatomy, title: str) -> alt.LayerChart:
+def network(anatomy: Anatomy, title: str) -> alt.TopLevelMixin:
     """The largest paths from a weight to the loss: a column for each layer's units, a line for each factor.
 
     The width of a line is the sum of the absolute products of the drawn paths through it, its colour the
@@ -25,8 +23,7 @@ def network(anatomy: Anatomy, title: str) -> alt.LayerChart:
     axis = alt.Axis(values=list(range(len(names))), labelExpr=labels, labelAngle=-35, grid=False, title=None)
     x = alt.X("column:Q", axis=axis, scale=alt.Scale(domain=[-0.1, len(names) - 0.9], nice=False))
     y = alt.Y("height:Q", axis=None, scale=alt.Scale(domain=[-0.05, 1.05]))
-    kinds = [kind for kind in KIND_COLOURS if any(link.kind == kind for link in anatomy.links)]
-    colours = alt.Scale(domain=kinds, range=[KIND_COLOURS[kind] for kind in kinds])
+    shown = alt.Legend(values=[kind for kind in KINDS if any(link.kind == kind for link in anatomy.links)])
     chosen = alt.selection_point(fields=["kind"], bind="legend")
     dots = alt.Chart(units).mark_circle(size=10, color="#bbbbbb").encode(x, y, tooltip=["layer", "unit"])
     hover = ["kind:N", "layer:N", "from:N", "to:N", alt.Tooltip("factor:Q", format=".6g")]
@@ -38,7 +35,7 @@ def network(anatomy: Anatomy, title: str) -> alt.LayerChart:
             y,
             x2="column2:Q",
             y2="height2:Q",
-            color=alt.Color("kind:N", scale=colours, sort=kinds, title="kind of factor"),
+            color=alt.Color("kind:N", scale=alt.Scale(domain=KINDS), title="kind of factor", legend=shown),
             strokeWidth=alt.StrokeWidth("share:Q", scale=alt.Scale(range=[1, 7], zero=True), legend=None),
             opacity=alt.condition(chosen, alt.value(0.85), alt.value(0.1)),
             tooltip=[
@@ -51,13 +48,11 @@ def network(anatomy: Anatomy, title: str) -> alt.LayerChart:
     subtitle = (
         f"The {len(anatomy.paths)} largest of {anatomy.number:,} paths; all together: {anatomy.total:.6g}"
     )
-    return (
-        alt.layer(dots, lines)
-        .properties(width=680, height=380, title=alt.TitleParams(title, subtitle=subtitle, anchor="start"))
-        .configure_axis(labelFontSize=12)
-        .configure_legend(labelFontSize=13, titleFontSize=13, orient="bottom")
-        .configure_title(fontSize=15, subtitleFontSize=13, subtitleColor="#555555")
-        .configure_view(stroke=None)
+    return alt.layer(dots, lines).properties(
+        width=680,
+        height=380,
+        view=alt.ViewBackground(stroke=None),
+        title=alt.TitleParams(title, subtitle=subtitle),
     )
 
 

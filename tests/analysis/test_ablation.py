@@ -58,6 +58,25 @@ def test_each_kind_leaves_the_others_as_they_are(model):
         assert value == found[0][1]  # the forward pass is as it was
 
 
+def test_deviations_are_means_over_models(model):
+    others = [
+        model,
+        cast_model(models.mlp((4,), 2, widths=(3,), activation=nnx.tanh, rngs=nnx.Rngs(1)), "float64"),
+    ]
+    names = ("activation: ones", "loss: mean")
+    chosen = {name: ablation.REPLACEMENTS[name] for name in names}
+    found = ablation.deviations(others, SQUARED, X, T, {"nothing": chainrule.gradient, **chosen})
+    assert found["nothing"] == (0, 1)
+    for name, gradient in chosen.items():
+        angles, lengths = [], []
+        for one in others:
+            (true, _), (changed, _) = gradients(one, SQUARED, X, T, chainrule.gradient, gradient)
+            angles.append(ablation.angle(changed, true))
+            norms = [np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(tree))) for tree in (changed, true)]
+            lengths.append(norms[0] / norms[1])
+        assert found[name] == pytest.approx((np.mean(angles), np.mean(lengths)), rel=1e-9)
+
+
 def test_convolutions_have_weights_too():
     model = models.cnn(
         (6, 1), 2, channels=(2, 2), kernel_sizes=(3, 3), activation=nnx.identity, rngs=nnx.Rngs(0)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from bpresearch import analysis, autodiff, models
+from bpresearch.analysis import anatomy
 from bpresearch.verify.precision import cast_model
 
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
@@ -47,6 +48,7 @@ def gradient_at(model, weight, index):
             [((1, "kernel"), (2, 0, 1)), ((4, "kernel"), (0, 1, 2)), ((4, "bias"), (1,))],
         ),
         (models.residual_mlp, {"width": 4}, [((3, "branch", "layers", 0, "kernel"), (1, 2))]),
+        (models.bidirectional_gru, {"width": 2}, [((1, "forward_rnn", "cell", "dense_i", "kernel"), (0, 1))]),
     ],
 )
 def test_the_paths_add_up_to_autodiff(build, options, places):
@@ -100,6 +102,20 @@ def test_a_dead_unit_has_no_path():
     model.layers[1].bias[...] = np.array([-100.0, 0, 0, 0])
     found = analysis.take_apart(model, CROSS_ENTROPY, X, Y, ("layers", 1, "kernel"), (0, 0))
     assert (found.number, found.total, found.paths) == (0, 0.0, ())
+
+
+def test_what_has_no_paths_is_refused(mlp, monkeypatch):
+    place = ("layers", 1, "kernel"), (0, 0)
+    with pytest.raises(ValueError, match=r"nnx\.Sequential, not of Linear"):
+        analysis.take_apart(nnx.Linear(7, 3, rngs=nnx.Rngs(0)), CROSS_ENTROPY, X, Y, ("kernel",), (0, 0))
+    normalised = nnx.Sequential(
+        models.flatten, nnx.Linear(7, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    )
+    with pytest.raises(ValueError, match=r"BatchNorm at layers\.2 mixes"):
+        analysis.take_apart(normalised, CROSS_ENTROPY, X, Y, *place)
+    monkeypatch.setattr(anatomy, "MOST_FACTORS", 19)
+    with pytest.raises(ValueError, match=r"layers\.3 has 4 inputs and 5 outputs"):
+        analysis.take_apart(mlp, CROSS_ENTROPY, X, Y, *place)
 
 
 def test_factor_statistics_hold_the_live_factors(mlp):

@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from bpresearch.analysis import deepobs
@@ -17,8 +16,8 @@ def test_the_loss_before_the_first_step_is_the_published_one(float64, problem):
     start = np.ones(100)
     difference = start - problem.test
     by_definition = np.einsum("ni,ij,nj->n", difference, problem.hessian, difference).mean() / 2
-    assert f"{by_definition:.4f}" == "353.4468"
-    assert float(deepobs.test_loss(problem, jnp.asarray(start))) == pytest.approx(by_definition, rel=1e-12)
+    assert f"{by_definition:.4f}" == deepobs.INITIAL_LOSS == "353.4468"
+    assert float(deepobs.loss_on_test(problem, jnp.asarray(start))) == pytest.approx(by_definition, rel=1e-12)
 
 
 def test_the_hessian_has_the_spectrum_that_was_drawn(problem):
@@ -39,17 +38,16 @@ def test_haar_rotations_are_rotations_of_mean_zero():
 
 def test_the_published_losses_come_out_and_sgd_diverges_as_lambda_max_says(problem):
     batches = np.stack([deepobs.repeated_batches(seed) for seed in range(8)])
-    for name, make, published in deepobs.PUBLISHED:
+    for name, optimizer, published in deepobs.PUBLISHED:
         if "Adam" in name:
             continue  # the experiment has it; it compiles longest
-        final = deepobs.train(problem, make(), batches)[:, -1]
-        digits = 0.05 if published in (87.5, 87.2) else 0.005
-        assert abs(final.mean() - published) < 3 * final.std(ddof=1) + digits, name
-    rate = 10**-1.4
-    (loss,) = deepobs.train(problem, optax.sgd(rate), deepobs.repeated_batches(0, 150)[None])
-    growth = (loss[-1] / loss[-11]) ** (1 / 70)
-    assert growth == pytest.approx((rate * problem.eigenvalues.max() - 1) ** 2, rel=2e-3)
-    assert f"{growth:.2f}" == "1.24"
+        final = deepobs.train(problem, optimizer, batches)[:, -1]
+        for loss in published:
+            bound = 3 * final.std(ddof=1) + deepobs.half_a_digit(loss)
+            assert abs(final.mean() - float(loss)) < bound, name
+    measured, theory = deepobs.growth(problem, deepobs.DIVERGING_RATE)
+    assert measured == pytest.approx(theory, rel=2e-3)
+    assert f"{measured:.2f}" == f"{theory:.2f}" == deepobs.DIVERGING_FACTOR == "1.24"
 
 
 def test_every_epoch_has_the_same_seven_batches():

@@ -35,10 +35,8 @@ def test_the_edge_of_stability_by_bisection(optimizer, momentum):
 
 def test_noisy_quadratic_model_against_simulation():
     spectrum, noise = np.array([0.1, 1.0]), np.array([0.5, 2.0])
-    start = np.array([1.0, 3.0])
-    setting = (spectrum, noise, 0.4, 8, start, 30)
-    model = quadratics.noisy_quadratic(*setting)
-    simulated = quadratics.simulated_noisy_quadratic(*setting, runs=100_000)
-    np.testing.assert_allclose(simulated, model, rtol=0.02)
-    settled = quadratics.noisy_quadratic(*setting[:-1], steps=5000)[-1]
+    sgd = quadratics.Noisy(spectrum, noise, 0.4, 8, start=np.array([1.0, 3.0]), steps=30)
+    simulated = quadratics.simulated_squares(sgd, runs=100_000)
+    np.testing.assert_allclose(simulated, quadratics.expected_squares(sgd), rtol=0.02)
+    settled = quadratics.expected_squares(sgd._replace(steps=5000))[-1]
     np.testing.assert_allclose(settled, 0.4 * noise / (8 * spectrum * (2 - 0.4 * spectrum)), rtol=1e-9)

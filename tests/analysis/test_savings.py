@@ -12,35 +12,25 @@ from bpresearch.analysis import savings
 RNG = np.random.default_rng(0)
 
 
-def inputs(depth, width, batch, dtype):
-    weights = jnp.asarray(RNG.normal(size=(depth, width, width)) / np.sqrt(width), dtype)
-    x = jnp.asarray(RNG.normal(size=(batch, width)), dtype)
-    values = savings.forward(weights, x)
-    return weights, x, values, jnp.stack([2 * values[-1] / values[-1].size] * depth)
-
-
 def test_every_variant_gives_autodiffs_gradient(float64):
-    weights, x, values, bars = inputs(3, 2, 4, "float64")
+    given = savings.inputs(3, 2, 4, "float64")
+    weights, x = given.weights, given.xs[0]
     right = jax.grad(savings.loss)(weights, x)
-    xs = jnp.stack([x] * 3)
-    for found in (
-        savings.stored_values(weights, xs),
-        savings.recomputed_values(weights, xs),
-        savings.stored_products(weights, values, bars),
-        savings.fresh_products(weights, values, bars),
-        savings.forward_mode(weights, x),
-    ):
-        np.testing.assert_allclose(jnp.stack(list(found)), right, rtol=1e-12, atol=1e-15)
+    found = {name: jnp.stack(variant(given)) for name, variant in savings.VARIANTS.items()}
+    for name, gradient in {**found, "forward mode": savings.forward_mode(weights, x)}.items():
+        np.testing.assert_allclose(gradient, right, rtol=1e-12, atol=1e-15, err_msg=name)
 
 
 def test_operations_grow_linearly_with_stored_products_and_quadratically_without():
-    depths, counts = [8, 24], {"stored_products": [], "fresh_products": []}
+    depths, counts = [8, 24], {"products shared": [], "products afresh": [], "forward mode": []}
     for depth in depths:
-        weights, _, values, bars = inputs(depth, 8, 16, "float32")
-        for name, found in counts.items():
-            found.append(savings.cost(getattr(savings, name), weights, values, bars, calls=1).operations)
-    assert savings.exponent(depths, counts["stored_products"]) == pytest.approx(1, abs=0.1)
-    assert savings.exponent(depths, counts["fresh_products"]) == pytest.approx(2, abs=0.1)
+        given = savings.inputs(depth, 8, 16)
+        for name in ("products shared", "products afresh"):
+            counts[name].append(savings.cost(savings.VARIANTS[name], given, calls=1).operations)
+        once = savings.cost(savings.along, given.weights, given.xs[0], given.weights, calls=1)
+        counts["forward mode"].append(once.operations * given.weights.size)
+    for name, power in (("products shared", 1), ("products afresh", 2), ("forward mode", 2)):
+        assert savings.exponent(depths, counts[name]) == pytest.approx(power, abs=0.1), name
 
 
 def test_an_exponent_is_that_of_a_power():
@@ -55,7 +45,15 @@ def test_divisions_and_reciprocals_agree(name):
         np.testing.assert_allclose(other, written, rtol=1e-5, atol=1e-6)
 
 
-def test_divided_elements_are_counted():
+def test_the_compiler_divides_as_often_as_rows_have_divisors():
     x = jnp.ones((3, 5), "float32")
-    assert savings.elements_divided(partial(savings.softmax, how="division"), x) == 15
-    assert savings.elements_divided(partial(savings.sigmoid, how="reciprocal"), x) == 0
+    counts = {
+        (name, how): savings.elements_divided(partial(getattr(savings, name), how=how), x)
+        for name in ("softmax", "normalize", "sigmoid")
+        for how in ("division", "written", "reciprocal")
+    }
+    assert counts == {
+        ("softmax", "division"): 15, ("softmax", "written"): 3, ("softmax", "reciprocal"): 3,
+        ("normalize", "division"): 15, ("normalize", "written"): 0, ("normalize", "reciprocal"): 0,
+        ("sigmoid", "division"): 15, ("sigmoid", "written"): 15, ("sigmoid", "reciprocal"): 0,
+    }  # fmt: skip

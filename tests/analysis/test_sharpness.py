@@ -27,7 +27,7 @@ def test_the_sharpness_of_a_quadratic_is_its_largest_eigenvalue(linear):
     np.testing.assert_allclose(found.sharpness, EIGENVALUES[-1], rtol=1e-4)
     assert found.steps.tolist() == [10, 20] and found.loss.shape == (20,)
     assert found.loss[-1] < found.loss[0]
-    assert sharpness.settles_at(found) == pytest.approx(EIGENVALUES[-1], rel=1e-4)
+    assert found.settled == pytest.approx(EIGENVALUES[-1], rel=1e-4)
 
 
 def test_a_step_on_a_quadratic_does_what_slope_and_curvature_say(linear):
@@ -48,4 +48,4 @@ def test_a_small_network_settles_at_the_edge_and_below_it_elsewhere():
         rate = quadratics.edge(optimizer, threshold, 0.9)
         setting = optimizer(rate, **momentum)
         found = sharpness.full_batch(model, SQUARED, x, y, setting, steps=2500, every=50)
-        assert low < sharpness.settles_at(found) / threshold < high, optimizer.__name__
+        assert low < found.settled / threshold < high, optimizer.__name__

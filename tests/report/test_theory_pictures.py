@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -21,7 +22,8 @@ def test_a_check_that_fails_or_is_nan_makes_the_exit_code_one():
 
 
 def test_figures_are_one_flat_object(tmp_path):
-    report.write_figures(tmp_path / "figures.json", {"a": 1, "b": 0.5, "c": True})
+    figures = {"a": np.int64(1), "b": np.float32(0.5), "c": True, "lost": float("nan")}
+    report.write_figures(tmp_path / "figures.json", figures)
     assert json.loads((tmp_path / "figures.json").read_text()) == {"a": 1, "b": 0.5, "c": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["figures.json"]
     report.write_figures(None, {"a": 1})
@@ -35,13 +37,16 @@ def test_lines_have_a_panel_for_each_group_and_points_beside_them():
         frame, x=report.axis("x", "size", log=True), y=report.axis("y", "cost"), line="who", panel="part",
         points=frame, title="How much?", subtitle="made up",
     )  # fmt: skip
-    panels = chart.to_dict()["concat"]
-    assert [panel["title"] for panel in panels] == ["p", "q"]
-    for panel in panels:
-        marks = [layer["mark"]["type"] for layer in panel["layer"]]
-        assert marks == ["line", "point"]
-        encoding = panel["layer"][0]["encoding"]
-        assert encoding["x"]["scale"]["type"] == "log" and encoding["color"]["scale"]["domain"] == ["a", "b"]
+    drawn = chart.to_dict()
+    assert drawn["facet"]["sort"] == ["p", "q"]
+    line, point = drawn["spec"]["layer"]
+    assert (line["mark"]["type"], point["mark"]["type"]) == ("line", "point")
+    assert line["encoding"]["x"]["scale"]["type"] == "log"
+    assert line["encoding"]["color"]["scale"]["domain"] == ["a", "b"]
+    (rows,) = drawn["datasets"].values()
+    assert [(row["mark"], row["panel"]) for row in rows] == [
+        (mark, part) for mark in ("line", "point") for part in "ppqq"
+    ]
 
 
 def test_a_heatmap_keeps_the_order_of_the_frame():
