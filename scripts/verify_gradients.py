@@ -17,7 +17,6 @@ from flax import nnx
 
 from bpresearch import flags as shared
 from bpresearch import platform, verify
-from bpresearch.verify.page import page
 
 shared.define_task_flags()
 flags.DEFINE_string(
@@ -69,7 +68,9 @@ def main() -> int:
     if json_file:
         write(json_file, report.to_json())
     if html_file:
-        write(html_file, page(report, asked))
+        from bpresearch.report import gradients  # only now: the libraries that draw take a second to load
+
+        write(html_file, gradients.page(report.to_dict(), asked))
     return 0 if report.passed else 1
 
 
