@@ -46,12 +46,22 @@ def test_right(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_planted_fault():
+def test_planted_fault(tmp_path):
+    page, file = tmp_path / "report.html", tmp_path / "report.json"
     done = verify_gradients(
-        "--widths=4,4", "--dtype=float64", "--batch_size=8", "--plant=weight_not_transposed"
-    )
+        "--widths=4,4", "--dtype=float64", "--batch_size=8", "--plant=weight_not_transposed",
+        "--every_coordinate=3", f"--html={page}", f"--json={file}",
+    )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "culprits: layers.3" in done.stdout
+    text = page.read_text(encoding="utf-8")
+    assert "the mistake is in the rule of layers.3" in text
+    assert "mlp on 8 examples of diabetes, squared_error, float64" in text
+    rows = json.loads(file.read_text())["rows"]
+    looked = {row["path"]: row["detail"] for row in rows if row["oracle"] == "finite differences"}
+    assert looked["layers.5.bias"].startswith("every coordinate (1)")
+    assert looked["layers.1.kernel"].startswith("20 random directions")
+    assert set(tmp_path.iterdir()) == {page, file}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +70,8 @@ def test_planted_fault():
         ("--plant=pool_mean_for_max", "--plant=pool_mean_for_max: "),
         ("--dtype=float8", "--dtype=float8 is not one of float64, float32, bfloat16"),
         ("--json=/no/such/folder/report.json", "there is no folder /no/such/folder"),
+        ("--html=/no/such/folder/report.html", "there is no folder /no/such/folder"),
+        ("--every_coordinate=-1", "--every_coordinate=-1: takes an integer of at least 0"),
         ("--batch_size=1000000", "--batch_size=1000000: takes 1 to "),
     ],
 )
