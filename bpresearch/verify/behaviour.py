@@ -43,14 +43,15 @@ def number_of_examples(x: Any, y: Any) -> int:
 def behaviour_program(
     graphdef: nnx.GraphDef, loss_fn: Any, plant_of: Callable[[jax.Array], Plant]
 ) -> Callable[..., Any]:
-    """`(fault, params, state, x, y, noise) -> {name: (found, expected, noise)}`, `mixing` autodiff's own.
+    """`(fault, params, state, x, y, whole) -> {name: (found, expected, noise)}`, `mixing` autodiff's own.
 
-    `noise` is that of the gradient of the whole batch.
+    `whole` is the gradient of the whole batch in question, autodiff's, and how far rounding moves it.
     """
     expected_gradient = by_autodiff(graphdef, loss_fn)
     eps = float(np.finfo("float64").eps)
 
-    def program(fault, params, state, x, y, noise):
+    def program(fault, params, state, x, y, whole):
+        found, expected, noise = whole
         gradient = by_rules(graphdef, loss_fn, plant_of(fault))
         pairs = jax.tree.map(
             lambda leaf: jnp.stack([leaf, 0.9 * leaf if is_floating(leaf) else leaf]), (params, x)
@@ -64,11 +65,11 @@ def behaviour_program(
         examples = number_of_examples(x, y)
         if examples > 1:
             x_half, y_half = jax.tree.map(lambda leaf: leaf[: examples // 2], (x, y))
-            found = gradient(params, state, x_half, y_half)[0]
+            found_of_half = gradient(params, state, x_half, y_half)[0]
             stacked = jittered((params, x_half), (eps, eps))
             lanes = jax.vmap(lambda params, x: expected_gradient(params, state, x, y_half)[0])(*stacked)
             of_half = [jnp.max(jnp.abs(lane[1:] - lane[:1]), initial=0.0) for lane in lanes]
-            answers["half the batch"] = (found, [lane[0] for lane in lanes], of_half)
+            answers["half the batch"] = (found_of_half, [lane[0] for lane in lanes], of_half)
             singles = jax.tree.map(lambda leaf: leaf[:, None], (x, y))
             count = len([leaf for leaf in jax.tree.leaves(params) if is_floating(leaf)])
 
@@ -76,10 +77,8 @@ def behaviour_program(
                 each = jax.vmap(lambda x, y: gradient(params, state, x, y)[0][:count])(*singles)
                 return [jnp.mean(leaf, axis=0) for leaf in each]
 
-            whole = gradient(params, state, x, y)[0][:count]
-            autodiff = expected_gradient(params, state, x, y)[0][:count]
-            answers["additive"] = (whole, mean(gradient), noise[:count])
-            answers["mixing"] = (autodiff, mean(expected_gradient), noise[:count])
+            answers["additive"] = (found[:count], mean(gradient), noise[:count])
+            answers["mixing"] = (expected[:count], mean(expected_gradient), noise[:count])
         return answers
 
     return program

@@ -85,6 +85,7 @@ LAYERS: dict[str, tuple[tuple[int, ...], Make]] = {
         (3, 4),
         lambda s, rngs: CausalAttention(2, s[-1], decode=False, rngs=rngs),
     ),
+    "RoPE": ((3, 4), lambda s, rngs: vars(nnx)["RoPE"]()),  # which Flax has from 0.12.12 on
     "Unembed": ((4,), lambda s, rngs: Unembed(nnx.Embed(5, s[-1], rngs=rngs))),
     "LearnedPositions": (
         (3, 4),
@@ -140,6 +141,10 @@ def with_mask(shape: tuple[int, ...], mask: tuple[int, ...]) -> Callable[[np.ran
 
 SEVERAL_INPUTS: dict[str, tuple[Callable[[np.random.Generator], Any], Callable[[nnx.Rngs], Any]]] = {
     "dot_product_attention": (queries_keys_values, lambda rngs: dot_product_attention),
+    "dot_product_attention_with_rope": (
+        queries_keys_values,
+        lambda rngs: partial(vars(nnx)["dot_product_attention_with_rope"], rope=vars(nnx)["RoPE"]()),
+    ),
     "MaskedAttention": (
         with_mask((3, 4), (1, 3, 3)),
         lambda rngs: MaskedAttention(2, 4, decode=False, attention_fn=dot_product_attention, rngs=rngs),

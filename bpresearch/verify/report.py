@@ -15,10 +15,11 @@ class Row:
     """One comparison of one leaf with one oracle.
 
     Attributes:
-        path: where the leaf is: `layers.1.kernel` for a parameter, `input` for the model's input, and for
-            the oracle `rule` the path of the layer, or `loss`.
+        path: where the leaf is: `layers.1.kernel` for a parameter, `input` for the model's input; for the
+            oracle `rule` the path of the layer, or `loss`; for `contract` and `behaviour` the clause.
         shape: shape of the leaf; of the layer's output for the oracle `rule`.
-        oracle: `autodiff`, `finite differences`, `rounding` or `rule`.
+        oracle: what it was compared with, or what was asked: one of `verify.ORACLES` (of a model) or
+            `verify.FUNCTION_ORACLES`.
         error: relative error; for `rounding` a ratio to autodiff's own error.
         tolerance: the largest error that passes.
         passed: True, False, or None where the oracle cannot resolve the answer ("undecided").

@@ -182,7 +182,7 @@ class Verification:
             local, trap = self._rules(high_model, number, high, seed) if "rule" in self.oracles else ([], "")
             notes: list[str] = []
             if "behaviour" in self.oracles:
-                more, notes = behaviour_rows(self._behaviour, number, *high, answer[2])
+                more, notes = behaviour_rows(self._behaviour, number, *high, answer[:3])
                 rows += [*more, finite_row(float(answer[4]), answer[0], trap)]
         culprits = dict.fromkeys(row.path for row in local if row.passed is False)
         hints = dict.fromkeys(f"{row.path}: {row.hint}" for row in local if row.hint)
