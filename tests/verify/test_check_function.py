@@ -323,6 +323,26 @@ def test_kink_between_the_sides(slope):
     assert report.passed, str(report)
 
 
+@pytest.mark.parametrize(("share", "right"), [(0.0, True), (0.3, True), (-0.2, False)])
+def test_ties_and_clipping(share, right):
+    """Two elements are the largest, and one lies where clipping begins: each derivative is one of many."""
+
+    def pool_and_clip(x):
+        return jnp.max(x[:3]), jnp.clip(x[3:], 0.0, 1.0)
+
+    def backward(residuals, y_bars):
+        (x,) = residuals
+        of_max, of_clip = y_bars
+        slope = jnp.where(x[3:] == 1, share, (x[3:] > 0) & (x[3:] < 1))
+        return (
+            jnp.concatenate([jnp.stack([share * of_max, 0 * of_max, (1 - share) * of_max]), of_clip * slope]),
+        )
+
+    report = verify.function(with_backward(pool_and_clip, backward), np.array([2.0, 1.0, 2.0, 1.0, 0.4, 3.0]))
+    assert report.passed is right, str(report)
+    assert any("kink" in row.detail for row in report.rows)
+
+
 def test_kink_outside_the_sides():
     def sign(residuals, y_bar):
         (x,) = residuals
