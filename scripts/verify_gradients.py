@@ -9,15 +9,11 @@ gradient is wrong, 2: a flag is.
     scripts/run scripts/verify_gradients.py --activation=gelu_tanh --plant=gelu_constant
 """
 
-import os
-from pathlib import Path
-
 from absl import flags
 from flax import nnx
 
 from bpresearch import flags as shared
-from bpresearch import platform, verify
-from bpresearch.verify.page import page
+from bpresearch import platform, sweep, verify
 
 shared.define_task_flags()
 flags.DEFINE_string(
@@ -43,8 +39,7 @@ def main() -> int:
         raise ValueError(f"--seed={flags.FLAGS.seed}: takes an integer of at least 0")
     if flags.FLAGS.every_coordinate < 0:
         raise ValueError(f"--every_coordinate={flags.FLAGS.every_coordinate}: takes an integer of at least 0")
-    json_file = writable("json", flags.FLAGS.json) if flags.FLAGS.json is not None else None
-    html_file = writable("html", flags.FLAGS.html) if flags.FLAGS.html is not None else None
+    json_file, html_file = shared.output_file("json"), shared.output_file("html")
     platform.start(flags.FLAGS.platform)
     build, options = shared.model_from_flags()
     dataset = shared.dataset_from_flags()
@@ -67,29 +62,12 @@ def main() -> int:
     print(f"{asked}\n")
     print(report)
     if json_file:
-        write(json_file, report.to_json())
+        sweep.write_text(json_file, report.to_json())
     if html_file:
-        write(html_file, page(report, asked))
+        from bpresearch.report import gradients  # only now: the libraries that draw take a second to load
+
+        sweep.write_text(html_file, gradients.page(report.to_dict(), asked))
     return 0 if report.passed else 1
-
-
-def writable(flag: str, name: str) -> Path:
-    """The path of a file that can be written, found out before any work is done."""
-    path = Path(name)
-    if not name or path.is_dir():
-        raise ValueError(f"--{flag}={name}: give the name of a file")
-    if not path.parent.is_dir():
-        raise ValueError(f"--{flag}={name}: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"--{flag}={name}: cannot be written")
-    return path
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text + "\n")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

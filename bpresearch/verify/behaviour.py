@@ -7,6 +7,8 @@
 * `deterministic`: the same bits twice;
 * `finite`: no NaN or infinity where the loss is finite, as when `jnp.where` selects between a value and the
   square root of a negative number: the derivative of what was not selected is zero times infinity.
+
+All but the last are compared with regard to how far rounding moves the gradient: see `comparison.compare`.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +20,9 @@ import numpy as np
 from flax import nnx
 
 from bpresearch.verify.calls import Plant
-from bpresearch.verify.comparison import MATHEMATICS
-from bpresearch.verify.contract import difference
+from bpresearch.verify.comparison import MATHEMATICS, largest_error
 from bpresearch.verify.engines import by_autodiff, by_rules
-from bpresearch.verify.precision import is_floating
+from bpresearch.verify.precision import is_floating, jittered
 from bpresearch.verify.report import Row
 
 COMPLAINTS = {
@@ -42,10 +43,15 @@ def number_of_examples(x: Any, y: Any) -> int:
 def behaviour_program(
     graphdef: nnx.GraphDef, loss_fn: Any, plant_of: Callable[[jax.Array], Plant]
 ) -> Callable[..., Any]:
-    """`(fault, params, state, x, y) -> {name: (found, expected)}`; for `mixing` both are autodiff's."""
-    expected_gradient = by_autodiff(graphdef, loss_fn)
+    """`(fault, params, state, x, y, whole) -> {name: (found, expected, noise)}`, `mixing` autodiff's own.
 
-    def program(fault, params, state, x, y):
+    `whole` is the gradient of the whole batch in question, autodiff's, and how far rounding moves it.
+    """
+    expected_gradient = by_autodiff(graphdef, loss_fn)
+    eps = float(np.finfo("float64").eps)
+
+    def program(fault, params, state, x, y, whole):
+        found, expected, noise = whole
         gradient = by_rules(graphdef, loss_fn, plant_of(fault))
         pairs = jax.tree.map(
             lambda leaf: jnp.stack([leaf, 0.9 * leaf if is_floating(leaf) else leaf]), (params, x)
@@ -54,24 +60,25 @@ def behaviour_program(
         def of_pair(pair):
             return gradient(pair[0], state, pair[1], y)[0]
 
-        answers = {"vmap": (jax.vmap(lambda *pair: of_pair(pair))(*pairs), jax.lax.map(of_pair, pairs))}
+        side_by_side, one_by_one = jax.vmap(lambda *pair: of_pair(pair))(*pairs), jax.lax.map(of_pair, pairs)
+        answers = {"vmap": (side_by_side, one_by_one, noise)}
         examples = number_of_examples(x, y)
         if examples > 1:
-            half = jax.tree.map(lambda leaf: leaf[: examples // 2], (x, y))
-            answers["half the batch"] = (
-                gradient(params, state, *half)[0],
-                expected_gradient(params, state, *half)[0],
-            )
+            x_half, y_half = jax.tree.map(lambda leaf: leaf[: examples // 2], (x, y))
+            found_of_half = gradient(params, state, x_half, y_half)[0]
+            stacked = jittered((params, x_half), (eps, eps))
+            lanes = jax.vmap(lambda params, x: expected_gradient(params, state, x, y_half)[0])(*stacked)
+            of_half = [jnp.max(jnp.abs(lane[1:] - lane[:1]), initial=0.0) for lane in lanes]
+            answers["half the batch"] = (found_of_half, [lane[0] for lane in lanes], of_half)
             singles = jax.tree.map(lambda leaf: leaf[:, None], (x, y))
-            of_parameters = len([leaf for leaf in jax.tree.leaves(params) if is_floating(leaf)])
+            count = len([leaf for leaf in jax.tree.leaves(params) if is_floating(leaf)])
 
             def mean(gradient):
-                each = jax.vmap(lambda x, y: gradient(params, state, x, y)[0][:of_parameters])(*singles)
+                each = jax.vmap(lambda x, y: gradient(params, state, x, y)[0][:count])(*singles)
                 return [jnp.mean(leaf, axis=0) for leaf in each]
 
-            whole = gradient(params, state, x, y)[0][:of_parameters]
-            autodiff = expected_gradient(params, state, x, y)[0][:of_parameters]
-            answers |= {"additive": (whole, mean(gradient)), "mixing": (autodiff, mean(expected_gradient))}
+            answers["additive"] = (found[:count], mean(gradient), noise[:count])
+            answers["mixing"] = (expected[:count], mean(expected_gradient), noise[:count])
         return answers
 
     return program
@@ -81,15 +88,14 @@ def behaviour_rows(program: Callable[..., Any], *arguments: Any) -> tuple[list[R
     """A row for each of the first four kinds, and a note if the batch cannot be taken apart."""
     first, second = (jax.device_get(program(*arguments)) for _ in range(2))
     notes = []
-    if "mixing" in first and difference(*first.pop("mixing")) > MATHEMATICS:
+    if "mixing" in first and largest_error(*first.pop("mixing")) > MATHEMATICS:
         del first["additive"]
         notes.append(MIXED)
     rows = []
-    for name, (found, expected) in first.items():
-        error = difference(found, expected)
+    for name, answer in first.items():
+        error = largest_error(*answer)
         rows.append(Row(name, (), "behaviour", error, MATHEMATICS, error <= MATHEMATICS, COMPLAINTS[name]))
-    same = {name: second[name] for name in first}
-    apart = difference(jax.tree.leaves(same), jax.tree.leaves(first))
+    apart = largest_error({name: second[name] for name in first}, first)
     rows.append(Row("deterministic", (), "behaviour", apart, 0.0, apart == 0, COMPLAINTS["deterministic"]))
     return rows, notes
 

@@ -37,7 +37,7 @@ from bpresearch.verify.calls import (
     take_apart,
     walk,
 )
-from bpresearch.verify.comparison import MATHEMATICS, Comparison, compare
+from bpresearch.verify.comparison import MATHEMATICS, Comparison, compare, largest_error, magnitude
 from bpresearch.verify.hints import cotangent_hint, hint
 from bpresearch.verify.kinks import only_kinks
 from bpresearch.verify.precision import is_floating, jittered, random_like, random_signs
@@ -220,7 +220,7 @@ def _judge(path: str, call: Call, answer: Answer) -> Row:
     places = jax.tree_util.tree_flatten_with_path(answer.expected, is_leaf=lambda leaf: leaf is None)[0]
     names = [_name(place) for place, _ in places]
     cotangents = [leaf for name, leaf in zip(names, columns[1], strict=True) if name != OUTPUT]
-    largest = max((_size(leaf) for leaf in [*cotangents, *jax.tree.leaves(answer.y_bar)]), default=0.0)
+    largest = max((magnitude(leaf) for leaf in [*cotangents, *jax.tree.leaves(answer.y_bar)]), default=0.0)
     worst_name, worst, wrong = "", Comparison(0.0), None
     for name, found, expected, noise in zip(names, *columns, strict=True):
         if expected is None or not is_floating(expected):
@@ -228,7 +228,7 @@ def _judge(path: str, call: Call, answer: Answer) -> Row:
         if np.shape(found) != np.shape(expected):
             shapes = f"shape {np.shape(found)} for its {name}, not {np.shape(expected)}"
             raise ValueError(f"the rule of {path} gives {shapes}")
-        most = _size(expected) if name == OUTPUT else largest
+        most = magnitude(expected) if name == OUTPUT else largest
         result = compare(np.asarray(found), np.asarray(expected), float(noise), most)
         if result.error > worst.error:
             worst_name, worst, wrong = name, result, (found, expected)
@@ -248,7 +248,7 @@ def _judge(path: str, call: Call, answer: Answer) -> Row:
 def is_linear(answer: Answer) -> bool:
     """Whether J^T (2 u - 3 v) = 2 J^T u - 3 J^T v, as it is for the transpose of any Jacobian J."""
     expected = jax.tree.map(lambda v: 2 * v[0] - 3 * v[1], answer.found[1:])
-    return compare_trees(answer.mixed, expected) <= MATHEMATICS
+    return largest_error(answer.mixed, expected) <= MATHEMATICS
 
 
 def _explain(call: Call, name: str, worst: Comparison, wrong: tuple, y_bar: Any) -> tuple[str, str, Any]:
@@ -272,7 +272,7 @@ def _explain(call: Call, name: str, worst: Comparison, wrong: tuple, y_bar: Any)
 
 def between_sides(call: Call, answer: Answer) -> bool:
     """Whether a rule differs from `jax.vjp` only in inputs at a kink, and there lies between both sides."""
-    if compare_trees(answer.found[:2], answer.expected[:2]) > MATHEMATICS:
+    if largest_error(answer.found[:2], answer.expected[:2]) > MATHEMATICS:
         return False
     point = [jnp.asarray(leaf) for leaf in jax.tree.leaves(answer.inputs) if is_floating(leaf)]
     found, expected = ([leaf[0] for leaf in jax.tree.leaves(t[2:])] for t in (answer.found, answer.expected))
@@ -295,19 +295,6 @@ def first_not_finite(model: nnx.Module, calls: Sequence[Call], answers: Sequence
         ):
             return where_it_is(model, call.path)
     return ""
-
-
-def compare_trees(found: Any, expected: Any) -> float:
-    """The largest relative error of any leaf."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    return max((compare(np.asarray(f), np.asarray(e)).error for f, e in pairs if is_floating(e)), default=0.0)
-
-
-def _size(leaf: Any) -> float:
-    if leaf is None or not is_floating(leaf):
-        return 0.0
-    values = np.abs(np.asarray(leaf, np.float64))
-    return float(np.max(values[np.isfinite(values)], initial=0.0))
 
 
 def _name(path: tuple[Any, ...]) -> str:

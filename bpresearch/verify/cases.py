@@ -1,8 +1,8 @@
 """A small model around each rule: where to plant faults in it, and what to check it on.
 
-Every rule that is registered has a case. A function needs no entry here if it acts on each element (an
-activation) or is a loss of outputs and targets of the same shape; anything else takes one line of `LAYERS`
-or `TARGETS`.
+Every rule that is registered has a case, or stands in `WITHOUT_CASE` with the reason why not. A function
+needs no entry here if it acts on each element (an activation) or is a loss of outputs and targets of the
+same shape; anything else takes one line of `LAYERS`, `SEVERAL_INPUTS` or `TARGETS`.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ import optax
 from flax import nnx
 
 from bpresearch import chainrule, models
-from bpresearch.functional import split
-from bpresearch.models.attention import CausalAttention
-from bpresearch.models.combinators import LayerStack, LearnedPositions, Parallel, Unembed
+from bpresearch.functional import as_inputs, split
+from bpresearch.models.attention import CausalAttention, MaskedAttention, dot_product_attention
+from bpresearch.models.combinators import LayerStack, LearnedPositions, Masked, Parallel, Unembed
 from bpresearch.verify.blame import where_it_is
 from bpresearch.verify.calls import Path, Plant, list_calls, put_together, take_apart
 from bpresearch.verify.engines import by_rules
@@ -80,12 +80,12 @@ LAYERS: dict[str, tuple[tuple[int, ...], Make]] = {
     "LoRALinear": ((4,), lambda s, rngs: nnx.LoRALinear(s[-1], 4, lora_rank=2, rngs=rngs)),
     "Dropout": ((4,), lambda s, rngs: nnx.Dropout(0.4, rngs=rngs)),
     "MultiHeadAttention": ((3, 4), attention),
-    "dot_product_attention": ((3, 4), attention),
     "attend": ((3, 4), attention),
     "CausalAttention": (
         (3, 4),
         lambda s, rngs: CausalAttention(2, s[-1], decode=False, rngs=rngs),
     ),
+    "RoPE": ((3, 4), lambda s, rngs: vars(nnx)["RoPE"]()),  # which Flax has from 0.12.12 on
     "Unembed": ((4,), lambda s, rngs: Unembed(nnx.Embed(5, s[-1], rngs=rngs))),
     "LearnedPositions": (
         (3, 4),
@@ -123,6 +123,45 @@ INTEGER_INPUTS: dict[str, tuple[int, Callable[[nnx.Rngs], Any]]] = {
 """Number of values, and the layer that takes them."""
 
 
+def queries_keys_values(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Three positions, two heads and two features of each."""
+    return tuple(rng.normal(size=(EXAMPLES, 3, 2, 2)) for _ in range(3))
+
+
+def with_mask(shape: tuple[int, ...], mask: tuple[int, ...]) -> Callable[[np.random.Generator], Any]:
+    """An input, and a mask that keeps about two thirds and the first along the last axis."""
+
+    def draw(rng):
+        kept = rng.random((EXAMPLES, *mask)) < 2 / 3
+        kept[..., 0] = True
+        return rng.normal(size=(EXAMPLES, *shape)), kept
+
+    return draw
+
+
+SEVERAL_INPUTS: dict[str, tuple[Callable[[np.random.Generator], Any], Callable[[nnx.Rngs], Any]]] = {
+    "dot_product_attention": (queries_keys_values, lambda rngs: dot_product_attention),
+    "dot_product_attention_with_rope": (
+        queries_keys_values,
+        lambda rngs: partial(vars(nnx)["dot_product_attention_with_rope"], rope=vars(nnx)["RoPE"]()),
+    ),
+    "MaskedAttention": (
+        with_mask((3, 4), (1, 3, 3)),
+        lambda rngs: MaskedAttention(2, 4, decode=False, attention_fn=dot_product_attention, rngs=rngs),
+    ),
+    "Masked": (with_mask((4,), (4,)), lambda rngs: Masked(nnx.LayerNorm(4, epsilon=1e-3, rngs=rngs))),
+}
+"""The inputs, and the layer that takes them."""
+
+WITHOUT_CASE = {
+    "ctc_loss_with_forward_probs": "returns three arrays, so that it is neither a loss nor a layer of a "
+    "model; its backward pass is that of ctc_loss",
+    "l1_penalty": "takes a model's parameters, and is neither a loss nor a layer of it",
+    "l2_penalty": "takes a model's parameters, and is neither a loss nor a layer of it",
+}
+"""Rules that no model of a layer and a loss can use, and why."""
+
+
 def labels(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
     """A class for each example."""
     return rng.integers(0, shape[-1], shape[:-1])
@@ -148,7 +187,15 @@ def positives_and_negatives(rng: np.random.Generator, shape: tuple[int, ...]) ->
     return rng.normal(size=shape), rng.normal(size=shape)
 
 
+def words(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """One label for each example, with the paddings of its frames and labels: the last frame is padding."""
+    paddings = np.zeros(shape[:2], int)
+    paddings[:, -1] = 1
+    return paddings, rng.integers(1, shape[-1], (shape[0], 1)), np.zeros((shape[0], 1), int)
+
+
 TARGETS: dict[str, Callable[..., Any]] = {
+    "ctc_loss": words,
     "softmax_cross_entropy_with_integer_labels": labels,
     "poly_loss_cross_entropy": probabilities,
     "hinge_loss": signs,
@@ -202,7 +249,11 @@ def case_of(target: Any, seed: int = 0) -> Case:
     loss_fn: Any = optax.losses.squared_error
     try:
         if name not in LAYERS and getattr(target, "__module__", "").startswith("optax"):
-            model, x, loss_fn = nnx.Linear(4, 4, rngs=rngs), rng.normal(size=(EXAMPLES, 4)), target
+            shape = (EXAMPLES, 4, 4) if target is optax.losses.ctc_loss else (EXAMPLES, 4)
+            model, x, loss_fn = nnx.Linear(4, 4, rngs=rngs), rng.normal(size=shape), target
+        elif name in SEVERAL_INPUTS:
+            draw, make_layer = SEVERAL_INPUTS[name]
+            model, x = nnx.Sequential(make_layer(rngs), nnx.tanh), draw(rng)
         elif name in INTEGER_INPUTS:
             count, embed = INTEGER_INPUTS[name]
             model, x = nnx.Sequential(embed(rngs), nnx.tanh), rng.integers(0, count, (EXAMPLES, 2))
@@ -211,7 +262,7 @@ def case_of(target: Any, seed: int = 0) -> Case:
             before = nnx.Linear(shape[-1], shape[-1], rngs=rngs)
             model = nnx.Sequential(before, make(shape, rngs), nnx.tanh)
             x = rng.normal(size=(EXAMPLES, *shape))
-        shape = shapes_of(model, x).shape
+        shape = shapes_of(model, *as_inputs(x)).shape
         y = TARGETS.get(getattr(loss_fn, "__name__", ""), probabilities)(rng, shape)
         perturb(model, rng)
         calls = [(path, layer) for path, layer in list_calls(model, loss_fn, x, y)]
@@ -227,10 +278,10 @@ def case_of(target: Any, seed: int = 0) -> Case:
     return Case(name, model, loss_fn, x, y, path, where_it_is(model, path), leaf)
 
 
-def shapes_of(layer: Any, x: Any) -> Any:
-    """Shapes and dtypes of what a layer makes of an input, without computing it."""
+def shapes_of(layer: Any, *inputs: Any) -> Any:
+    """Shapes and dtypes of what a layer makes of inputs, without computing it."""
     static, params, state = take_apart(layer)
-    return jax.eval_shape(lambda p, s, x: put_together(static, p, s)(x), params, state, x)
+    return jax.eval_shape(lambda p, s, *inputs: put_together(static, p, s)(*inputs), params, state, *inputs)
 
 
 def perturb(model: nnx.Module, rng: np.random.Generator, scale: float = 0.3) -> None:
@@ -242,12 +293,12 @@ def perturb(model: nnx.Module, rng: np.random.Generator, scale: float = 0.3) -> 
 
 
 def cases() -> tuple[list[Case], list[str]]:
-    """The case of every rule, and what is said of those that have none."""
+    """The case of every rule but those in WITHOUT_CASE, and what is said of others that have none."""
     found, missing = [], []
     seen: set[Any] = set()
     for target, rule in chainrule.registered().items():
         name = getattr(target, "__name__", str(target))
-        if (id(rule), name) in seen:
+        if (id(rule), name) in seen or name in WITHOUT_CASE:
             continue
         seen.add((id(rule), name))
         try:
@@ -266,7 +317,6 @@ def faults_of(case: Case, each: int = 3) -> dict[str, Plant]:
     """
     layer = dict(list_calls(case.model, case.loss_fn, case.x, case.y))[case.path]
     fitting = {n: fault for n, fault in FAULTS.items() if n in MUTATIONS or fault.fits(layer)}
-    fitting = {n: f for n, f in fitting.items() if n != "epsilon_dropped" or f.fits(layer)}
     faults = {name: planted(case.path, fault.plant) for name, fault in fitting.items()}
     if case.leaf:
         for name, count in operations_of(case).items():

@@ -1,9 +1,13 @@
 """Comparing arrays that should be equal, in relative terms, with regard to what rounding can do."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
+
+from bpresearch.verify.precision import is_floating
 
 MATHEMATICS = 1e-10
 """Largest relative error, in float64, between two correct ways to compute the same derivative."""
@@ -73,3 +77,32 @@ def compare(
     if difference[index] == 0:
         return Comparison(0.0, worst)
     return Comparison(float(difference[index] / scale) if scale > 0 else float("inf"), worst)
+
+
+def largest_error(found: Any, expected: Any, noise: Any = 0.0, tolerance: float = MATHEMATICS) -> float:
+    """The largest relative error, as `compare` gives it, of any floating-point leaf of two trees.
+
+    Args:
+        found: the values in question.
+        expected: a tree of the same structure.
+        noise: how far rounding moves each leaf: a tree of numbers of that structure, or one number for all.
+            No leaf is excused by it beyond the largest leaf.
+        tolerance: the relative error that will be allowed.
+    """
+    structure = jax.tree.structure(expected)
+    noises = [noise] * structure.num_leaves if np.isscalar(noise) else structure.flatten_up_to(noise)
+    rows = [
+        (np.asarray(f), np.asarray(e), float(n))
+        for f, e, n in zip(structure.flatten_up_to(found), jax.tree.leaves(expected), noises, strict=True)
+        if is_floating(e)
+    ]
+    largest = max((magnitude(e) for _, e, _ in rows), default=0.0)
+    return max((compare(f, e, n, largest, tolerance).error for f, e, n in rows), default=0.0)
+
+
+def magnitude(leaf: Any) -> float:
+    """The largest finite magnitude of a floating-point array; 0 of anything else."""
+    if leaf is None or not is_floating(leaf):
+        return 0.0
+    values = np.abs(np.asarray(leaf, np.float64))
+    return float(np.max(values[np.isfinite(values)], initial=0.0))

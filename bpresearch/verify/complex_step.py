@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from bpresearch.verify.directions import Directions, along
 from bpresearch.verify.forward_mode import prediction
+from bpresearch.verify.plain import holding_constants
 from bpresearch.verify.precision import Seed
 
 TINY, SMALL = 1e-20, 1e-7
@@ -37,6 +38,7 @@ def complex_step(
         `estimate`, its `uncertainty` (infinite where the function is not analytic) and
         `predicted` = <gradient, d>.
     """
+    function = holding_constants(function, point)
     here = function(point)
     slanted = (1 + 1j) / jnp.sqrt(2.0)
 

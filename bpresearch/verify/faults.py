@@ -4,7 +4,7 @@ A fault takes a rule and gives a wrong one. Each is a mistake seen in hand-writt
 forgotten transpose, a mean for a sum, the derivative at the wrong point, a constant copied wrongly.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -210,13 +210,6 @@ def softmax_minus_onehot_missing(rule, layer, residuals, values_bar):
     return {}, (probabilities * values_bar[..., None], None)
 
 
-@fault("squared_error and l2_loss", is_function(*SQUARED))
-def square_factor_doubled(rule, layer, residuals, values_bar):
-    """The factor 2 of the square counted twice."""
-    grads, inputs_bar = rule.backward(layer, residuals, values_bar)
-    return grads, _scaled(inputs_bar, 2.0)
-
-
 @fault("nnx.Conv with a window of more than one element", _is_convolution)
 def kernel_not_flipped(rule, layer, residuals, y_bar, **options):
     """x_bar by a convolution with the kernel as it is instead of reversed."""
@@ -236,12 +229,6 @@ def pool_mean_for_max(rule, layer, residuals, y_bar, **options):
 
 
 @fault("nnx.Linear and nnx.Conv", is_module(*WITH_KERNEL))
-def one_example_dropped(rule, layer, residuals, y_bar):
-    """The first example of the batch has no part in any derivative."""
-    return rule.backward(layer, residuals, y_bar.at[0].set(0))
-
-
-@fault("nnx.Linear and nnx.Conv", is_module(*WITH_KERNEL))
 def one_element_scaled(rule, layer, residuals, y_bar):
     """The largest element of the kernel's gradient is 1 % too large."""
     grads, x_bar = rule.backward(layer, residuals, y_bar)
@@ -256,13 +243,18 @@ def scaled(rule, layer, residuals, y_bar):
     return _scaled(rule.backward(layer, residuals, y_bar), 1.001)
 
 
-@fault("nnx.Linear and nnx.Conv", is_module(*WITH_KERNEL))
-def input_cotangent_stopped(rule, layer, residuals, y_bar):
-    """x_bar is zero: the layers before this one learn nothing."""
-    grads, x_bar = rule.backward(layer, residuals, y_bar)
-    return grads, jnp.zeros_like(x_bar)
+def _without_epsilon(rule, layer, *inputs, **options):
+    """What the layer itself computes, and what a layer whose epsilon is 0 would keep."""
+    bare = nnx.merge(*nnx.split(layer))
+    bare.epsilon = 0.0
+    return rule.forward(layer, *inputs, **options)[0], rule.forward(bare, *inputs, **options)[1]
 
 
-def describe(faults: Iterable[Fault] = ()) -> str:
-    """One line for each fault: its name, where it applies and what it is."""
-    return "\n".join(f"{f.name}: {f.description} ({f.layers})" for f in faults or FAULTS.values())
+FAULTS["epsilon_dropped"] = Fault(
+    "epsilon_dropped",
+    "What `forward` kept was computed without the layer's epsilon.",
+    "layers with an epsilon",
+    lambda layer: isinstance(layer, nnx.Module) and hasattr(layer, "epsilon"),
+    lambda rule, layer, *args, **options: rule.backward(layer, *args, **options),
+    _without_epsilon,
+)

@@ -14,6 +14,8 @@ uncertainty (Ridders 1982).
 The derivatives to the right and to the left are each measured from one side, as
 (f(t + h d) - f(t)) / h = f' + c1 h + c2 h^2 + ..., with the first two terms extrapolated away: where they
 differ, the function has a kink (see kinks.py).
+
+What the function holds constant stays as it is at t (see `plain.holding_constants`).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bpresearch.verify.directions import Directions, along
+from bpresearch.verify.plain import holding_constants
 from bpresearch.verify.precision import Seed
 
 STEPS = tuple(2.0 ** -(4 + 2 * k) for k in range(13))
@@ -49,6 +52,7 @@ def directional_derivatives(
         at t + h d and `here` at t.
     """
     scales = jnp.stack([step_scale(leaf) for leaf in point])
+    function = holding_constants(function, point)
     here = function(point)
     every = jax.vmap if together else lambda f: lambda all_: jax.lax.map(f, all_)
 
@@ -133,6 +137,7 @@ def coordinate_derivatives(
         `estimate` = R(h), its `uncertainty` |R(h) - D(h / 4)| and rounding, for each element in C order.
     """
     x, scale = point[leaf], step_scale(point[leaf])
+    function = holding_constants(function, point)
     together = max(1, LANES // max(4 * x.size, 1))
     steps = scale * FEW * jnp.asarray([1, -1, 0.25, -0.25], x.dtype)
 

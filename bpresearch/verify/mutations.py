@@ -163,24 +163,6 @@ def parameter_element_scaled(rule, layer, residuals, y_bar, **options):
     return _first(_largest_scaled, grads), x_bar
 
 
-def _without_epsilon(rule, layer, *inputs, **options):
-    """What the layer itself computes, and what a layer whose epsilon is 0 would keep."""
-    bare = nnx.merge(*nnx.split(layer)) if isinstance(layer, nnx.Module) else layer
-    if hasattr(bare, "epsilon"):
-        bare.epsilon = 0.0
-    return rule.forward(layer, *inputs, **options)[0], rule.forward(bare, *inputs, **options)[1]
-
-
-MUTATIONS["epsilon_dropped"] = FAULTS["epsilon_dropped"] = Fault(
-    "epsilon_dropped",
-    "What `forward` kept was computed without the layer's epsilon.",
-    "layers with an epsilon",
-    lambda layer: hasattr(layer, "epsilon"),
-    lambda rule, layer, *args, **options: rule.backward(layer, *args, **options),
-    _without_epsilon,
-)
-
-
 @mutation
 def residual_stale(rule, layer, residuals, y_bar, **options):
     """What `forward` kept belongs to the example before."""

@@ -4,6 +4,9 @@ A function with a `jax.custom_vjp` or `jax.custom_jvp` inside has its hand-writt
 `jax.grad`, so comparing with `jax.grad` of the same function would compare the rule with itself. Here the
 function is traced to its primitive operations and evaluated again with every custom rule left out: what
 remains computes the same values, and JAX differentiates it from its primitives.
+
+What a function stops the gradient of, it holds constant, and its derivative is that of the function with
+those values fixed. Values alone do not show that: `holding_constants` fixes them.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +21,10 @@ INLINED = (*CUSTOM, "jit", "pjit", "closed_call", "core_call", "remat", "remat2"
 LOOPS = ("scan", "while", "cond")
 
 
+class HeldInLoopError(ValueError):
+    """A value is held constant in the body of a loop or branch, where it cannot be fixed from outside."""
+
+
 def without_custom_rules(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function of arrays, differentiated from its primitive operations."""
 
@@ -27,6 +34,45 @@ def without_custom_rules(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return plain
+
+
+def holding_constants(function: Callable[[Any], Any], point: Any) -> Callable[[Any], Any]:
+    """The function with all that it stops the gradient of (`jax.lax.stop_gradient`) as it is at `point`.
+
+    The singular vectors in `nnx.SpectralNorm` and the rounding in a straight-through estimator are constants
+    to whoever differentiates: so they must be to oracles that look at values near `point`.
+
+    Raises:
+        HeldInLoopError: it happens in the body of a loop or branch.
+    """
+    traced = jax.make_jaxpr(function)(point)
+    if not any(map(_stops, _equations(traced))):
+        return function
+    if any(e.primitive.name in LOOPS and any(map(_stops, _equations_inside(e))) for e in _equations(traced)):
+        raise HeldInLoopError("it holds values constant inside a loop, which differences of values do not")
+    held: list[Any] = []
+
+    def keep(equation, inputs, outputs):
+        held.extend(outputs if _stops(equation) else ())
+        return outputs
+
+    evaluate(traced, jax.tree.leaves(point), keep)
+
+    def with_constants(moved):
+        constants = iter(held)
+
+        def put(equation, inputs, outputs):
+            return [next(constants).astype(outputs[0].dtype)] if _stops(equation) else outputs
+
+        jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(moved)
+        outputs = evaluate(jaxpr, jax.tree.leaves(moved), put)
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return with_constants
+
+
+def _stops(equation: Any) -> bool:
+    return equation.primitive.name == "stop_gradient"
 
 
 def has_custom_rule(function: Callable[..., Any], *args: Any) -> bool:
@@ -50,8 +96,12 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
         if equation.primitive.name in INLINED + LOOPS:
-            for inner in _inner(equation):
-                yield from _equations(inner)
+            yield from _equations_inside(equation)
+
+
+def _equations_inside(equation: Any) -> Iterator[Any]:
+    for inner in _inner(equation):
+        yield from _equations(inner)
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -41,13 +41,19 @@ def cast(tree: Any, dtype: Any) -> Any:
 
 
 def cast_model(model: nnx.Module, dtype: Any) -> nnx.Module:
-    """A copy of the model whose variables and computations are in `dtype`; the model itself stays as it is.
+    """A copy of the model whose parameters and computations are in `dtype`; the model itself stays as it is.
 
-    Layers that were told a dtype for computation, parameters or products are told the new one.
+    Layers that were told a dtype for computation, parameters or products are told the new one. Variables that
+    are no parameters, such as running averages, have float32 at least; `nnx.SpectralNorm` makes weights of
+    its own ones, which are in the dtype of these.
     """
-    graphdef, state = nnx.split(model)
-    copy = nnx.merge(graphdef, cast(state, dtype))
+    graphdef, params, state = nnx.split(model, nnx.Param, ...)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    copy = nnx.merge(graphdef, cast(params, dtype), cast(state, wide))
     for _, module in nnx.iter_modules(copy):
+        if isinstance(module, nnx.SpectralNorm):
+            for variable in module.batch_stats.values():
+                variable.set_value(cast(variable[...], dtype))
         for name in ("dtype", "param_dtype", "preferred_element_type"):
             declared = getattr(module, name, None)
             if declared is not None and jnp.issubdtype(declared, jnp.floating):

@@ -5,10 +5,9 @@ import math
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
-
-from bpresearch.verify.page import page
 
 
 @dataclass(frozen=True)
@@ -16,10 +15,11 @@ class Row:
     """One comparison of one leaf with one oracle.
 
     Attributes:
-        path: where the leaf is: `layers.1.kernel` for a parameter, `input` for the model's input, and for
-            the oracle `rule` the path of the layer, or `loss`.
+        path: where the leaf is: `layers.1.kernel` for a parameter, `input` for the model's input; for the
+            oracle `rule` the path of the layer, or `loss`; for `contract` and `behaviour` the clause.
         shape: shape of the leaf; of the layer's output for the oracle `rule`.
-        oracle: `autodiff`, `finite differences`, `rounding` or `rule`.
+        oracle: what it was compared with, or what was asked: one of `verify.ORACLES` (of a model) or
+            `verify.FUNCTION_ORACLES`.
         error: relative error; for `rounding` a ratio to autodiff's own error.
         tolerance: the largest error that passes.
         passed: True, False, or None where the oracle cannot resolve the answer ("undecided").
@@ -111,8 +111,16 @@ class Report:
         return json.dumps(self.to_dict(), indent=2)
 
     def save_html(self, path: str | Path, title: str = "Verification of a gradient") -> None:
-        """Writes the report as a page of its own, that loads nothing from elsewhere."""
-        Path(path).write_text(page(self, title), encoding="utf-8")
+        """Writes the text of the report as a page: what `str()` gives.
+
+        With a picture of the errors and every comparison in a table: `scripts/verify_gradients.py --html`, or
+        `bpresearch.report.gradients.page(report.to_dict())`.
+        """
+        head = '<meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        head += f"<title>{escape(title)}</title>"
+        body = f"<h1>{escape(title)}</h1>\n<pre>\n{escape(str(self))}\n</pre>"
+        page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+        Path(path).write_text(page, encoding="utf-8")
 
     def summary(self) -> str:
         """The verdict in one sentence."""

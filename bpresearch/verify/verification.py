@@ -1,5 +1,6 @@
 """The programs that verify a model, and what is made of their answers."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,10 +22,12 @@ from bpresearch.verify.comparison import MATHEMATICS, compare
 from bpresearch.verify.differences import judge, measure
 from bpresearch.verify.directions import MISSED, choose_directions
 from bpresearch.verify.engines import by_autodiff, by_rules, leaf_names, mean_loss
+from bpresearch.verify.plain import HeldInLoopError, loses_precision
 from bpresearch.verify.precision import cast, cast_model, compiled, is_floating, jittered
 from bpresearch.verify.report import Report, Row
 from bpresearch.verify.rounding import LARGEST_RATIO, rounding_ratio
 
+ROUNDS = "the model itself rounds to less than float64, and differences see its steps"
 ORACLES = ("autodiff", "finite differences", "rounding", "rule", "behaviour")
 
 
@@ -179,7 +182,7 @@ class Verification:
             local, trap = self._rules(high_model, number, high, seed) if "rule" in self.oracles else ([], "")
             notes: list[str] = []
             if "behaviour" in self.oracles:
-                more, notes = behaviour_rows(self._behaviour, number, *high)
+                more, notes = behaviour_rows(self._behaviour, number, *high, answer[:3])
                 rows += [*more, finite_row(float(answer[4]), answer[0], trap)]
         culprits = dict.fromkeys(row.path for row in local if row.passed is False)
         hints = dict.fromkeys(f"{row.path}: {row.hint}" for row in local if row.hint)
@@ -194,9 +197,23 @@ class Verification:
         rest = [None if is_floating(leaf) else leaf for leaf in leaves]
         sizes = [leaf.size for leaf in point]
         directions = choose_directions(sizes, missed, every)
-        measured = measure(self._loss, point, answer[0], directions, seed, others=(rest, state, y))
+        try:
+            measured = measure(self._loss, point, answer[0], directions, seed, others=(rest, state, y))
+        except HeldInLoopError as error:
+            return [
+                Row(name, leaf.shape, "finite differences", math.nan, math.nan, None, str(error))
+                for name, leaf in zip(names, point, strict=True)
+            ]
         norms = [float(np.linalg.norm(leaf)) for leaf in answer[0]]
         verdicts = judge(sizes, norms, directions, measured, float(answer[4]))
+        undecided = any(v.passed is None for v in verdicts)
+        if undecided and loses_precision(self._loss, point, rest, state, y):
+            eps = float(np.finfo("float32").eps)
+            coarse = judge(sizes, norms, directions, measured, float(answer[4]), eps)
+            verdicts = [
+                replace(c, detail=f"{c.detail} ({ROUNDS})") if v.passed is None else v
+                for v, c in zip(verdicts, coarse, strict=True)
+            ]
         return [
             Row(name, leaf.shape, "finite differences", v.error, v.tolerance, v.passed, v.detail)
             for name, leaf, v in zip(names, point, verdicts, strict=True)

@@ -288,6 +288,30 @@ def test_second_order():
     ).passed
 
 
+@pytest.mark.parametrize(("slope", "right"), [(1.0, True), (2.0, False)])
+def test_straight_through_estimator(slope, right):
+    """What the function stops the gradient of counts as constant in every oracle, to second order too."""
+
+    def estimate(x):
+        return x * x + jax.lax.stop_gradient(jnp.round(x) - x)
+
+    rounded = with_backward(estimate, lambda residuals, y_bar: (slope * 2 * residuals[0] * y_bar,))
+    report = verify.function(rounded, X[:2], order=2)
+    assert report.passed is right, str(report)
+    assert oracles_of(report, right) == ALL
+    assert not report.undecided
+
+
+def test_constant_in_a_loop_is_said_and_not_asked():
+    def repeated(x):
+        return jax.lax.scan(lambda x, _: (x + jax.lax.stop_gradient(jnp.sin(x)), None), x, length=2)[0]
+
+    report = verify.function(with_backward(repeated, lambda residuals, y_bar: (y_bar,)), X[:2])
+    assert report.passed, str(report)
+    assert oracles_of(report, True) == {"autodiff", "forward mode", "adjoint"}
+    assert sum("constant inside a loop" in note for note in report.notes) == 2
+
+
 @pytest.mark.parametrize("slope", [-1.0, 0.0, 0.4, 1.0])
 def test_kink_between_the_sides(slope):
     def sign(residuals, y_bar):
@@ -297,6 +321,26 @@ def test_kink_between_the_sides(slope):
     absolute = with_backward(jnp.abs, sign)
     report = verify.function(absolute, np.array([0.0, 1.0, -2.0]))
     assert report.passed, str(report)
+
+
+@pytest.mark.parametrize(("share", "right"), [(0.0, True), (0.3, True), (-0.2, False)])
+def test_ties_and_clipping(share, right):
+    """Two elements are the largest, and one lies where clipping begins: each derivative is one of many."""
+
+    def pool_and_clip(x):
+        return jnp.max(x[:3]), jnp.clip(x[3:], 0.0, 1.0)
+
+    def backward(residuals, y_bars):
+        (x,) = residuals
+        of_max, of_clip = y_bars
+        slope = jnp.where(x[3:] == 1, share, (x[3:] > 0) & (x[3:] < 1))
+        return (
+            jnp.concatenate([jnp.stack([share * of_max, 0 * of_max, (1 - share) * of_max]), of_clip * slope]),
+        )
+
+    report = verify.function(with_backward(pool_and_clip, backward), np.array([2.0, 1.0, 2.0, 1.0, 0.4, 3.0]))
+    assert report.passed is right, str(report)
+    assert any("kink" in row.detail for row in report.rows)
 
 
 def test_kink_outside_the_sides():

@@ -27,6 +27,11 @@ def convolutional(convolution=None):
     return models.cnn((8,), 4, **options, rngs=nnx.Rngs(0))
 
 
+def normalised():
+    rngs = nnx.Rngs(0)
+    return nnx.Sequential(nnx.LayerNorm(6, epsilon=1e-3, rngs=rngs), nnx.Linear(6, 4, rngs=rngs))
+
+
 CASES = {
     "weight_not_transposed": (perceptron, LABELS, "layers.3"),
     "bias_mean_not_sum": (perceptron, LABELS, "layers.1"),
@@ -39,13 +44,11 @@ CASES = {
     "residual_skip_dropped": (residual, LABELS, "layers.3"),
     "loss_not_averaged": (perceptron, SQUARES, "loss"),
     "softmax_minus_onehot_missing": (perceptron, LABELS, "loss"),
-    "square_factor_doubled": (perceptron, SQUARES, "loss"),
     "kernel_not_flipped": (convolutional, LABELS, "layers.1"),
     "pool_mean_for_max": (convolutional, LABELS, "layers.3"),
-    "one_example_dropped": (perceptron, LABELS, "layers.1"),
     "one_element_scaled": (perceptron, LABELS, "layers.1"),
     "scaled": (convolutional, LABELS, "layers.1"),
-    "input_cotangent_stopped": (perceptron, LABELS, "layers.1"),
+    "epsilon_dropped": (normalised, SQUARES, "layers.0"),
 }
 
 

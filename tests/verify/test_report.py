@@ -2,6 +2,7 @@
 
 import json
 import math
+from html.parser import HTMLParser
 
 import pytest
 
@@ -56,3 +57,36 @@ def test_summary_is_one_sentence():
         .startswith("The gradient is right: 2 comparisons, 1 of them undecided")
     )
     assert Report((WRONG,), ("layers.1",)).summary().endswith("in the rule of layers.1.")
+
+
+class Reader(HTMLParser):
+    """The text of a page, the elements that are not closed and what it loads."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.text = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_page_holds_the_report_and_needs_nothing_else(tmp_path):
+    file = tmp_path / "report.html"
+    worst = ((1, 2), 1.5, 0.5)
+    wrong = Row("<b>kernel</b>", (3, 4), "autodiff", 0.5, 1e-10, False, "", worst, "a & b")
+    report = Report((RIGHT, UNDECIDED, wrong), ("layers.0",), ("a note",), ("a <hint>",))
+    report.save_html(file, "x < y")
+    reader = Reader()
+    reader.feed(file.read_text(encoding="utf-8"))
+    assert not reader.open and not reader.links
+    text = "".join(reader.text)
+    assert str(report) in text
+    assert text.count("x < y") == 2  # the title and the heading
