@@ -4,7 +4,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
+from typing import SupportsFloat
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -22,7 +24,7 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def write_figures(path: Path | None, figures: Mapping[str, float | int]) -> None:
+def write_figures(path: Path | None, figures: Mapping[str, SupportsFloat]) -> None:
     """Writes one flat object of names and numbers as JSON; nothing if there is no path.
 
     Figures that are not finite are left out: JSON has no such numbers.
@@ -30,8 +32,8 @@ def write_figures(path: Path | None, figures: Mapping[str, float | int]) -> None
     if path is None:
         return
     flat = {
-        name: int(figure) if isinstance(figure, int) else float(figure)
+        name: int(figure) if isinstance(figure, Integral) else float(figure)
         for name, figure in figures.items()
-        if math.isfinite(figure)
+        if math.isfinite(float(figure))
     }
     write(path, json.dumps(flat, indent=2) + "\n")

@@ -14,8 +14,8 @@ import pandas as pd
 from absl import flags
 from rich.console import Console
 
+from bpresearch import files, platform, report
 from bpresearch import flags as shared
-from bpresearch import platform, report
 from bpresearch.analysis import quadratics
 
 shared.define_experiment_flags()
@@ -58,7 +58,7 @@ def main() -> int:
         for size in sizes
     ]
     figures = {f"{r['method']}.{r['condition']:g}": r["measured"] for r in rates.to_dict("records")}
-    report.write_figures(json_file, figures | {"noisy_quadratic.worst_error": float(off.max())})
+    files.write_figures(json_file, figures | {"noisy_quadratic.worst_error": float(off.max())})
     for name, chart in (
         ("convergence_rates", rate_picture(rates)),
         ("noisy_quadratic", noise_picture(noisy)),

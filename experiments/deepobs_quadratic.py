@@ -11,8 +11,8 @@ import pandas as pd
 from absl import flags
 from rich.console import Console
 
+from bpresearch import files, platform, report
 from bpresearch import flags as shared
-from bpresearch import platform, report
 from bpresearch.analysis import deepobs
 
 shared.define_experiment_flags()
@@ -51,7 +51,7 @@ def main() -> int:
     checks.append(report.Check("growth of the loss at 10^-1.4", factor, theory, 0.01 * theory))
     checks.append(check("the same, as published", factor, deepobs.DIVERGING_FACTOR))
     figures |= {"divergence_factor": factor, "divergence_theory": theory}
-    report.write_figures(json_file, figures)
+    files.write_figures(json_file, figures)
     console.print(f"Picture: {report.write_picture(picture(runs), workdir, 'deepobs_quadratic')}")
     return report.conclude(console, checks)
 

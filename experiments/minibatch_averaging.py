@@ -14,7 +14,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import chainrule, data, models, optim, platform, report, sweep
+from bpresearch import chainrule, data, files, models, optim, platform, report, sweep
 from bpresearch import flags as shared
 from bpresearch.analysis import minibatch, savings
 
@@ -89,7 +89,7 @@ def main() -> int:
     figures = {"slope": slope, "worst_ratio_error": worst}
     figures |= {f"final_loss.{size}.mean": float(values.mean()) for size, values in final.items()}
     figures |= {f"final_loss.{size}.deviation": spread[size] for size in sizes}
-    report.write_figures(json_file, figures)
+    files.write_figures(json_file, figures)
     console.print(f"Picture: {report.write_picture(picture(variances), workdir, 'minibatch_averaging')}")
     return report.conclude(console, checks)
 

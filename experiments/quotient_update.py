@@ -17,7 +17,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, data, models, optim, platform, report, sweep
+from bpresearch import analysis, data, files, models, optim, platform, report, sweep
 from bpresearch import flags as shared
 
 shared.define_experiment_flags()
@@ -105,7 +105,7 @@ def main() -> int:
         subtitle="alpha = 1; where c has no zero, or rises like a root, the steps do not shrink",
     )
     console.print(f"Picture: {report.write_picture(picture, workdir, 'quotient_update')}")
-    report.write_figures(json_file, figures)
+    files.write_figures(json_file, figures)
     return report.conclude(console, checks(lines))
 
 

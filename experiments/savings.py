@@ -18,8 +18,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from bpresearch import files, platform, report
 from bpresearch import flags as shared
-from bpresearch import platform, report
 from bpresearch.analysis import savings
 
 shared.define_experiment_flags()
@@ -81,7 +81,7 @@ def main() -> int:
         "memory_ratio": stored.memory / again.memory,
         "operations_ratio": again.operations / stored.operations,
     }
-    report.write_figures(json_file, figures)
+    files.write_figures(json_file, figures)
     console.print(f"Picture: {report.write_picture(picture(frame), workdir, 'savings')}")
     return report.conclude(console, checks)
 

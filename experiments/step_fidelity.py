@@ -19,7 +19,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import data, models, optim, platform, report, verify
+from bpresearch import data, files, models, optim, platform, report, verify
 from bpresearch import flags as shared
 from bpresearch.analysis import quadratics, sharpness
 
@@ -85,7 +85,7 @@ def main() -> int:
     figures |= {
         f"{r['method']}.bisection_over_edge": r["measured"] / r["theory"] for r in edges.to_dict("records")
     }
-    report.write_figures(json_file, figures)
+    files.write_figures(json_file, figures)
     for name, chart in (
         ("step_fidelity", fidelity_picture(fidelity)),
         ("edge_of_stability", edge_picture(trained)),

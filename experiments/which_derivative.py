@@ -23,7 +23,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, chainrule, data, models, optim, platform, report, sweep
+from bpresearch import analysis, chainrule, data, files, models, optim, platform, report, sweep
 from bpresearch import flags as shared
 from bpresearch.analysis import ablation
 
@@ -100,7 +100,7 @@ def main() -> int:
         subtitle="Test accuracy with one kind of factor replaced; angle to the true gradient at the start",
     )
     console.print(f"Picture: {report.write_picture(chart, workdir, 'which_derivative')}")
-    report.write_figures(json_file, figures(frame))
+    files.write_figures(json_file, figures(frame))
     return report.conclude(console, checks(frame))
 
 

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bpresearch import files, platform, verify
 from bpresearch import flags as shared
-from bpresearch import platform, sweep, verify
 from bpresearch.functional import split
 from bpresearch.verify import cases, random_models
 from bpresearch.verify.mutations import changes
@@ -154,7 +154,7 @@ def main() -> int:
         **{f"{peer}.correct_rejected": tally.rejected[peer] for peer in peers},
     }
     if json_file:
-        sweep.write_text(json_file, json.dumps(figures, indent=2))
+        files.write(json_file, json.dumps(figures, indent=2))
     all_found = tally.found["bpresearch"] == tally.culprit_right == tally.planted
     return 0 if all_found and not figures["correct_rejected"] else 1
 

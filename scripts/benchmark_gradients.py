@@ -21,7 +21,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import autodiff, chainrule, data, models, platform, sweep
+from bpresearch import autodiff, chainrule, data, files, models, platform
 from bpresearch import flags as shared
 from bpresearch.functional import split
 from bpresearch.verify.precision import cast, cast_model
@@ -173,7 +173,7 @@ def main() -> None:
         f"worst memory {worst['memory_ratio']}, compilation {worst['compile_ratio']}"
     )
     if json_file:
-        sweep.write_text(json_file, json.dumps(figures, indent=2))
+        files.write(json_file, json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

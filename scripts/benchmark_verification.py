@@ -18,8 +18,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+from bpresearch import files, models, platform, verify
 from bpresearch import flags as shared
-from bpresearch import models, platform, sweep, verify
 from bpresearch.functional import split
 
 flags.DEFINE_bool("quick", False, "an MLP 16-32-10 of 874 parameters: done within 50 s")
@@ -82,7 +82,7 @@ def main() -> int:
     Console().print(table)
     print(report)
     if json_file:
-        sweep.write_text(json_file, json.dumps(figures, indent=2))
+        files.write(json_file, json.dumps(figures, indent=2))
     return 0 if right and report.passed else 1
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bpresearch import analysis, autodiff, platform, report, verify
+from bpresearch import analysis, autodiff, files, platform, report, verify
 from bpresearch import flags as shared
 from bpresearch.functional import format_path, split
 
@@ -78,7 +78,7 @@ def main() -> int:
         "paths": found.number, "sum_of_paths": found.total, "autodiff": gradient, "difference": error,
         "largest_path": found.paths[0].product if found.paths else 0.0,
     }  # fmt: skip
-    report.write_figures(json_file, figures)
+    files.write_figures(json_file, figures)
     return 0 if right else 1
 
 

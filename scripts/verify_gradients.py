@@ -12,8 +12,8 @@ gradient is wrong, 2: a flag is.
 from absl import flags
 from flax import nnx
 
+from bpresearch import files, platform, verify
 from bpresearch import flags as shared
-from bpresearch import platform, sweep, verify
 
 shared.define_task_flags()
 flags.DEFINE_string(
@@ -62,11 +62,11 @@ def main() -> int:
     print(f"{asked}\n")
     print(report)
     if json_file:
-        sweep.write_text(json_file, report.to_json())
+        files.write(json_file, report.to_json())
     if html_file:
         from bpresearch.report import gradients  # only now: the libraries that draw take a second to load
 
-        sweep.write_text(html_file, gradients.page(report.to_dict(), asked))
+        files.write(html_file, gradients.page(report.to_dict(), asked))
     return 0 if report.passed else 1
 
 

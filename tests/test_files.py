@@ -32,7 +32,14 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_beside_it(tmp_path
 
 
 def test_figures_are_a_flat_object_of_finite_numbers(tmp_path):
-    figures = {"a": 1, "b": 0.5, "c": True, "d": np.float64(0.25), "e": float("nan"), "f": float("inf")}
+    figures = {
+        "a": np.int64(1),
+        "b": 0.5,
+        "c": True,
+        "d": np.float64(0.25),
+        "e": float("nan"),
+        "f": float("inf"),
+    }
     files.write_figures(tmp_path / "figures.json", figures)
     assert json.loads((tmp_path / "figures.json").read_text()) == {"a": 1, "b": 0.5, "c": 1, "d": 0.25}
     files.write_figures(None, figures)

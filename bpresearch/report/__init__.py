@@ -3,7 +3,7 @@
 from bpresearch.report import gradients
 from bpresearch.report.checks import Check, conclude, grid
 from bpresearch.report.experiment import NAMES, PICTURES, write
-from bpresearch.report.figures import write_figures, write_picture
+from bpresearch.report.figures import write_picture
 from bpresearch.report.heatmap import heatmap
 from bpresearch.report.lines import axis, lines
 from bpresearch.report.network import network, unit_name
@@ -29,6 +29,5 @@ __all__ = [
     "table",
     "unit_name",
     "write",
-    "write_figures",
     "write_picture",
 ]

@@ -1,6 +1,5 @@
 """Sweeps: many runs in a few compiled programs, with their results on disk."""
 
-from bpresearch.files import write as write_text
 from bpresearch.sweep.ask_and_tell import claim, drawn, pretended, search, source_of
 from bpresearch.sweep.description import coordinate, describe
 from bpresearch.sweep.distribution import Uniform
@@ -34,5 +33,4 @@ __all__ = [
     "search",
     "source_of",
     "stored",
-    "write_text",
 ]

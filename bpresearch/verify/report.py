@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from bpresearch import files
+
 
 @dataclass(frozen=True)
 class Row:
@@ -120,7 +122,7 @@ class Report:
         head += f"<title>{escape(title)}</title>"
         body = f"<h1>{escape(title)}</h1>\n<pre>\n{escape(str(self))}\n</pre>"
         page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
-        Path(path).write_text(page, encoding="utf-8")
+        files.write(Path(path), page)
 
     def summary(self) -> str:
         """The verdict in one sentence."""

@@ -1,8 +1,5 @@
 """The pictures, checks and figures of the theory's experiments."""
 
-import json
-
-import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -19,14 +16,6 @@ def test_a_check_that_fails_or_is_nan_makes_the_exit_code_one():
     for wrong in (report.Check("off", 1.011, 1, 0.01), report.Check("lost", float("nan"), 1, 0.01)):
         assert report.conclude(console, [right, wrong]) == 1
     assert "NO" in console.export_text()
-
-
-def test_figures_are_one_flat_object(tmp_path):
-    figures = {"a": np.int64(1), "b": np.float32(0.5), "c": True, "lost": float("nan")}
-    report.write_figures(tmp_path / "figures.json", figures)
-    assert json.loads((tmp_path / "figures.json").read_text()) == {"a": 1, "b": 0.5, "c": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["figures.json"]
-    report.write_figures(None, {"a": 1})
 
 
 def test_lines_have_a_panel_for_each_group_and_points_beside_them():
