@@ -223,9 +223,8 @@ def kernel_not_flipped(rule, layer, residuals, y_bar, **options):
 @fault("nnx.max_pool", is_function(nnx.max_pool))
 def pool_mean_for_max(rule, layer, residuals, y_bar, **options):
     """Each element of the window gets the same share instead of the largest getting all."""
-    x, _ = residuals
     average, _ = rule_for(nnx.avg_pool)
-    return average.backward(nnx.avg_pool, x, y_bar, **options)
+    return average.backward(nnx.avg_pool, residuals, y_bar, **options)
 
 
 @fault("nnx.Linear and nnx.Conv", is_module(*WITH_KERNEL))

@@ -48,7 +48,7 @@ def cast_model(model: nnx.Module, dtype: Any) -> nnx.Module:
     its own ones, which are in the dtype of these.
     """
     graphdef, params, state = nnx.split(model, nnx.Param, ...)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
     copy = nnx.merge(graphdef, cast(params, dtype), cast(state, wide))
     for _, module in nnx.iter_modules(copy):
         if isinstance(module, nnx.SpectralNorm):

@@ -1,0 +1,76 @@
+"""What a model holds constant, and how it rounds by design, is not called wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from bpresearch import chainrule, verify
+from bpresearch.functional import split
+
+SQUARES = optax.losses.squared_error
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(2, 5, 3)).astype(np.float32)
+
+
+def test_what_the_model_holds_constant_is_constant_to_finite_differences():
+    """Flax stops the gradient of SpectralNorm's singular vectors, which move with the weights."""
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.SpectralNorm(nnx.Linear(3, 3, rngs=rngs), rngs=rngs), nnx.tanh)
+    x, y = batch()
+    for plant, passed in ((None, True), ("scaled", False)):
+        report = verify.model(
+            model, SQUARES, x, y, dtype="float64", oracles=["finite differences"], plant=plant
+        )
+        assert report.passed is passed, str(report)
+        assert not report.undecided
+
+
+def test_what_is_held_constant_in_a_loop_leaves_differences_undecided():
+    """The reason is said, and a right rule is not called wrong."""
+    model = nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), twice_rounded)
+    chainrule.rule(twice_rounded)(StraightThroughRule)
+    report = verify.model(model, SQUARES, *batch(), dtype="float64")
+    assert report.passed, str(report)
+    rows = [row for row in report.rows if row.oracle == "finite differences"]
+    assert rows and all(row.passed is None and "constant inside a loop" in row.detail for row in rows)
+
+
+def twice_rounded(x):
+    def step(x, _):
+        return x + jax.lax.stop_gradient(jnp.round(x) - x), None
+
+    return jax.lax.scan(step, x, length=2)[0]
+
+
+class StraightThroughRule:
+    def forward(layer, x):
+        return jnp.round(x), ()
+
+    def backward(layer, residuals, y_bar):
+        return {}, y_bar
+
+
+def test_attention_that_rounds_is_judged_at_its_own_resolution():
+    """Flax's attention rounds to float32 inside, which is a reason for undecided where it is too coarse."""
+    model = nnx.Sequential(nnx.MultiHeadAttention(1, 2, decode=False, rngs=nnx.Rngs(0)), nnx.tanh)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 3, 2)), rng.normal(size=(2, 3, 2))
+    check = verify.prepare(model, SQUARES, x, y, "float64", ["finite differences"])
+    rows = {row.path: row for row in check(model, x, y).rows}
+    assert rows["layers.0.out.kernel"].passed and rows["layers.0.out.kernel"].tolerance < 1e-5
+    assert rows["layers.0.query.kernel"].passed and "rounds" in rows["layers.0.query.kernel"].detail
+    assert rows["layers.0.key.bias"].passed is None and "rounds" in rows["layers.0.key.bias"].detail
+
+
+def test_running_averages_keep_float32():
+    """Flax updates them in float32 whatever the parameters are, and warns where they are not."""
+    model = nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    model = verify.cast_model(model, "bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(split(model)[1])} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(split(model)[2])} == {jnp.dtype("float32")}
+    model(jnp.ones((4, 3), jnp.bfloat16))
