@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bpresearch import sweep
+
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
@@ -35,6 +37,25 @@ def test_a_check_that_fails_is_exit_code_one(tmp_path):
     assert found.stderr == ""
 
 
+def test_the_table_of_mnist1d_has_every_model_and_both_orders_of_the_points(tmp_path):
+    flags = ("--steps=2", "--seed=0:2", "--notune", "--json=figures.json", "--workdir=here")
+    found = run(tmp_path, "mnist1d_table", *flags)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert all(len(line) <= 80 for line in found.stdout.splitlines())
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    models = ("linear", "residual_mlp", "cnn", "bidirectional_gru")
+    parts = {f"{model}.{part}" for model in models for part in ("plain", "shuffled")}
+    assert figures.keys() == {f"{part}.{of}" for part in parts for of in ("mean", "deviation", "best")}
+    assert all(figures[f"{part}.best"] >= figures[f"{part}.mean"] for part in parts)
+    assert (tmp_path / "here" / "mnist1d_table.png").read_bytes().startswith(b"\x89PNG")
+    order = data_of(tmp_path / "here" / "linear-shuffled", "test_accuracy")
+    assert not (order == data_of(tmp_path / "here" / "linear-plain", "test_accuracy")).all()
+
+
+def data_of(workdir, name):
+    return sweep.read(workdir)[name].values
+
+
 @pytest.mark.parametrize(
     ("name", "flag", "message"),
     [
@@ -42,6 +63,7 @@ def test_a_check_that_fails_is_exit_code_one(tmp_path):
         ("step_fidelity", "--momentum=1", "below 1"),
         ("convergence_rates", "--condition=uniform:10:100", "takes a list or a range"),
         ("minibatch_averaging", "--seed=3", "at least two seeds"),
+        ("mnist1d_table", "--seed=3", "at least two seeds"),
         ("deepobs_quadratic", "--workdir=", "is empty"),
     ],
 )
