@@ -175,6 +175,7 @@ def main() -> None:
     quick = flags.FLAGS.quick
     steps, rounds = (200, 3) if quick else (1000, 5)
     figures: dict[str, float] = {}
+    seconds: list[list[float]] = []  # of one step of each model of experiments/mnist1d_table.py: theirs, ours
     table = Table(
         "task", "steps/s", "nnx.jit loop", "PyTorch", "two PyTorch", title="Training steps a second"
     )
@@ -198,6 +199,8 @@ def main() -> None:
                 rates["fraction_of_peak"].append(
                     rates["ours"][-1] * dense_operations(options, batch) / peak()
                 )
+        if name.startswith("mnist1d") and "torch" in rates:
+            seconds.append([1 / statistics.median(rates[key]) for key in ("torch", "ours")])
         row = [name, f"{statistics.median(rates['ours']):,.0f}"]
         figures[f"{name}.steps_per_second"] = statistics.median(rates["ours"])
         for key in ("nnx_jit", "torch", "two_torch"):
@@ -213,6 +216,10 @@ def main() -> None:
         for loop in loops.values():
             loop.close()
     Console().print(table)
+    if seconds:
+        torch_seconds, our_seconds = (sum(each) for each in zip(*seconds, strict=True))
+        figures["mnist1d.table.speedup_vs_torch"] = ratio = torch_seconds / our_seconds
+        print(f"as many steps of each model on MNIST-1D: {ratio:.1f} times as fast as PyTorch")
     if "mlp.fraction_of_peak" in figures:
         print(f"mlp: {figures['mlp.fraction_of_peak']:.0%} of the measured peak of float32 matrix products")
     files.write_figures(json_file, figures)
