@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.report.style import axis_at, channels_by, panels, tooltips
+from bpresearch.report.style import NUMBER, channels_by, panels, tooltips
 
 
 def axis(field: str, title: str, *, log: bool = False, zero: bool = False, **options: Any) -> dict[str, Any]:
@@ -58,4 +58,6 @@ def _labels(axis: dict[str, Any], rows: pd.DataFrame) -> alt.Axis:
         return alt.Axis(tickCount=6)
     low, high = np.log10(scale.get("domain", [values.min(), values.max()]))
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
-    return axis_at(10.0 ** powers[:: 1 + len(powers) // 9]) if len(powers) > 1 else alt.Axis(format="~g")
+    if len(powers) < 2:
+        return alt.Axis(format="~g")
+    return alt.Axis(format="~g", labelExpr=NUMBER, values=list(10.0 ** powers[:: 1 + len(powers) // 9]))

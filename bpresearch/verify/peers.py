@@ -44,7 +44,7 @@ class Peers:
 
     def _gradient(self, dtype: str) -> tuple[Any, Any, list[Any]]:
         """The loss, and its gradient `(fault, *point)` by the rules, compiled; and the point."""
-        jax.clear_caches()  # a scan's body that was traced in the other precision would be taken for this one's
+        jax.clear_caches()  # a scan's body traced in the other precision would be taken for this one's
         model = cast_model(self.case.model, dtype)
         graphdef, params, state = split(model)
         data = cast((self.case.x, self.case.y), dtype)
