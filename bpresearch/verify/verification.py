@@ -40,14 +40,18 @@ def one_of(plants: Sequence[Plant], fault: jax.Array) -> Plant:
         if not planted:
             return rule
         rules = [rule, *planted.values()]
-        # Which of the few that touch this layer: 0 is its own rule.
-        index = jnp.sum(jnp.stack([jnp.where(fault == n, i, 0) for i, n in enumerate(planted, 1)]))
+
+        def index() -> jax.Array:
+            """Which of the few that touch this layer: 0 is its own rule. Asked where it is used, since a
+            rule that is met inside a loop is tested outside of it."""
+            return jnp.sum(jnp.stack([jnp.where(fault == n, i, 0) for i, n in enumerate(planted, 1)]))
+
         return SimpleNamespace(forward=_switched_forward(rules, index), backward=_switched(rules, index))
 
     return plant
 
 
-def _switched(rules: list[Rule], index: jax.Array) -> Callable[..., Any]:
+def _switched(rules: list[Rule], index: Callable[[], jax.Array]) -> Callable[..., Any]:
     def backward(layer, residuals, y_bar, **options):
         right = jax.eval_shape(lambda: rules[0].backward(layer, residuals, y_bar, **options))
 
@@ -57,12 +61,12 @@ def _switched(rules: list[Rule], index: jax.Array) -> Callable[..., Any]:
                 lambda shape, leaf: jnp.broadcast_to(leaf, shape.shape).astype(shape.dtype), right, found
             )
 
-        return lax.switch(index, [lambda rule=rule: answer(rule) for rule in rules])
+        return lax.switch(index(), [lambda rule=rule: answer(rule) for rule in rules])
 
     return backward
 
 
-def _switched_forward(rules: list[Rule], index: jax.Array) -> Callable[..., Any]:
+def _switched_forward(rules: list[Rule], index: Callable[[], jax.Array]) -> Callable[..., Any]:
     """Most faults leave `forward` alone; then there is nothing to switch."""
     different = {rule.forward: None for rule in rules}
     if len(different) == 1:
@@ -72,7 +76,7 @@ def _switched_forward(rules: list[Rule], index: jax.Array) -> Callable[..., Any]
     def forward(layer, *inputs, **options):
         # All are computed, in front of the switch, for a layer may change its state as it computes.
         answers = [f(layer, *inputs, **options) for f in different]
-        return lax.switch(which[index], [lambda answer=answer: answer for answer in answers])
+        return lax.switch(which[index()], [lambda answer=answer: answer for answer in answers])
 
     return forward
 

@@ -56,6 +56,17 @@ def test_a_planted_fault_is_what_its_number_says(tanh):
         np.testing.assert_allclose(*errors, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_faults_inside_a_loop_are_told_apart_by_their_numbers():
+    """The rule of a step is met inside the loop and tested outside of it."""
+    case = case_of(target("SimpleCell"))
+    plants = [faults_of(case)[name] for name in ("sign_wrong", "factor_doubled")]
+    check = verify.prepare(case.model, case.loss_fn, case.x, case.y, "float64", ["rule"], plants)
+    assert check(case.model, case.x, case.y).passed
+    for fault in range(2):
+        assert check(case.model, case.x, case.y, fault=fault).culprits == (case.where,)
+
+
 def test_right_gradients_of_random_models_are_not_rejected():
     result = random_models.verify_many(4, draws=2, seed=3)
     assert (result.verified, result.architectures, result.rejected) == (4, 2, 0), result.complaints
