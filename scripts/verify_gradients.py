@@ -27,6 +27,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "every_coordinate", 64, "parameters of at most so many elements get finite differences in each of them"
 )
+flags.DEFINE_enum("order", "1", ["1", "2"], "2 verifies the Hessian's product with a vector as well")
 flags.DEFINE_string("json", None, "file for the report")
 flags.DEFINE_string("html", None, "file for the report as a page")
 
@@ -53,7 +54,8 @@ def main() -> int:
     x, y = dataset.x[:count], shared.targets(dataset, loss, dataset.y[:count])
     try:
         report = verify.model(
-            model, loss, x, y, dtype=dtype, seed=flags.FLAGS.seed, plant=flags.FLAGS.plant,
+            model, loss, x, y, dtype=dtype, order=int(flags.FLAGS.order), seed=flags.FLAGS.seed,
+            plant=flags.FLAGS.plant,
             every_coordinate_up_to=flags.FLAGS.every_coordinate,
         )  # fmt: skip
     except verify.FaultError as error:

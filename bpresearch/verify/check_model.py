@@ -1,6 +1,7 @@
 """Verification of a whole model: is its chain-rule gradient right, and if not, which rule is wrong?"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from bpresearch.verify.directions import MISSED
 from bpresearch.verify.faults import plant_fault
 from bpresearch.verify.precision import cast, cast_model, parameter_dtype
 from bpresearch.verify.report import Report
+from bpresearch.verify.second_order import second_order_rows
 from bpresearch.verify.verification import ORACLES, Verification
 
 DTYPES = ("float64", "float32", "bfloat16")
@@ -25,6 +27,7 @@ def model(
     y: Any,
     *,
     dtype: Any = None,
+    order: int = 1,
     oracles: Sequence[str] = ORACLES,
     every_coordinate_up_to: int = 64,
     missed: float = MISSED,
@@ -48,6 +51,8 @@ def model(
         y: the targets, as `loss_fn` takes them.
         dtype: working precision of the second question: "float32" or "bfloat16"; with "float64" only the
             first is asked. Default: the dtype of the model's parameters.
+        order: 2 verifies the hand-written product of the Hessian with a vector as well (`chainrule.hvp`,
+            see `bpresearch.verify.second_order`), where the layers have second-order rules.
         oracles: which of "autodiff", "finite differences", "rounding", "rule" (each layer's rule by itself,
             which names the culprits) and "behaviour" (see `bpresearch.verify.behaviour`) to ask.
         every_coordinate_up_to: leaves of at most so many elements get finite differences in each of them.
@@ -58,11 +63,21 @@ def model(
             `@layers.2` after it for a certain layer, or a function `(path, layer, rule) -> rule`.
 
     Raises:
-        ValueError: unknown `dtype`, oracle or fault, or a fault that fits no layer of the model.
+        ValueError: unknown `dtype`, order, oracle or fault, or a fault that fits no layer of the model.
         NoRuleError: a layer of the model, or the loss, has no rule.
     """
+    if order not in (1, 2):
+        raise ValueError(f"order {order} is not 1 or 2")
     prepared = prepare(model, loss_fn, x, y, dtype, oracles, () if plant is None else (plant,))
-    return prepared(model, x, y, every_coordinate_up_to=every_coordinate_up_to, missed=missed, seed=seed)
+    report = prepared(model, x, y, every_coordinate_up_to=every_coordinate_up_to, missed=missed, seed=seed)
+    if order == 1:
+        return report
+    with jax.enable_x64(True):
+        high = cast_model(cast_model(model, prepared.dtype), "float64")
+        high_x, high_y = cast(cast((x, y), prepared.dtype), "float64")
+        rows = second_order_rows(high, loss_fn, high_x, high_y, seed)
+    reasons = dict.fromkeys(f"second order: {row.detail}" for row in rows if row.passed is None)
+    return replace(report, rows=(*report.rows, *rows), notes=(*report.notes, *reasons))
 
 
 def prepare(

@@ -220,6 +220,8 @@ def _table(rows: Iterable[Row], heading: str) -> list[str]:
 def _number(row: Row | None) -> str:
     if row is None:
         return "-"
+    if row.passed is None and row.error != row.error:
+        return "?"
     if row.oracle == "rounding":
         return f"{row.error:.2f}" if row.error < 1e4 else f"{row.error:.1e}"
     return f"{row.error:.1e}"
