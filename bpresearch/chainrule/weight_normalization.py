@@ -1,12 +1,10 @@
 """Layers whose weights are normalised before they are used: WeightNorm and SpectralNorm.
 
 Both wrap a layer: they give it weights W' made from its own W, and its own rule answers for y by x and W'.
-What is left is the derivative of W' by W. While the wrapped layer's rule is at work, W' stands in the
-place of W; after it, W is back.
+What is left is the derivative of W' by W. The wrapped layer's rule is given a copy of it with W' in the place
+of W, so that the rules work inside loops and switches, where the layer itself cannot be changed.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ from jax import lax
 from bpresearch.chainrule.engine import backward, forward
 from bpresearch.chainrule.gather import gather
 from bpresearch.chainrule.registry import rule
+from bpresearch.functional import merge, split
 
 Weights = list[tuple[tuple[Any, ...], nnx.Param]]
 """Parameters of a wrapped layer, with their paths in it."""
@@ -37,16 +36,13 @@ class WeightNormRule:
     def forward(layer, *inputs):
         chosen = _chosen(layer)
         sizes = [_inverse_norm(layer, weights[...]) for _, weights in chosen]
-        with _standing_in(chosen, _normalised(layer, chosen, sizes)):
-            y, kept = forward(layer.layer_instance, *inputs, name=("layer_instance",))
+        y, kept = _forward(layer, chosen, _normalised(layer, chosen, sizes), inputs)
         return y, (sizes, kept)
 
     def backward(layer, residuals, y_bar):
         sizes, kept = residuals
         chosen, scales = _chosen(layer), {}
-        with _standing_in(chosen, _normalised(layer, chosen, sizes)):
-            grads, x_bar = backward(layer.layer_instance, kept, y_bar, name=("layer_instance",))
-            grads = gather(layer.layer_instance, grads)
+        grads, x_bar = _backward(layer, chosen, _normalised(layer, chosen, sizes), kept, y_bar)
         for (path, weights), r in zip(chosen, sizes, strict=True):
             others = _other_axes(layer, weights)
             bar, direction = _at(grads, path), weights[...] * r
@@ -74,8 +70,7 @@ class SpectralNormRule:
     def forward(layer, *inputs, update_stats=None):
         chosen = _matrices(layer)
         spectra = [_power_method(layer, path, _matrix(weights)) for path, weights in chosen]
-        with _standing_in(chosen, _divided(layer, chosen, spectra)):
-            y, kept = forward(layer.layer_instance, *inputs, name=("layer_instance",))
+        y, kept = _forward(layer, chosen, _divided(layer, chosen, spectra), inputs)
         if not layer.use_running_average if update_stats is None else update_stats:
             for (path, _), (u, _, s) in zip(chosen, spectra, strict=True):
                 for name, value in (("u", u), ("sigma", s)):
@@ -87,9 +82,7 @@ class SpectralNormRule:
         spectra, kept = residuals
         chosen = _matrices(layer)
         divided = _divided(layer, chosen, spectra)
-        with _standing_in(chosen, divided):
-            grads, x_bar = backward(layer.layer_instance, kept, y_bar, name=("layer_instance",))
-            grads = gather(layer.layer_instance, grads)
+        grads, x_bar = _backward(layer, chosen, divided, kept, y_bar)
         for (path, weights), new, (u, v, s) in zip(chosen, divided, spectra, strict=True):
             bar = _at(grads, path)
             through_s = jnp.where(s != 0, jnp.sum(bar * new), 0) * (v.T @ u)
@@ -98,16 +91,27 @@ class SpectralNormRule:
         return {"layer_instance": grads}, x_bar
 
 
-@contextmanager
-def _standing_in(chosen: Weights, values: list[jax.Array]) -> Iterator[None]:
-    before = [weights[...] for _, weights in chosen]
-    try:
-        for (_, weights), value in zip(chosen, values, strict=True):
-            weights.set_value(value)
-        yield
-    finally:
-        for (_, weights), value in zip(chosen, before, strict=True):
-            weights.set_value(value)
+def _forward(layer, chosen, values, inputs):
+    """y and residuals of the wrapped layer with these weights; what else it changes of itself, it keeps."""
+    wrapped = _with_weights(layer, chosen, values)
+    y, kept = forward(wrapped, *inputs, name=("layer_instance",))
+    _, _, state = nnx.split(wrapped, nnx.Param, ...)
+    if state:
+        nnx.update(layer.layer_instance, state)
+    return y, kept
+
+
+def _backward(layer, chosen, values, kept, y_bar):
+    wrapped = _with_weights(layer, chosen, values)
+    grads, x_bar = backward(wrapped, kept, y_bar, name=("layer_instance",))
+    return gather(wrapped, grads), x_bar
+
+
+def _with_weights(layer, chosen: Weights, values: list[jax.Array]) -> nnx.Module:
+    graphdef, params, state = split(layer.layer_instance)
+    for (path, _), value in zip(chosen, values, strict=True):
+        _put(params, path, value)
+    return merge(graphdef, params, state)
 
 
 def _parameters(layer) -> Weights:

@@ -56,10 +56,10 @@ def test_a_planted_fault_is_what_its_number_says(tanh):
         np.testing.assert_allclose(*errors, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_faults_inside_a_loop_are_told_apart_by_their_numbers():
-    """The rule of a step is met inside the loop and tested outside of it."""
-    case = case_of(target("SimpleCell"))
+@pytest.mark.parametrize("name", ["SimpleCell", "WeightNorm"])
+def test_faults_inside_a_transformation_are_told_apart_by_their_numbers(name):
+    """The rule of a cell is met inside a loop and tested outside of it; WeightNorm's works in a switch."""
+    case = case_of(target(name))
     plants = [faults_of(case)[name] for name in ("sign_wrong", "factor_doubled")]
     check = verify.prepare(case.model, case.loss_fn, case.x, case.y, "float64", ["rule"], plants)
     assert check(case.model, case.x, case.y).passed
