@@ -96,7 +96,10 @@ def patch_convolution(
     patches = extract_patches(x, kernel.shape[:-2], window_strides, padding, lhs_dilation, rhs_dilation)
     options = {"precision": precision, "preferred_element_type": preferred_element_type}
     if feature_group_count == 1:
-        return jnp.matmul(patches, kernel.reshape(-1, kernel.shape[-1]), **options)
+        # As one matrix product: autodiff's derivative of a product with more axes copies its transpose.
+        rows = patches.reshape(-1, patches.shape[-1])
+        y = jnp.matmul(rows, kernel.reshape(-1, kernel.shape[-1]), **options)
+        return y.reshape(*patches.shape[:-1], kernel.shape[-1])
     elements, groups = math.prod(kernel.shape[:-2]), feature_group_count
     patches = patches.reshape(*patches.shape[:-1], elements, groups, kernel.shape[-2])
     kernel = kernel.reshape(elements, kernel.shape[-2], groups, -1)
