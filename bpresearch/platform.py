@@ -10,6 +10,11 @@ import jax
 import jax.numpy as jnp
 
 PLATFORMS = ("cpu", "gpu", "tpu")
+XLA_OPTIONS = {
+    "xla_cpu_multi_thread_eigen": "false",  # one run per core beats many cores per product
+    "xla_gpu_deterministic_ops": "true",  # the same bits in every call and after every compile
+}
+"""Options of XLA, unless the environment's XLA_FLAGS sets them."""
 DTYPES = {"float32": jnp.float32, "float64": jnp.float64, "bfloat16": jnp.bfloat16}
 
 
@@ -31,9 +36,10 @@ def start(platform: str | None = None, precision: str = "float32", cpu_devices: 
         raise ValueError(f"--precision={precision} is not one of {', '.join(DTYPES)}")
     if platform not in (None, *PLATFORMS):
         raise ValueError(f"--platform={platform} is not one of {', '.join(PLATFORMS)}")
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_cpu_multi_thread_eigen" not in flags:  # one run per core beats many cores per product
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    for name, value in XLA_OPTIONS.items():
+        flags = os.environ.get("XLA_FLAGS", "")
+        if name not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
     if platform == "cpu":
         choose(platform)
     _keep_programs()

@@ -1,7 +1,8 @@
 """How many training steps a second, against the ways to train that one would write otherwise.
 
 Measures, in one run and in turn: bpresearch's populations, a loop over `nnx.jit` steps, and PyTorch's eager
-loop in one process and in two at once (where PyTorch is installed: EXTRAS=torch scripts/run FILE).
+loop in one process and in two at once (where PyTorch is installed: EXTRAS=torch scripts/run FILE). On an
+accelerator, all of these run there, and the same populations on the machine's CPU beside them.
 Compilation is not counted. Each ratio is the median over rounds; the machine should do nothing else.
 """
 
@@ -10,8 +11,8 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -25,17 +26,18 @@ from rich.table import Table
 from bpresearch import autodiff, chainrule, data, files, models, optim, platform, sweep
 from bpresearch import flags as shared
 from bpresearch.optim import schedules
-from bpresearch.sweep import store
-from bpresearch.sweep.blocks import Block, train_block
-from bpresearch.sweep.chunks import Pace
+from bpresearch.sweep.estimate import Rehearsal
 from bpresearch.sweep.layout import planned
-from bpresearch.sweep.population import measured_variables
-from bpresearch.sweep.stream import Stream
 
 flags.DEFINE_bool("quick", False, "fewer steps and rounds: done within 50 s")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")
 flags.DEFINE_string("only", "", "tasks whose name starts with this")
+flags.DEFINE_string("platform", None, "cpu, gpu, tpu; by default the best there is")
+flags.DEFINE_integer("runs", None, "of each population; by default 90, 64 or 10, by the task")
 flags.DEFINE_string("gradient", "autodiff", "where the populations' gradients come from: autodiff, chainrule")
+flags.DEFINE_bool(
+    "served", False, "trains --only a task, whenever a line comes in, and prints steps a second"
+)
 
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
 
@@ -62,66 +64,30 @@ def tasks() -> dict:
     return {name: task for name, task in found.items() if name.startswith(flags.FLAGS.only)}
 
 
-class Ours:
-    """A population of runs with momentum, on all devices."""
-
-    def __init__(self, dataset, model, options, batch, runs, steps):
-        engine = {"autodiff": autodiff, "chainrule": chainrule}[flags.FLAGS.gradient]
-        self.experiment = sweep.Experiment(
-            dataset,
-            model,
-            CROSS_ENTROPY,
-            options,
-            gradient=engine.gradient,
-            steps=steps,
-            eval_every=steps,
-        )
-        rates = np.geomspace(1e-3, 1e-2, -(-runs // 5)).tolist()
-        axes = sweep.grid(
-            optimizer=optim.momentum,
-            schedule=schedules.constant,
-            lr=rates,
-            momentum=0.9,
-            batch_size=batch,
-            seed=range(5),
-        )
-        runs = sweep.expand(axes, model)[:runs]
-        self.data = self.experiment.examples()
-        metrics = measured_variables(self.experiment, runs[0], self.data)
-        group, rows = store.open_store(None, self.experiment, runs, metrics)
-        self.block = Block(runs, rows)
-        self.program = planned(self.experiment, runs, self.data)
-        self.pace = Pace(self.experiment.parts_in_a_chunk)
-        self.stream = Stream(self.experiment, group, lambda **_: None)
-
-    def __call__(self) -> float:
-        begun = time.perf_counter()
-        train_block(
-            self.experiment, self.program, self.block, self.data, self.pace, self.stream, threading.Event()
-        )
-        self.stream.flush()
-        return len(self.block.rows) * self.experiment.steps / (time.perf_counter() - begun)
+def ours(dataset, model, options, batch, runs, steps) -> Callable[[], float]:
+    """Trains a population of runs with momentum on all devices when called; their steps a second together."""
+    gradient = {"autodiff": autodiff, "chainrule": chainrule}[flags.FLAGS.gradient].gradient
+    experiment = sweep.Experiment(
+        dataset, model, CROSS_ENTROPY, options, gradient=gradient, steps=steps, eval_every=steps
+    )
+    rates = np.geomspace(1e-3, 1e-2, -(-runs // 5)).tolist()
+    axes = sweep.grid(optimizer=optim.momentum, schedule=schedules.constant, lr=rates, momentum=0.9,
+                      batch_size=batch, seed=range(5))  # fmt: skip
+    settings = sweep.expand(axes, model)[:runs]
+    program = planned(experiment, settings, experiment.examples())
+    return Rehearsal(experiment, settings, program).steps_per_second
 
 
-class Loops:
-    """Python training loops in processes of their own, all at once; called, their steps a second together."""
+class Others:
+    """Processes that train as well, all at once; called, their steps a second together."""
 
-    def __init__(self, framework: str, name: str, batch: int, steps: int, processes: int = 1):
-        script = Path(__file__).with_name("benchmark_loops.py")
-        threads = 1 if processes > 1 else platform.available_cores()
-        command = [
-            sys.executable,
-            str(script),
-            framework,
-            name,
-            str(batch),
-            str(steps),
-            str(threads),
-        ]
+    def __init__(self, command: list[str], processes: int = 1):
         environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+        if flags.FLAGS.platform == "cpu":
+            environment["JAX_PLATFORMS"] = "cpu"
         pipe = subprocess.PIPE
         self.processes = [
-            subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+            subprocess.Popen([sys.executable, *command], stdin=pipe, stdout=pipe, text=True, env=environment)
             for _ in range(processes)
         ]
         self.ready = {self._read(process) for process in self.processes} == {"ready"}
@@ -142,9 +108,30 @@ class Loops:
             process.communicate()  # closes its input, which ends it
 
 
+def python_loop(framework: str, name: str, batch: int, steps: int, processes: int = 1) -> Others:
+    """Loops of a framework, each with its share of the cores."""
+    script = str(Path(__file__).with_name("benchmark_loops.py"))
+    threads = 1 if processes > 1 else platform.available_cores()
+    return Others([script, framework, name, str(batch), str(steps), str(threads)], processes)
+
+
+def on_cpu(name: str) -> Others:
+    """The same population on the CPU."""
+    given = [f"--{flag}={flags.FLAGS[flag].value}" for flag in ("quick", "gradient")]
+    given += [f"--runs={flags.FLAGS.runs}"] if flags.FLAGS.runs else []
+    return Others([__file__, "--platform=cpu", "--served", f"--only={name}", *given])
+
+
+def serve(population: Callable[[], float]) -> None:
+    """Trains at every line that comes in, and prints steps a second."""
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(population(), flush=True)
+
+
 def peak() -> float:
     """Floating-point operations a second of float32 matrix products, one on each device at once."""
-    count, size = len(jax.devices()), 1024
+    count, size = len(jax.devices()), 1024 if jax.default_backend() == "cpu" else 4096
     mesh = jax.make_mesh((count,), ("devices",))
     spec = jax.sharding.PartitionSpec("devices")
     product = jax.jit(
@@ -169,41 +156,54 @@ def dense_operations(options, batch) -> float:
     return 3 * sum(products) - products[0]
 
 
+PEERS = {"nnx_jit": "nnx.jit loop", "torch": "PyTorch", "two_torch": "two PyTorch", "cpu": "CPU"}
+
+
 def main() -> None:
     json_file = shared.output_file("json")
-    platform.start()
+    # A GPU's memory is shared with the other processes.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    platform.start(flags.FLAGS.platform)
     quick = flags.FLAGS.quick
     steps, rounds = (200, 3) if quick else (1000, 5)
+    chosen = tasks()
+    if not chosen:
+        raise ValueError(f"--only={flags.FLAGS.only}: no task's name starts with this")
+    if flags.FLAGS.runs is not None:
+        shared.positive("runs")
     figures: dict[str, float] = {}
     seconds: list[list[float]] = []  # of one step of each model of experiments/mnist1d_table.py: theirs, ours
-    table = Table(
-        "task", "steps/s", "nnx.jit loop", "PyTorch", "two PyTorch", title="Training steps a second"
-    )
-    for name, task in tasks().items():
+    accelerated = jax.default_backend() != "cpu"
+    shown = [peer for peer in PEERS if accelerated or peer != "cpu"]
+    table = Table("task", "steps/s", *(PEERS[peer] for peer in shown), title="Training steps a second")
+    for name, task in chosen.items():
         dataset, model, options, batch, runs = task
-        ours = Ours(dataset, model, options, batch, runs, steps)
-        ours()
-        loops = {
-            "nnx_jit": Loops("nnx", name, batch, steps),
-            "torch": Loops("torch", name, batch, steps),
+        population = ours(dataset, model, options, batch, flags.FLAGS.runs or runs, steps)
+        population()
+        if flags.FLAGS.served:
+            return serve(population)
+        others = {
+            "nnx_jit": python_loop("nnx", name, batch, steps),
+            "torch": python_loop("torch", name, batch, steps),
         }
         if name == "mlp":
-            loops["two_torch"] = Loops("torch", name, batch, steps, processes=2)
-        others = {key: loop for key, loop in loops.items() if loop.ready}
+            others["two_torch"] = python_loop("torch", name, batch, steps, processes=2)
+        if accelerated:
+            others["cpu"] = on_cpu(name)
+        others = {key: other for key, other in others.items() if other.ready}
         rates: dict[str, list] = {"ours": [], "fraction_of_peak": [], **{key: [] for key in others}}
         for _ in range(rounds):
-            rates["ours"].append(ours())
+            rates["ours"].append(population())
             for key, other in others.items():
                 rates[key].append(other())
             if name == "mlp":
-                rates["fraction_of_peak"].append(
-                    rates["ours"][-1] * dense_operations(options, batch) / peak()
-                )
+                operations = rates["ours"][-1] * dense_operations(options, batch)
+                rates["fraction_of_peak"].append(operations / peak())
         if name.startswith("mnist1d") and "torch" in rates:
             seconds.append([1 / statistics.median(rates[key]) for key in ("torch", "ours")])
         row = [name, f"{statistics.median(rates['ours']):,.0f}"]
         figures[f"{name}.steps_per_second"] = statistics.median(rates["ours"])
-        for key in ("nnx_jit", "torch", "two_torch"):
+        for key in shown:
             if key not in rates:
                 row.append("-")
                 continue
@@ -213,8 +213,8 @@ def main() -> None:
         if rates["fraction_of_peak"]:
             figures[f"{name}.fraction_of_peak"] = statistics.median(rates["fraction_of_peak"])
         table.add_row(*row)
-        for loop in loops.values():
-            loop.close()
+        for other in others.values():
+            other.close()
     Console().print(table)
     if seconds:
         torch_seconds, our_seconds = (sum(each) for each in zip(*seconds, strict=True))

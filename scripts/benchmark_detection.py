@@ -130,16 +130,18 @@ def main() -> int:
     for case in track(known, "planting", console=console, transient=True):
         faults = cases.faults_of(case, each=1 if quick else 3)
         plant_all(case, faults, tally, peers)
+    console.print(table(tally, peers))
+    for line in [*tally.complaints, *(f"no case for the rule of {m}" for m in missing)]:
+        print(line)
     begun = time.perf_counter()
     models = random_models.verify_many(
         count, draws, flags.FLAGS.seed, lambda numbers: track(numbers, "right gradients", console=console)
     )
-    console.print(table(tally, peers))
     console.print(
         f"{models.verified} random models, {models.architectures} architectures: {models.rejected} rejected, "
         f"{models.undecided} of {models.leaves} leaves undecided, in {time.perf_counter() - begun:.0f} s"
     )
-    for line in [*tally.complaints, *models.complaints, *(f"no case for the rule of {m}" for m in missing)]:
+    for line in models.complaints:
         print(line)
     figures = {
         "planted": tally.planted,

@@ -2,7 +2,8 @@
 
 Called as `benchmark_loops.py FRAMEWORK TASK BATCH STEPS THREADS`, FRAMEWORK being `nnx` or `torch`. Prints
 "ready" when warm and then, for every line it reads, trains STEPS steps and prints steps a second. Prints
-"missing" where the framework is not installed. JAX runs with its own defaults here.
+"missing" where the framework is not installed. JAX runs with its own defaults here. Both use a GPU if there
+is one and JAX_PLATFORMS does not say "cpu".
 """
 
 import itertools
@@ -131,15 +132,20 @@ def torch_loop(name, batch, threads):
         for before, kernel in ((1, 5), (25, 3), (25, 3)):
             layers += [nn.Conv1d(before, 25, kernel, stride=2, padding=1), nn.ReLU()]
         model, shape = nn.Sequential(*layers, nn.Flatten(), nn.Linear(125, 10)), shape[::-1]
-    x, y = torch.randn(4000, *shape), torch.arange(4000) % 10
+    on_gpu = torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    model.to(device)
+    x, y = torch.randn(4000, *shape, device=device), torch.arange(4000, device=device) % 10
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
     loss_fn = nn.CrossEntropyLoss()
 
     def train(order):
-        for index in torch.from_numpy(order):
+        for index in torch.from_numpy(order).to(device):
             optimizer.zero_grad()
             loss_fn(model(x[index]), y[index]).backward()
             optimizer.step()
+        if on_gpu:
+            torch.cuda.synchronize()
 
     return train
 

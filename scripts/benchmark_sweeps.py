@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,8 @@ from rich.table import Table
 from bpresearch import data, files, models, optim, platform, sweep, train
 from bpresearch import flags as shared
 from bpresearch.optim import schedules
-from bpresearch.sweep import store
-from bpresearch.sweep.blocks import Block, train_block
-from bpresearch.sweep.chunks import Pace
+from bpresearch.sweep.estimate import Rehearsal
 from bpresearch.sweep.layout import planned
-from bpresearch.sweep.population import measured_variables
-from bpresearch.sweep.stream import Stream
 
 flags.DEFINE_bool("quick", False, "fewer steps, runs and rounds: done within 50 s")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")
@@ -50,22 +47,10 @@ def grid(batch: int, runs: int) -> sweep.Axes:
                       batch_size=batch, seed=0)  # fmt: skip
 
 
-class Population:
-    """Runs in memory; called, their steps a second together."""
-
-    def __init__(self, task: sweep.Experiment, axes: sweep.Axes, layout: str):
-        self.task, self.data = task, task.examples()
-        runs = sweep.expand(axes, task.model)
-        group, rows = store.open_store(None, task, runs, measured_variables(task, runs[0], self.data))
-        self.block, self.group = Block(runs, rows), group
-        self.program = planned(task, runs, self.data, layout)
-
-    def __call__(self) -> float:
-        begun = time.perf_counter()
-        stream, pace = Stream(self.task, self.group, lambda **_: None), Pace(self.task.parts_in_a_chunk)
-        train_block(self.task, self.program, self.block, self.data, pace, stream, threading.Event())
-        stream.flush()
-        return len(self.block.rows) * self.task.steps / (time.perf_counter() - begun)
+def population(task: sweep.Experiment, axes: sweep.Axes, layout: str) -> Callable[[], float]:
+    """Trains the runs in memory when it is called; their steps a second together."""
+    runs = sweep.expand(axes, task.model)
+    return Rehearsal(task, runs, planned(task, runs, task.examples(), layout)).steps_per_second
 
 
 class PythonLoop:
@@ -98,11 +83,11 @@ def layouts(figures: dict[str, float], steps: int, rounds: int) -> None:
     """Two sizes of model under each layout, and the loop in Python."""
     for name, width, batch in (("small", 16, 20), ("wide", 100, 100)):
         task, axes = experiment(models.mlp, {"widths": (width,)}, steps), grid(batch, 64)
-        ours = {layout: Population(task, axes, layout) for layout in ("auto", "map", "vmap")}
+        ours = {layout: population(task, axes, layout) for layout in ("auto", "map", "vmap")}
         loop = PythonLoop(task, axes)
         rates: dict[str, list[float]] = {"loop": [], **{layout: [] for layout in ours}}
         for round_ in range(rounds + 1):
-            found = {"loop": loop(steps), **{layout: population() for layout, population in ours.items()}}
+            found = {"loop": loop(steps), **{layout: rate() for layout, rate in ours.items()}}
             for key, rate in found.items() if round_ else ():
                 rates[key].append(rate)
         middle = {key: statistics.median(found) for key, found in rates.items()}

@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,13 +27,14 @@ from bpresearch.optim import schedules
 
 flags.DEFINE_integer("kills", 20, "how often a sweep is killed")
 flags.DEFINE_integer("random_seed", 0, "of the moments")
+flags.DEFINE_string("platform", "cpu", "where the sweep is trained: cpu, gpu, tpu")
 flags.DEFINE_bool("quick", False, "three kills")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")
 
 
 def train(workdir: Path) -> None:
     """A sweep of a few seconds, with a checkpoint after every chunk."""
-    platform.start("cpu")
+    platform.start(flags.FLAGS.platform)
     task = data.load("spirals")
     loss = optax.losses.softmax_cross_entropy_with_integer_labels
     experiment = sweep.Experiment(task, models.mlp, loss, {"widths": (64, 64)}, steps=1000, eval_every=50)
@@ -54,7 +56,8 @@ def compare(workdir: Path, undisturbed: Path) -> None:
 
 def apart(function: Callable[..., None], *arguments: Path) -> int:
     """The id of a process of its own that calls the function and then exits with 0."""
-    child = os.fork()  # the parent starts neither JAX nor zarr: it can be forked
+    with warnings.catch_warnings(action="ignore"):  # zarr's thread, which zarr itself renews in a fork
+        child = os.fork()
     if child == 0:
         function(*arguments)
         os._exit(0)

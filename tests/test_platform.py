@@ -1,5 +1,6 @@
 """Where JAX runs: in a process of its own, as it can be settled only once."""
 
+import os
 import subprocess
 import sys
 
@@ -20,9 +21,12 @@ def test_unknown_names_are_one_line(arguments, message):
         platform.start(**arguments)
 
 
-def in_a_process(text):
+def in_a_process(text, **environment):
     code = f"from bpresearch import platform\nimport jax, jax.numpy as jnp\n{text}"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    environment = {**os.environ, **environment}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
     assert found.returncode == 0, found.stderr
     return found.stdout.split()
 
@@ -37,3 +41,11 @@ def test_the_cpu_shows_the_devices_asked_for_and_the_precision():
 def test_a_platform_that_is_not_there_is_named_with_what_is():
     code = "try: platform.start('tpu')\nexcept ValueError as error: print(error)"
     assert " ".join(in_a_process(code)) == "--platform=tpu: this machine has cpu"
+
+
+def test_programs_give_the_same_bits_in_every_process_unless_xla_is_told_otherwise():
+    code = "import os; platform.start('cpu'); print(jax.jit(jnp.add)(1, 1), os.environ['XLA_FLAGS'])"
+    ours = "--xla_cpu_multi_thread_eigen=false --xla_gpu_deterministic_ops=true"
+    assert in_a_process(code, XLA_FLAGS="") == ["2", *ours.split()]
+    mine = ours.replace("true", "false")
+    assert in_a_process(code, XLA_FLAGS=mine) == ["2", *mine.split()]

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax import lax
 
 from bpresearch.models.dense import Activation, dense
 from bpresearch.models.initializers import initializers
@@ -28,7 +27,7 @@ def cnn(
     pooling: str = "none",
     activation: Activation = nnx.relu,
     initialization: str = "lecun",
-    convolution: Callable[..., jax.Array] | None = None,
+    convolution: Callable[..., jax.Array] = patch_convolution,
     rngs: nnx.Rngs,
 ) -> nnx.Sequential:
     """Convolutions with an activation after each, flattened into one dense layer.
@@ -48,8 +47,8 @@ def cnn(
         activation: the function after each convolution.
         initialization: a name that `initializers` takes.
         convolution: how convolutions are computed, as `nnx.Conv(conv_general_dilated=...)` takes it;
-            default: patches times a matrix on the CPU, where XLA's convolution is slow inside loops, and
-            XLA's convolution elsewhere.
+            default: patches times a matrix. XLA's `lax.conv_general_dilated` is slow inside loops on a CPU,
+            and on a GPU when every run of a population has a kernel of its own.
         rngs: source of the initial weights.
 
     Raises:
@@ -75,7 +74,6 @@ def cnn(
         layers, input_shape = [add_channel], (*input_shape, 1)
     *size, before = input_shape
     axes = len(size)
-    convolution = convolution or default_convolution()
     for number, (after, kernel_size) in enumerate(zip(channels, kernel_sizes, strict=True), start=1):
         init = initializers(initialization, before * kernel_size**axes)
         layers.append(
@@ -149,8 +147,3 @@ def _size_after(layers: Sequence[Any], input_shape: Sequence[int]) -> tuple[int,
     x = jax.ShapeDtypeStruct((1, *input_shape), "float32")
     layers = [layer for layer in layers if layer is not add_channel]
     return jax.eval_shape(nnx.Sequential(*layers), x).shape[1:-1] if layers else tuple(input_shape[:-1])
-
-
-def default_convolution() -> Callable[..., jax.Array]:
-    """The convolution that is fast in compiled loops on JAX's default device."""
-    return patch_convolution if jax.default_backend() == "cpu" else lax.conv_general_dilated

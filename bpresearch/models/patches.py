@@ -1,7 +1,8 @@
 """Convolution as patches times a matrix, and the windows it shares with pooling.
 
-XLA's convolution on the CPU loses most of its speed inside loops (`lax.scan`, `lax.map`). Cutting out the
-shifted copies of the input that the kernel sees, its *patches*, and multiplying them by the kernel as a
+XLA's convolution on the CPU loses most of its speed inside loops (`lax.scan`, `lax.map`), and on a GPU under
+`vmap`, where kernels that differ between runs make it a convolution with a group for each run. Cutting out
+the shifted copies of the input that the kernel sees, its *patches*, and multiplying them by the kernel as a
 matrix ("im2col", Chellapilla, Puri and Simard 2006) keeps the speed of matrix products there.
 """
 

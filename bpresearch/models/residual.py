@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from flax import nnx
 
 from bpresearch.models.combinators import Parallel, Residual, add
-from bpresearch.models.convolutional import default_convolution
 from bpresearch.models.dense import dense
+from bpresearch.models.patches import patch_convolution
 from bpresearch.models.shapes import add_channel, average
 
 
@@ -53,7 +53,7 @@ def resnet(
             strides=stride,
             use_bias=False,
             kernel_init=nnx.initializers.he_normal(),
-            conv_general_dilated=default_convolution(),
+            conv_general_dilated=patch_convolution,
             rngs=rngs,
         )
         return [layer, nnx.BatchNorm(after, momentum=0.9, rngs=rngs)]

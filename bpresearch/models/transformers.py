@@ -8,7 +8,7 @@ from flax import nnx
 
 from bpresearch.models.attention import CausalAttention, dot_product_attention
 from bpresearch.models.combinators import LayerStack, LearnedPositions, Residual, Unembed
-from bpresearch.models.convolutional import default_convolution
+from bpresearch.models.patches import patch_convolution
 from bpresearch.models.shapes import add_channel, average, positions, swap
 
 gelu = partial(nnx.gelu, approximate=True)
@@ -203,7 +203,7 @@ def _patches(model, input_shape, patch_size, width, rngs):
         window,
         strides=window,
         padding="VALID",
-        conv_general_dilated=default_convolution(),
+        conv_general_dilated=patch_convolution,
         rngs=rngs,
     )
     return [*layers, cut, positions], math.prod(n // patch_size for n in size)

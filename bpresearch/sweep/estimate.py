@@ -1,5 +1,6 @@
 """What a sweep will take, before it is run."""
 
+import contextlib
 import threading
 import time
 from typing import Any, NamedTuple
@@ -7,14 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpresearch.sweep import store
-from bpresearch.sweep.blocks import Block, Interrupted, train_block
+from bpresearch.sweep.blocks import Block, Interrupted, blocks_of, train_block
 from bpresearch.sweep.checks import axes_of, check
 from bpresearch.sweep.chunks import Pace, parts_of
 from bpresearch.sweep.description import coordinate
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings, constants, expand, groups, scheduled
 from bpresearch.sweep.layout import memory_of, planned
-from bpresearch.sweep.population import measured_variables
+from bpresearch.sweep.population import Population, measured_variables
 from bpresearch.sweep.stream import Stream
 
 
@@ -47,21 +48,44 @@ def estimate(experiment: Experiment, axes: Axes | list[Settings], **options: Any
     return [_one(experiment, group, data, options) for group in groups(runs)]
 
 
+class Rehearsal:
+    """Runs that are trained in memory, from the beginning each time: what their program takes.
+
+    Args:
+        experiment: what the runs have in common.
+        runs: of one group.
+        program: theirs.
+    """
+
+    def __init__(self, experiment: Experiment, runs: list[Settings], program: Population):
+        self.experiment, self.program, self.data = experiment, program, experiment.examples()
+        metrics = measured_variables(experiment, runs[0], self.data)
+        self.group, rows = store.open_store(None, experiment, runs, metrics)
+        self.blocks = list(blocks_of(Block(runs, rows), program.size))
+
+    def seconds(self, first_part_only: bool = False) -> float:
+        """Trains the runs, to the end or for one part of their steps."""
+        most, stop = 1 if first_part_only else self.experiment.parts_in_a_chunk, threading.Event()
+        if first_part_only:
+            stop.set()  # after the first chunk, which is one part
+        begun = time.perf_counter()
+        stream = Stream(self.experiment, self.group, lambda **_: None)
+        with contextlib.suppress(Interrupted):
+            for block in self.blocks:
+                train_block(self.experiment, self.program, block, self.data, Pace(most), stream, stop)
+        stream.flush()
+        return time.perf_counter() - begun
+
+    def steps_per_second(self) -> float:
+        """Trains the runs to the end; steps of all of them together in each second."""
+        return sum(len(block.rows) for block in self.blocks) * self.experiment.steps / self.seconds()
+
+
 def _one(experiment: Experiment, runs: list[Settings], data: Any, options: dict[str, Any]) -> Estimate:
     program = planned(experiment, runs, data, **options)
-    some = runs[: program.size]
-    metrics = measured_variables(experiment, runs[0], data)
-    group, rows = store.open_store(None, experiment, some, metrics)
-    stream = Stream(experiment, group, lambda **_: None)
-    stop = threading.Event()
-    stop.set()  # after the first chunk, which is one part
-    for _ in range(2):  # the first call warms up
-        begun = time.monotonic()
-        try:
-            train_block(experiment, program, Block(some, rows), data, Pace(1), stream, stop)
-        except Interrupted:
-            stream.flush()
-        seconds = time.monotonic() - begun
+    rehearsal = Rehearsal(experiment, runs[: program.size], program)
+    rehearsal.seconds(first_part_only=True)  # the first call warms up
+    seconds = rehearsal.seconds(first_part_only=True)
     blocks = -(-len(runs) // program.size)
     inputs = {"lr", "schedule", "seed", *constants(runs[0])}
     inputs |= {f"{name}_schedule" for name in scheduled(runs[0])}

@@ -150,7 +150,8 @@ def judge(
         if not resolved.all():
             looked += f", {int((~resolved).sum())} unresolved"
         if 2 * resolved.sum() < resolved.size:
-            verdicts.append(Verdict(float(np.nanmin(relative)), bluntest, None, looked))
+            least = np.min(relative, initial=np.inf, where=~np.isnan(relative))
+            verdicts.append(Verdict(float(least), bluntest, None, looked))
             continue
         worst = np.argmax(np.where(resolved, relative / tolerance, -1.0))
         passed = bool(relative[worst] <= tolerance[worst])

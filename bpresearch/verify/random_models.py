@@ -93,10 +93,10 @@ def _fitting(name: str, target: Any, x: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
 
 
 def _takes(loss_fn: Any, shape: tuple[int, ...], rng: np.random.Generator) -> bool:
-    y = TARGETS.get(loss_fn.__name__, probabilities)(rng, shape)
     try:
+        y = TARGETS.get(loss_fn.__name__, probabilities)(rng, shape)
         jax.eval_shape(loss_fn, jax.ShapeDtypeStruct(shape, np.float32), *as_inputs(y))
-    except Exception:
+    except Exception:  # any reason, such as labels where there is no class but the blank
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from bpresearch import chainrule, verify
@@ -76,3 +77,9 @@ def test_right_gradients_of_random_models_are_not_rejected():
 def test_random_models_are_drawn_alike_from_the_same_seed():
     one, two = (random_models.random_architecture(np.random.default_rng(5)) for _ in range(2))
     assert (one.layers, one.shape, one.outputs) == (two.layers, two.shape, two.outputs)
+
+
+def test_a_loss_that_takes_no_targets_of_a_shape_is_not_chosen():
+    """ctc_loss has no labels where the blank is the only class."""
+    assert random_models._takes(optax.losses.ctc_loss, (2, 4, 3), np.random.default_rng(0))
+    assert not random_models._takes(optax.losses.ctc_loss, (2, 4, 1), np.random.default_rng(0))

@@ -37,3 +37,13 @@ def test_every_coordinate_of_a_long_leaf(float64, factor):
     assert np.argmax(np.abs(answer["estimate"] - answer["predicted"])) == np.ravel_multi_index(
         largest, W.shape
     ) or (factor == 1)
+
+
+def test_a_leaf_whose_differences_are_not_numbers_is_undecided():
+    directions = choose_directions([2], every_coordinate_up_to=2)
+    answer = measure(
+        lambda point, _: jnp.sum(point[0]) * jnp.nan, [jnp.ones(2)], [np.ones(2)], directions, others=(0.0,)
+    )
+    assert np.isnan(answer["estimate"]).all()
+    (verdict,) = judge([2], [1.0], directions, answer, 0.0)
+    assert verdict.passed is None and "2 unresolved" in verdict.detail
