@@ -65,7 +65,7 @@ class NTXentRule:
         u_i_bar = sum_j (c_ij_bar + c_ji_bar) u_j / tau,   x_i_bar = (u_i_bar - (u_i_bar . u_i) u_i) / |x_i|
 
     x: (batch, dim), labels: (batch,); one number for the batch. |x| is at least the root of the dtype's eps,
-    below which it counts as constant.
+    below which it counts as constant. Without a positive pair l is NaN and x_bar zero, as autodiff has it.
     """
 
     def forward(loss, embeddings, labels, **options):
@@ -81,7 +81,11 @@ class NTXentRule:
         negatives = jnp.sum(jnp.where(same, 0, powers), axis=1, keepdims=True)
         inverse = jnp.where(positive, 1 / (powers + negatives), 0)
         of_negatives = powers * jnp.sum(inverse, axis=1, keepdims=True)
-        c_bar = jnp.where(same, -negatives * inverse, of_negatives) * value_bar / jnp.sum(positive)
+        c_bar = (
+            jnp.where(same, -negatives * inverse, of_negatives)
+            * value_bar
+            / jnp.maximum(jnp.sum(positive), 1)
+        )
         u_bar = jnp.matmul(c_bar + c_bar.T, u) / temperature
         x_bar = (u_bar - share * jnp.sum(u_bar * u, axis=-1, keepdims=True) * u) / norm
         return {}, (x_bar.astype(x.dtype), no_derivative(labels))

@@ -39,13 +39,16 @@ from bpresearch.verify.calls import (
 )
 from bpresearch.verify.comparison import MATHEMATICS, Comparison, compare, largest_error, magnitude
 from bpresearch.verify.hints import cotangent_hint, hint
-from bpresearch.verify.kinks import only_kinks
+from bpresearch.verify.kinks import BETWEEN, excuse
 from bpresearch.verify.precision import is_floating, jittered, random_like, random_signs
 from bpresearch.verify.report import Row
 
 JITTER = (float(np.finfo("float64").eps),) * 2
 OUTPUT, INPUT = "output", "cotangent of its input"
-NOT_DIFFERENTIABLE = "the layer is not differentiable at some inputs"
+NOT_DIFFERENTIABLE = (
+    "the layer is not differentiable at some inputs; its rule takes a derivative between both sides"
+)
+AUTODIFF_IS_WRONG = "autodiff is wrong at some inputs of the layer: finite differences side with its rule"
 
 
 def blame_program(
@@ -237,9 +240,8 @@ def _judge(path: str, call: Call, answer: Answer) -> Row:
     detail, said, element = "", "", worst.worst
     if wrong is not None and not passed:
         detail, said, element = _explain(call, worst_name, worst, wrong, answer.y_bar)
-        if between_sides(call, answer):
-            passed, said = True, ""
-            detail = f"{NOT_DIFFERENTIABLE}; its rule takes a derivative between both sides"
+        if reason := _excuse(call, answer):
+            passed, said, detail = True, "", reason
         elif not is_linear(answer):
             detail += ", and is not linear in the cotangent"
     return Row(path, shape, "rule", worst.error, MATHEMATICS, passed, detail, element, said)
@@ -270,14 +272,15 @@ def _explain(call: Call, name: str, worst: Comparison, wrong: tuple, y_bar: Any)
     return detail, said, (tuple(index), found_there, expected_there)
 
 
-def between_sides(call: Call, answer: Answer) -> bool:
-    """Whether a rule differs from `jax.vjp` only in inputs at a kink, and there lies between both sides."""
+def _excuse(call: Call, answer: Answer) -> str:
+    """Why a rule may differ from `jax.vjp` in its inputs' cotangents; "" where it may not."""
     if largest_error(answer.found[:2], answer.expected[:2]) > MATHEMATICS:
-        return False
+        return ""
     point = [jnp.asarray(leaf) for leaf in jax.tree.leaves(answer.inputs) if is_floating(leaf)]
     found, expected = ([leaf[0] for leaf in jax.tree.leaves(t[2:])] for t in (answer.found, answer.expected))
     others = (answer.inputs, answer.params, answer.state, answer.y_bar)
-    return only_kinks(call.scalar, point, found, expected, MATHEMATICS, others)
+    reason = excuse(call.scalar, point, found, expected, MATHEMATICS, others)
+    return reason and (NOT_DIFFERENTIABLE if reason == BETWEEN else AUTODIFF_IS_WRONG)
 
 
 def first_not_finite(model: nnx.Module, calls: Sequence[Call], answers: Sequence[Answer]) -> str:

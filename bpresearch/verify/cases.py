@@ -167,6 +167,11 @@ def labels(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
     return rng.integers(0, shape[-1], shape[:-1])
 
 
+def pairs(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """A class for each example, every two of the same."""
+    return rng.permutation(np.arange(shape[0]) // 2)
+
+
 def signs(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
     """1 or -1 for each element."""
     return rng.choice([-1.0, 1.0], shape)
@@ -204,7 +209,7 @@ TARGETS: dict[str, Callable[..., Any]] = {
     "multiclass_hinge_loss": labels,
     "multiclass_perceptron_loss": labels,
     "multiclass_sparsemax_loss": labels,
-    "ntxent": labels,
+    "ntxent": pairs,
     "triplet_margin_loss": positives_and_negatives,
     "binary_dice_loss": zeros_and_ones,
     "sigmoid_binary_cross_entropy": zeros_and_ones,

@@ -17,7 +17,7 @@ from bpresearch.verify.directions import MISSED, Directions, choose_directions, 
 from bpresearch.verify.finite_differences import STEPS
 from bpresearch.verify.forward_mode import forward_mode
 from bpresearch.verify.hints import hint
-from bpresearch.verify.kinks import only_kinks
+from bpresearch.verify.kinks import BETWEEN, excuse
 from bpresearch.verify.plain import HeldInLoopError, has_custom_rule, without_custom_rules
 from bpresearch.verify.precision import compiled, jittered, random_like
 from bpresearch.verify.problem import Problem
@@ -130,7 +130,7 @@ class _Check:
         self.point, self.names, self.eps = problem.point, problem.names, problem.eps
         outputs = jax.eval_shape(apply, self.point)
         self.y_bars = [random_like(outputs, key) for key in jax.random.split(jax.random.key(seed))]
-        self.kinks: set[int] = set()
+        self.excused: dict[int, str] = {}  # leaves that may differ from autodiff, and why
 
     def of_its_gradient(self) -> "_Check":
         """The same for the backward pass, as a function of the point, at a fixed cotangent.
@@ -219,27 +219,30 @@ class _Check:
             if not passed:
                 right = np.asarray(lanes[0][leaf][0])
                 said = hint(self.found[0][leaf], right, _batch(self.point))
-                if self._only_kinks(leaf, right, tolerance):
-                    passed, said = None, ""
-                    detail = "other than autodiff at a kink only, and between both sides"
+                if reason := self._excuse(leaf, right, tolerance):
+                    passed, said, detail = None, "", reason
             shape = self.point[leaf].shape
             rows.append(
                 Row(name, shape, "autodiff", worst.error, tolerance, passed, detail, worst.worst, said)
             )
         return rows
 
-    def _only_kinks(self, leaf: int, right: np.ndarray, tolerance: float) -> bool:
-        """Whether a leaf differs from autodiff only at kinks, and lies between both sides there."""
+    def _excuse(self, leaf: int, right: np.ndarray, tolerance: float) -> str:
+        """Why a leaf may differ from autodiff."""
         scalar = self.scalar(self.values)
 
         def of_leaf(changed):
             return scalar([*self.point[:leaf], changed[0], *self.point[leaf + 1 :]])
 
         found, point = [self.found[0][leaf]], [self.point[leaf]]
-        answer = only_kinks(of_leaf, point, found, [right], tolerance)
-        if answer:
-            self.kinks.add(leaf)
-        return answer
+        reason = excuse(of_leaf, point, found, [right], tolerance)
+        if not reason:
+            return ""
+        if reason == BETWEEN:
+            self.excused[leaf] = "at a kink"
+            return "other than autodiff at a kink only, and between both sides"
+        self.excused[leaf] = "autodiff is wrong here"
+        return "autodiff is wrong at some elements: finite differences side with this derivative"
 
     def _directional(self, oracle: str, answer: dict[str, np.ndarray]) -> list[Row]:
         """Rows from an oracle that is exact to rounding, or says that it is of no use."""
@@ -254,8 +257,8 @@ class _Check:
             detail = self.directions.describe(leaf)
             if np.isinf(uncertainty):
                 passed, detail = None, "not analytic here"
-            elif leaf in self.kinks and not passed:
-                passed, detail = None, "at a kink"
+            elif leaf in self.excused and not passed:
+                passed, detail = None, self.excused[leaf]
             rows.append(Row(name, self.point[leaf].shape, oracle, error, tolerance, passed, detail))
         return rows
 

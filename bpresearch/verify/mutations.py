@@ -177,11 +177,18 @@ def residual_imprecise(rule, layer, residuals, y_bar, **options):
 
 
 def changes(found: Any, right: Any) -> float:
-    """The largest change that a fault makes to any derivative, relative to the largest of its leaf."""
-    worst = 0.0
-    for f, r in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
-        if is_floating(r) and np.size(r):
-            size = float(np.max(np.abs(np.asarray(r, np.float64))))
-            apart = float(np.max(np.abs(np.asarray(f, np.float64) - np.asarray(r, np.float64))))
-            worst = max(worst, apart / size if size else (np.inf if apart else 0.0))
-    return worst
+    """The largest change that a fault makes to any derivative, relative to the largest of its leaf.
+
+    A leaf whose derivatives are zero but for rounding (the bias of attention's keys) counts as 1e-12 of the
+    largest of all.
+    """
+    found, right = (
+        [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree) if is_floating(leaf) and leaf.size]
+        for tree in (found, right)
+    )
+    sizes = [np.max(np.abs(leaf)) for leaf in right]
+    least, worst = 1e-12 * max(sizes, default=0.0), 0.0
+    for f, r, size in zip(found, right, sizes, strict=True):
+        apart = np.max(np.abs(f - r))
+        worst = max(worst, apart / max(size, least) if least else (np.inf if apart else 0.0))
+    return float(worst)

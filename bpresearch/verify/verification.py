@@ -16,7 +16,13 @@ from jax import lax
 from bpresearch.chainrule import Rule
 from bpresearch.functional import split
 from bpresearch.verify.behaviour import behaviour_program, behaviour_rows, finite_row
-from bpresearch.verify.blame import NOT_DIFFERENTIABLE, blame_program, first_not_finite, judge_rules
+from bpresearch.verify.blame import (
+    AUTODIFF_IS_WRONG,
+    NOT_DIFFERENTIABLE,
+    blame_program,
+    first_not_finite,
+    judge_rules,
+)
 from bpresearch.verify.calls import Plant
 from bpresearch.verify.comparison import MATHEMATICS, compare
 from bpresearch.verify.differences import judge, measure
@@ -251,9 +257,9 @@ def _against_autodiff(names: list[str], found: Any, expected: Any, noise: Any) -
 
 
 def _forgiving(rows: list[Row], local: list[Row]) -> list[Row]:
-    """Where all rules are right, and some chose another derivative at a kink, autodiff decides nothing."""
-    at_kink = any(row.detail.startswith(NOT_DIFFERENTIABLE) for row in local)
-    if not at_kink or any(row.passed is False for row in local):
+    """Where all rules are right and some takes another derivative than autodiff, that decides nothing."""
+    reasons = {row.detail for row in local} & {NOT_DIFFERENTIABLE, AUTODIFF_IS_WRONG}
+    if not reasons or any(row.passed is False for row in local):
         return rows
-    detail = "a rule takes another derivative at a kink than autodiff"
+    detail = "a rule takes another derivative than autodiff: " + "; ".join(sorted(reasons))
     return [replace(row, passed=None, detail=detail) if row.passed is False else row for row in rows]

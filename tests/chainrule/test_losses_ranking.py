@@ -76,6 +76,15 @@ def test_two_pairs_by_hand():
     assert labels_bar is None
 
 
+def test_without_a_positive_pair_there_is_no_gradient(normal):
+    x, labels = normal(0, 3, 4), jnp.arange(3)
+    value, residuals = chainrule.forward(ntxent, x, labels)
+    assert jnp.isnan(value)
+    _, (x_bar, _) = chainrule.backward(ntxent, residuals, jnp.ones(()))
+    np.testing.assert_array_equal(x_bar, jax.grad(ntxent)(x, labels))
+    np.testing.assert_array_equal(x_bar, 0)
+
+
 def test_torch(normal):
     torch = pytest.importorskip("torch")
     z, t = normal(0, 6, 4), nnx.softmax(normal(1, 6, 4))

@@ -352,6 +352,23 @@ def test_kink_outside_the_sides():
     assert not report.passed
 
 
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (1.01, False)])
+def test_where_autodiff_is_wrong_differences_decide(factor, right):
+    """The derivative of log(sum_i b_i e^(a_i)) with respect to b_i is not zero at 0, as autodiff has it."""
+
+    def logsumexp(b):
+        return jax.scipy.special.logsumexp(jnp.array([0.5, 1.0, -1.0]), b=b)
+
+    def backward(residuals, y_bar):
+        (b,) = residuals
+        powers = jnp.exp(jnp.array([0.5, 1.0, -1.0]))
+        return (factor * y_bar * powers / jnp.sum(b * powers),)
+
+    report = verify.function(with_backward(logsumexp, backward), np.array([1.0, 0.0, 2.0]))
+    assert report.passed is right, str(report)
+    assert right is any("autodiff is wrong" in row.detail for row in report.rows)
+
+
 def test_assertion_is_the_report(assert_gradients=verify.assert_gradients):
     right = with_backward(dense, dense_backward)
     assert assert_gradients(right, X, W, B).passed

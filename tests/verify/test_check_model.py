@@ -286,6 +286,27 @@ def test_another_derivative_at_a_kink_is_no_mistake():
     assert report.culprits == ("layers.1",)
 
 
+def test_where_autodiff_is_wrong_differences_decide():
+    """The focal loss takes a logsumexp whose derivative with respect to targets of 0 and 1 autodiff loses."""
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    x, _ = batch((4,))
+    y = np.random.default_rng(1).choice([0.0, 1.0], (5, 3)).astype(np.float32)
+    report = verify.model(model, optax.losses.sigmoid_focal_loss, x, y, dtype="float64")
+    assert report.passed, str(report)
+    (row,) = (row for row in report.rows if row.path == "loss" and row.oracle == "rule")
+    assert row.error > 1e-3 and row.detail.startswith("autodiff is wrong at some inputs of the layer")
+
+    def wrong_there(path, layer, rule):
+        def backward(layer, residuals, y_bar, **options):
+            grads, (z_bar, t_bar) = rule.backward(layer, residuals, y_bar, **options)
+            return grads, (z_bar, 1.01 * t_bar)
+
+        return SimpleNamespace(forward=rule.forward, backward=backward) if path == ("loss",) else rule
+
+    report = verify.model(model, optax.losses.sigmoid_focal_loss, x, y, dtype="float64", plant=wrong_there)
+    assert report.culprits == ("loss",)
+
+
 def test_a_rule_that_is_right_for_the_models_own_cotangents_only():
     """Cotangents of softmax cross-entropy sum to zero; a rule must be right for others too."""
 
