@@ -50,6 +50,23 @@ def test_regression_is_compared_by_loss_and_help_shows_the_flags(run_commands, t
         assert flag in helped.stdout
 
 
+def test_what_a_sweep_takes_is_told_without_training_and_a_run_is_trained_again(run_commands, tmp_path):
+    command = (SCRIPT, *SMALL, "--workdir=w", "--quiet", "--noreport")
+    dry, empty, trained, same, none = run_commands(
+        tmp_path, (*command, "--dry_run"), (*command, "--replay=3"), command, (*command, "--replay=3"),
+        (*command, "--replay=8"),
+    )  # fmt: skip
+    assert dry.returncode == 0 and "8 runs of 20 steps, 2 programs" in dry.stdout, dry.stderr
+    assert empty.returncode == 0 and "w does not hold this run yet" in empty.stdout, empty.stderr
+    assert "compiling" not in trained.stderr and trained.returncode == 0
+    assert same.returncode == 0 and "lr: 0.01" in same.stdout, same.stderr
+    assert same.stdout.splitlines()[-1] == "the same as in w, bit for bit"
+    assert none.returncode == 2 and none.stderr.endswith("--replay=8: the results have runs 0 to 7\n")
+    results = xr.open_zarr(tmp_path / "w" / "results.zarr", consolidated=False)
+    ended = float(results.train_loss[3, -1])
+    assert f"train_loss at the end: {ended:.6g}" in same.stdout
+
+
 BAD = {
     "--model=mpl": "did you mean mlp",
     "--dataset=mnist": "mnist1d",
