@@ -69,6 +69,11 @@ class NTXentRule:
     """
 
     def forward(loss, embeddings, labels, **options):
+        if embeddings.ndim != 2:
+            raise ValueError(
+                f"ntxent has no chain-rule derivative for embeddings of shape {embeddings.shape}: it takes "
+                f"(batch, dim)"
+            )
         return loss(embeddings, labels, **options), (embeddings, labels)
 
     def backward(loss, residuals, value_bar, temperature=0.07):

@@ -168,7 +168,9 @@ def labels(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
 
 
 def pairs(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-    """A class for each example, every two of the same."""
+    """A class for each example, a vector, every two of the same."""
+    if len(shape) != 2:
+        raise ValueError(f"embeddings are vectors, not of shape {shape[1:]}")
     return rng.permutation(np.arange(shape[0]) // 2)
 
 

@@ -302,7 +302,7 @@ class _Check:
         except HeldInLoopError as error:
             raise NotAskedError(str(error)) from error
         norms = [float(np.linalg.norm(g)) for g in self.found[0]]
-        verdicts = judge(sizes, norms, self.directions, answer, self.value, self.eps)
+        verdicts = judge(sizes, norms, self.directions, answer, self.value, eps=self.eps)
         rows = []
         if "finite differences" in self.oracles:
             for name, leaf, v in zip(self.names, self.point, verdicts, strict=True):

@@ -79,7 +79,9 @@ def compare(
     return Comparison(float(difference[index] / scale) if scale > 0 else float("inf"), worst)
 
 
-def largest_error(found: Any, expected: Any, noise: Any = 0.0, tolerance: float = MATHEMATICS) -> float:
+def largest_error(
+    found: Any, expected: Any, noise: Any = 0.0, tolerance: float = MATHEMATICS, largest: float = 0.0
+) -> float:
     """The largest relative error, as `compare` gives it, of any floating-point leaf of two trees.
 
     Args:
@@ -88,6 +90,7 @@ def largest_error(found: Any, expected: Any, noise: Any = 0.0, tolerance: float 
         noise: how far rounding moves each leaf: a tree of numbers of that structure, or one number for all.
             No leaf is excused by it beyond the largest leaf.
         tolerance: the relative error that will be allowed.
+        largest: magnitude of the largest related derivative, if it is not a leaf of these.
     """
     structure = jax.tree.structure(expected)
     noises = [noise] * structure.num_leaves if np.isscalar(noise) else structure.flatten_up_to(noise)
@@ -96,7 +99,7 @@ def largest_error(found: Any, expected: Any, noise: Any = 0.0, tolerance: float 
         for f, e, n in zip(structure.flatten_up_to(found), jax.tree.leaves(expected), noises, strict=True)
         if is_floating(e)
     ]
-    largest = max((magnitude(e) for _, e, _ in rows), default=0.0)
+    largest = max(largest, *(magnitude(e) for _, e, _ in rows), 0.0)
     return max((compare(f, e, n, largest, tolerance).error for f, e, n in rows), default=0.0)
 
 

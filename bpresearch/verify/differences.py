@@ -17,6 +17,9 @@ from bpresearch.verify.finite_differences import coordinate_derivatives, directi
 from bpresearch.verify.kinks import at_kinks
 from bpresearch.verify.precision import compiled
 
+TYPICAL_STEP = 1e-3
+"""Of the steps that differences are taken over, relative to the root mean square of the leaf."""
+
 LONG = 512
 """Leaves of more elements than this that are taken in every coordinate go the short way first."""
 
@@ -113,12 +116,14 @@ def judge(
     directions: Directions,
     found: dict[str, np.ndarray],
     loss: float,
+    largest: float = 0.0,
     eps: float = float(np.finfo(np.float64).eps),
 ) -> list[Verdict]:
     """One verdict for each leaf from the differences in all of its directions.
 
     Errors are relative to the leaf's gradient: its norm for random directions, its root mean square for
-    coordinates; at least to what changes the loss a million times less than the most influential leaf.
+    coordinates; at least to what changes the loss a million times less than the most influential leaf. With
+    `largest`, the largest of the numbers that the loss is made of, its rounding counts as one of theirs.
     """
     error = np.abs(found["estimate"] - found["predicted"])
     sharpest, bluntest = resolution(eps)
@@ -135,7 +140,8 @@ def judge(
         every = directions.in_every_coordinate(leaf)
         typical = norm / math.sqrt(size) if every else norm
         scale = max(typical, 1e-6 * influence / step[leaf]) or 1.0
-        relative, uncertainty = error[mine] / scale, found["uncertainty"][mine] / scale
+        rounding = float(np.finfo(np.float64).eps) * largest / (TYPICAL_STEP * found["scale"][mine])
+        relative, uncertainty = error[mine] / scale, (found["uncertainty"][mine] + rounding) / scale
         kink, outside = at_kinks({name: values[mine] for name, values in found.items()}, scale, eps)
         predicted = found["predicted"][mine]
         relative = np.where(kink, outside, relative)

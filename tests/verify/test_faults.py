@@ -22,7 +22,7 @@ def residual():
     return models.residual_mlp((6,), 4, width=5, rngs=nnx.Rngs(0))
 
 
-def convolutional(convolution=None):
+def convolutional(convolution=models.patch_convolution):
     options = {"channels": (3,), "kernel_sizes": (3,), "pooling": "max", "convolution": convolution}
     return models.cnn((8,), 4, **options, rngs=nnx.Rngs(0))
 

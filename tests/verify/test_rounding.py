@@ -15,26 +15,26 @@ def test_ratio_to_autodiffs_own_error():
     exact = np.array([1.0, 2.0, 2.0])
     autodiff = (exact + np.array([1e-6, 0, 0])).astype(np.float32)
     found = exact + np.array([0, 5e-6, 0])
-    ratio, passed = rounding_ratio(found, autodiff, exact, 0.0, jnp.float32)
+    ratio, passed = rounding_ratio(found, autodiff[None], exact, 0.0, jnp.float32)
     own = np.linalg.norm(autodiff - exact)
     np.testing.assert_allclose(ratio, 5e-6 / own)
     assert passed
-    assert not rounding_ratio(exact + 1e-5, autodiff, exact, 0.0, jnp.float32)[1]
+    assert not rounding_ratio(exact + 1e-5, autodiff[None], exact, 0.0, jnp.float32)[1]
 
 
 def test_autodiff_without_any_error_asks_for_no_more_than_a_quarter_of_a_last_place():
     exact = np.full(4, 1.0)
     found = exact * (1 + np.finfo(np.float32).eps)
-    ratio, passed = rounding_ratio(found, exact, exact, 0.0, jnp.float32)
+    ratio, passed = rounding_ratio(found, exact[None], exact, 0.0, jnp.float32)
     np.testing.assert_allclose(ratio, 4.0)
     assert passed
 
 
 def test_autodiff_that_overflows_decides_nothing():
-    ratio, passed = rounding_ratio(np.ones(2), np.array([1.0, np.inf]), np.ones(2), 0.0, jnp.float32)
+    ratio, passed = rounding_ratio(np.ones(2), np.array([[1.0, np.inf]]), np.ones(2), 0.0, jnp.float32)
     assert passed is None
     assert np.isnan(ratio)
-    ratio, passed = rounding_ratio(np.array([1.0, np.nan]), np.ones(2), np.ones(2), 0.0, jnp.float32)
+    ratio, passed = rounding_ratio(np.array([1.0, np.nan]), np.ones((1, 2)), np.ones(2), 0.0, jnp.float32)
     assert passed is False
 
 
