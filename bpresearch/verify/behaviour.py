@@ -74,12 +74,10 @@ def behaviour_program(
             found_of_half = gradient(params, state, x_half, y_half)[0]
             stacked = jittered((params, x_half), (eps, eps))
             lanes = jax.vmap(lambda params, x: expected_gradient(params, state, x, y_half)[0])(*stacked)
-            # Where the half's own gradient is zero but for rounding, jitter may move nothing: then a hundred
-            # roundings of the whole batch's are the measure.
-            of_half = [
-                jnp.maximum(jnp.max(jnp.abs(lane[1:] - lane[:1]), initial=0.0), 100 * eps * largest(leaf))
-                for lane, leaf in zip(lanes, expected, strict=True)
-            ]
+            # Where a derivative is zero but for rounding, jitter may move nothing: then a hundred roundings
+            # of the whole batch's largest are the measure.
+            hundred = 100 * eps * jnp.stack([largest(leaf) for leaf in expected]).max()
+            of_half = [jnp.max(jnp.abs(lane[1:] - lane[:1]), initial=hundred) for lane in lanes]
             answers[HALF] = (found_of_half, [lane[0] for lane in lanes], of_half)
             singles = jax.tree.map(lambda leaf: leaf[:, None], (x, y))
             count = len([leaf for leaf in jax.tree.leaves(params) if is_floating(leaf)])

@@ -85,6 +85,11 @@ def test_without_a_positive_pair_there_is_no_gradient(normal):
     np.testing.assert_array_equal(x_bar, 0)
 
 
+def test_embeddings_are_vectors(normal):
+    with pytest.raises(ValueError, match=r"embeddings of shape \(3, 4, 2\): it takes \(batch, dim\)"):
+        chainrule.forward(ntxent, normal(0, 3, 4, 2), jnp.array([0, 0, 1]))
+
+
 def test_torch(normal):
     torch = pytest.importorskip("torch")
     z, t = normal(0, 6, 4), nnx.softmax(normal(1, 6, 4))
