@@ -20,7 +20,7 @@ from bpresearch.verify.precision import compiled
 TYPICAL_STEP = 1e-3
 """Of the steps that differences are taken over, relative to the root mean square of the leaf."""
 
-LONG = 512
+LONG = 64
 """Leaves of more elements than this that are taken in every coordinate go the short way first."""
 
 

@@ -122,7 +122,7 @@ def _settled(
 FEW = 2.0**-11
 """Step of the short way, relative to the root mean square of the leaf, and a quarter of it."""
 
-LANES = 2**18
+LANES = 2**20
 """How many numbers are perturbed side by side there."""
 
 
