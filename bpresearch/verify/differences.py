@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from bpresearch.verify.comparison import SAFETY, resolution
@@ -37,9 +38,22 @@ def _ladder(function: Callable[..., Array], together: bool) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _short_way(function: Callable[..., Array], leaf: int) -> Any:
+def _short_way(function: Callable[..., Array], leaf: int, spread: bool) -> Any:
+    """`coordinate_derivatives` in every coordinate of a leaf, on one device or spread over all of them."""
+
     def program(point, others):
-        return function(point, *others), coordinate_derivatives(lambda p: function(p, *others), point, leaf)
+        def some(coordinates, point, others):
+            return coordinate_derivatives(lambda p: function(p, *others), point, leaf, coordinates)
+
+        size, devices = point[leaf].size, 1
+        if spread:
+            devices, spec, everywhere = len(jax.local_devices()), PartitionSpec("devices"), PartitionSpec()
+            mesh = Mesh(np.array(jax.local_devices()), ("devices",))
+            specs = {"in_specs": (spec, everywhere, everywhere), "out_specs": spec}
+            some = jax.shard_map(some, mesh=mesh, check_vma=False, **specs)
+        coordinates = jnp.minimum(jnp.arange(-(-size // devices) * devices), size - 1)
+        answer = some(coordinates, point, others)
+        return function(point, *others), {name: values[:size] for name, values in answer.items()}
 
     return jax.jit(program)  # runs long: worth an optimised program
 
@@ -52,13 +66,17 @@ def measure(
     seed: int = 0,
     together: bool = True,
     others: tuple[Any, ...] = (),
+    spread: bool = False,
 ) -> dict[str, np.ndarray]:
     """What `directional_derivatives` of `function(point, *others)` returns, on the host.
 
     Long leaves that are taken in every coordinate go the short way first (not `above`, then, and both sides
-    are the same); only where it leaves a doubt is the whole ladder climbed.
+    are the same); only where it leaves a doubt is the whole ladder climbed. With `spread`, all devices of
+    this process take part in that, unless some array is bound to one.
     """
     sizes = [leaf.size for leaf in point]
+    bound = any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves((point, others)))
+    spread = spread and len(jax.local_devices()) > 1 and not bound
     long = [
         leaf
         for leaf, size in enumerate(sizes)
@@ -67,9 +85,14 @@ def measure(
     on_the_ladder = ~np.isin(directions.leaf, long)
     found: dict[str, np.ndarray] = {}
     eps = float(jnp.finfo(point[0].dtype).eps)
+    # All are begun before the first is waited for: the longest runs while the others are compiled.
+    begun = {
+        leaf: _short_way(function, leaf, spread)(point, others)
+        for leaf in sorted(long, key=lambda i: -sizes[i])
+    }
     for leaf in long:
         mine = directions.of(leaf)
-        here, answer = jax.device_get(_short_way(function, leaf)(point, others))
+        here, answer = jax.device_get(begun[leaf])
         predicted = np.asarray(gradient[leaf]).ravel()
         scale = np.full(predicted.shape, step_scale(np.asarray(point[leaf])))
         sides = {"right": answer["estimate"], "left": answer["estimate"]}

@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from bpresearch.verify.directions import Directions, along
 from bpresearch.verify.plain import holding_constants
@@ -119,37 +119,38 @@ def _settled(
     return ladder[1:-1][best], uncertainty[best]
 
 
-FEW = 2.0**-11
-"""Step of the short way, relative to the root mean square of the leaf, and a quarter of it."""
+FEW = 2.0**-13
+"""Step of the short way, relative to the root mean square of the leaf."""
 
 LANES = 2**20
 """How many numbers are perturbed side by side there."""
 
 
 def coordinate_derivatives(
-    function: Callable[[list[Array]], Float[Array, ""]], point: list[Array], leaf: int
-) -> dict[str, Float[Array, "size"]]:
-    """The short way to a leaf's every coordinate: four evaluations for each, where the ladder takes 26.
+    function: Callable[[list[Array]], Float[Array, ""]],
+    point: list[Array],
+    leaf: int,
+    coordinates: Int[Array, " some"],
+) -> dict[str, Float[Array, " some"]]:
+    """The short way to derivatives along coordinates of a leaf: two evaluations, where the ladder takes 26.
 
-    Good where the function is smooth over a step of 5e-4, and the uncertainty says where it is not.
-
-    Returns:
-        `estimate` = R(h), its `uncertainty` |R(h) - D(h / 4)| and rounding, for each element in C order.
+    Good where the function is smooth over a step of 1e-4: `estimate` = (f(x + h e) - f(x - h e)) / 2h. Its
+    `uncertainty` is that of rounding alone. The error of order h^2 is not measured: it can only make a right
+    derivative look wrong, which the ladder then decides.
     """
     x, scale = point[leaf], step_scale(point[leaf])
     function = holding_constants(function, point)
-    together = max(1, LANES // max(4 * x.size, 1))
-    steps = scale * FEW * jnp.asarray([1, -1, 0.25, -0.25], x.dtype)
+    together = max(1, LANES // max(2 * x.size, 1))
+    h = scale * FEW
 
     def evaluate(changed):
         return function([*point[:leaf], changed.reshape(x.shape), *point[leaf + 1 :]])
 
     def one(coordinate):
-        moved = jnp.where(jnp.arange(x.size) == coordinate, steps[:, None], 0) + x.reshape(1, -1)
-        above, below, above_near, below_near = jax.vmap(evaluate)(moved)
-        near, far = (above_near - below_near) / (scale * FEW / 2), (above - below) / (scale * FEW * 2)
-        estimate = (16 * near - far) / 15
-        rounding = jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(above), jnp.abs(below)) / (scale * FEW / 4)
-        return {"estimate": estimate, "uncertainty": jnp.abs(estimate - near) + rounding}
+        steps = h * jnp.asarray([[1], [-1]], x.dtype)
+        moved = jnp.where(jnp.arange(x.size) == coordinate, steps, 0) + x.reshape(1, -1)
+        above, below = jax.vmap(evaluate)(moved)
+        rounding = jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(above), jnp.abs(below)) / h
+        return {"estimate": (above - below) / (2 * h), "uncertainty": rounding}
 
-    return jax.lax.map(one, jnp.arange(x.size), batch_size=together)
+    return jax.lax.map(one, coordinates, batch_size=together)

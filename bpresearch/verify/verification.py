@@ -220,7 +220,8 @@ class Verification:
         sizes = [leaf.size for leaf in point]
         directions = choose_directions(sizes, missed, every)
         try:
-            measured = measure(self._loss, point, answer[0], directions, seed, others=(rest, state, y))
+            others = (rest, state, y)
+            measured = measure(self._loss, point, answer[0], directions, seed, others=others, spread=True)
         except HeldInLoopError as error:
             return [
                 Row(name, leaf.shape, "finite differences", math.nan, math.nan, None, str(error))
