@@ -74,10 +74,12 @@ def behaviour_program(
             found_of_half = gradient(params, state, x_half, y_half)[0]
             stacked = jittered((params, x_half), (eps, eps))
             lanes = jax.vmap(lambda params, x: expected_gradient(params, state, x, y_half)[0])(*stacked)
-            # Where a derivative is zero but for rounding, jitter may move nothing: then a hundred roundings
-            # of the whole batch's largest are the measure.
-            hundred = 100 * eps * jnp.stack([largest(leaf) for leaf in expected]).max()
-            of_half = [jnp.max(jnp.abs(lane[1:] - lane[:1]), initial=hundred) for lane in lanes]
+            # Where the half's own derivative is zero but for rounding, jitter may move nothing: then at least
+            # as much as it moves the whole batch's, and a hundred roundings of that.
+            of_half = [
+                jnp.max(jnp.abs(lane[1:] - lane[:1]), initial=jnp.maximum(n, 100 * eps * largest(leaf)))
+                for lane, n, leaf in zip(lanes, noise, expected, strict=True)
+            ]
             answers[HALF] = (found_of_half, [lane[0] for lane in lanes], of_half)
             singles = jax.tree.map(lambda leaf: leaf[:, None], (x, y))
             count = len([leaf for leaf in jax.tree.leaves(params) if is_floating(leaf)])

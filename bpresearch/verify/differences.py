@@ -49,8 +49,8 @@ def _short_way(function: Callable[..., Array], leaf: int, spread: bool) -> Any:
         if spread:
             devices, spec, everywhere = len(jax.local_devices()), PartitionSpec("devices"), PartitionSpec()
             mesh = Mesh(np.array(jax.local_devices()), ("devices",))
-            specs = {"in_specs": (spec, everywhere, everywhere), "out_specs": spec}
-            some = jax.shard_map(some, mesh=mesh, check_vma=False, **specs)
+            arguments = spec, everywhere, everywhere
+            some = jax.shard_map(some, mesh=mesh, in_specs=arguments, out_specs=spec, check_vma=False)
         coordinates = jnp.minimum(jnp.arange(-(-size // devices) * devices), size - 1)
         answer = some(coordinates, point, others)
         return function(point, *others), {name: values[:size] for name, values in answer.items()}
