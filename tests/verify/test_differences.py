@@ -47,3 +47,15 @@ def test_a_leaf_whose_differences_are_not_numbers_is_undecided():
     assert np.isnan(answer["estimate"]).all()
     (verdict,) = judge([2], [1.0], directions, answer, 0.0)
     assert verdict.passed is None and "2 unresolved" in verdict.detail
+
+
+def test_all_devices_find_what_one_does(float64):
+    assert len(jax.local_devices()) > 1
+    directions = choose_directions([W.size], every_coordinate_up_to=W.size)
+    found = [
+        measure(loss, [jnp.asarray(W)], [gradient()], directions, others=(others,), spread=spread)
+        for spread, others in ((False, X), (True, X), (True, jax.device_put(X, jax.local_devices()[1])))
+    ]
+    for name, values in found[0].items():
+        for other in found[1:]:
+            np.testing.assert_allclose(other[name], values, rtol=1e-6, atol=1e-9, err_msg=name)
