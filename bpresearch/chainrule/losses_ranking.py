@@ -86,11 +86,8 @@ class NTXentRule:
         negatives = jnp.sum(jnp.where(same, 0, powers), axis=1, keepdims=True)
         inverse = jnp.where(positive, 1 / (powers + negatives), 0)
         of_negatives = powers * jnp.sum(inverse, axis=1, keepdims=True)
-        c_bar = (
-            jnp.where(same, -negatives * inverse, of_negatives)
-            * value_bar
-            / jnp.maximum(jnp.sum(positive), 1)
-        )
+        pairs = jnp.maximum(jnp.sum(positive), 1)
+        c_bar = jnp.where(same, -negatives * inverse, of_negatives) * (value_bar / pairs)
         u_bar = jnp.matmul(c_bar + c_bar.T, u) / temperature
         x_bar = (u_bar - share * jnp.sum(u_bar * u, axis=-1, keepdims=True) * u) / norm
         return {}, (x_bar.astype(x.dtype), no_derivative(labels))

@@ -163,7 +163,7 @@ def judge(
         every = directions.in_every_coordinate(leaf)
         typical = norm / math.sqrt(size) if every else norm
         scale = max(typical, 1e-6 * influence / step[leaf]) or 1.0
-        rounding = float(np.finfo(np.float64).eps) * largest / (TYPICAL_STEP * found["scale"][mine])
+        rounding = eps * largest / (TYPICAL_STEP * found["scale"][mine])
         relative, uncertainty = error[mine] / scale, (found["uncertainty"][mine] + rounding) / scale
         kink, outside = at_kinks({name: values[mine] for name, values in found.items()}, scale, eps)
         predicted = found["predicted"][mine]

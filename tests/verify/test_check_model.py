@@ -298,7 +298,8 @@ def test_batch_size_known_by_heart():
     assert {row.path for row in report.rows if row.passed is False} == {"half the batch", "additive"}
 
 
-def test_a_fault_of_a_small_leaf_that_shows_in_half_a_batch_only():
+@pytest.mark.parametrize("oracles", [["behaviour"], ["behaviour", "rule"]])
+def test_a_fault_of_a_small_leaf_that_shows_in_half_a_batch_only(oracles):
     """The first weights hardly matter, and their gradient is off by 1e-5 if there are not five examples."""
 
     def five_by_heart(path, layer, rule):
@@ -312,7 +313,7 @@ def test_a_fault_of_a_small_leaf_that_shows_in_half_a_batch_only():
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(nnx.Linear(3, 3, rngs=rngs), nnx.tanh, nnx.Linear(3, 3, rngs=rngs))
     model.layers[2].kernel[...] *= 1e-12
-    options = {"dtype": "float64", "oracles": ["behaviour"]}
+    options = {"dtype": "float64", "oracles": oracles}
     assert verify.model(model, LABELS, *batch((3,)), **options).passed
     report = verify.model(model, LABELS, *batch((3,)), **options, plant=five_by_heart)
     assert {row.path for row in report.rows if row.passed is False} == {"half the batch", "additive"}
