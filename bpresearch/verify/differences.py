@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -14,15 +14,19 @@ from jaxtyping import Array
 
 from bpresearch.verify.comparison import SAFETY, resolution
 from bpresearch.verify.directions import Directions
-from bpresearch.verify.finite_differences import coordinate_derivatives, directional_derivatives, step_scale
+from bpresearch.verify.finite_differences import coordinate_derivatives, directional_derivatives
 from bpresearch.verify.kinks import at_kinks
+from bpresearch.verify.plain import holding_constants
 from bpresearch.verify.precision import compiled
 
 TYPICAL_STEP = 1e-3
 """Of the steps that differences are taken over, relative to the root mean square of the leaf."""
 
 LONG = 64
-"""Leaves of more elements than this that are taken in every coordinate go the short way first."""
+"""With more elements than this in a leaf that is taken in every coordinate, the short way comes first."""
+
+SHARED = 2048
+"""Leaves of at most so many elements share a loop there: small ones take longer to compile than to run."""
 
 
 @lru_cache(maxsize=16)
@@ -37,23 +41,30 @@ def _ladder(function: Callable[..., Array], together: bool) -> Any:
     return compiled(program)
 
 
-@lru_cache(maxsize=64)
-def _short_way(function: Callable[..., Array], leaf: int, spread: bool) -> Any:
-    """`coordinate_derivatives` in every coordinate of a leaf, on one device or spread over all of them."""
+@lru_cache(maxsize=16)
+def _short_way(function: Callable[..., Array], groups: tuple[tuple[int, ...], ...], spread: bool) -> Any:
+    """`coordinate_derivatives` in every coordinate of groups of leaves, on one device or spread over all."""
 
     def program(point, others):
-        def some(coordinates, point, others):
-            return coordinate_derivatives(lambda p: function(p, *others), point, leaf, coordinates)
+        devices = len(jax.local_devices()) if spread else 1
 
-        size, devices = point[leaf].size, 1
+        def derivatives(coordinates, point, others):
+            # Compiled by itself, so that it is traced once for all groups.
+            held = jax.jit(holding_constants(lambda point: function(point, *others), point))
+            found = map(partial(coordinate_derivatives, held, point), groups, coordinates)
+            return held(point), list(found)
+
         if spread:
-            devices, spec, everywhere = len(jax.local_devices()), PartitionSpec("devices"), PartitionSpec()
             mesh = Mesh(np.array(jax.local_devices()), ("devices",))
-            arguments = spec, everywhere, everywhere
-            some = jax.shard_map(some, mesh=mesh, in_specs=arguments, out_specs=spec, check_vma=False)
-        coordinates = jnp.minimum(jnp.arange(-(-size // devices) * devices), size - 1)
-        answer = some(coordinates, point, others)
-        return function(point, *others), {name: values[:size] for name, values in answer.items()}
+            shared, everywhere = PartitionSpec("devices"), PartitionSpec()
+            arguments, results = (shared, everywhere, everywhere), (everywhere, shared)
+            derivatives = jax.shard_map(
+                derivatives, mesh=mesh, in_specs=arguments, out_specs=results, check_vma=False
+            )
+        sizes = [sum(point[leaf].size for leaf in group) for group in groups]
+        coordinates = [jnp.minimum(jnp.arange(-(-size // devices) * devices), size - 1) for size in sizes]
+        here, found = derivatives(coordinates, point, others)
+        return here, [jax.tree.map(lambda a, n=n: a[:n], f) for f, n in zip(found, sizes, strict=True)]
 
     return jax.jit(program)  # runs long: worth an optimised program
 
@@ -70,50 +81,50 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """What `directional_derivatives` of `function(point, *others)` returns, on the host.
 
-    Long leaves that are taken in every coordinate go the short way first (not `above`, then, and both sides
-    are the same); only where it leaves a doubt is the whole ladder climbed. With `spread`, all devices of
-    this process take part in that, unless some array is bound to one.
+    Where some leaf that is taken in every coordinate is long, all that are go the short way first (not
+    `above`, then, and both sides are the same); only where it leaves a doubt is the whole ladder climbed.
+    With `spread`, all devices of this process take part in that, unless some array is bound to one.
     """
-    sizes = [leaf.size for leaf in point]
-    bound = any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves((point, others)))
-    spread = spread and len(jax.local_devices()) > 1 and not bound
-    long = [
-        leaf
-        for leaf, size in enumerate(sizes)
-        if together and size > LONG and directions.in_every_coordinate(leaf)
-    ]
-    on_the_ladder = ~np.isin(directions.leaf, long)
     found: dict[str, np.ndarray] = {}
-    eps = float(jnp.finfo(point[0].dtype).eps)
-    # All are begun before the first is waited for: the longest runs while the others are compiled.
-    begun = {
-        leaf: _short_way(function, leaf, spread)(point, others)
-        for leaf in sorted(long, key=lambda i: -sizes[i])
-    }
-    for leaf in long:
-        mine = directions.of(leaf)
-        here, answer = jax.device_get(begun[leaf])
-        predicted = np.asarray(gradient[leaf]).ravel()
-        scale = np.full(predicted.shape, step_scale(np.asarray(point[leaf])))
-        sides = {"right": answer["estimate"], "left": answer["estimate"]}
-        sides |= {"side_uncertainty": answer["uncertainty"], "predicted": predicted, "scale": scale}
-        _enter(found, mine, answer | sides | {"here": np.full(predicted.shape, here)})
-        sharpest, bluntest = (
-            r * np.linalg.norm(predicted) / math.sqrt(predicted.size) for r in resolution(eps)
-        )
-        right = np.abs(answer["estimate"] - predicted) <= np.maximum(sharpest, SAFETY * answer["uncertainty"])
-        on_the_ladder[np.flatnonzero(mine)[~(right & (answer["uncertainty"] <= bluntest / SAFETY))]] = True
+    on_the_ladder = np.ones(len(directions.leaf), bool)
+    short = [i for i, leaf in enumerate(point) if leaf.size and directions.in_every_coordinate(i)]
+    takes_it = together and max((point[leaf].size for leaf in short), default=0) > LONG
+    if takes_it:
+        alone = [(leaf,) for leaf in short if point[leaf].size > SHARED]
+        shared = tuple(leaf for leaf in short if point[leaf].size <= SHARED)
+        groups = (*alone, *filter(None, [shared]))
+        bound = any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves((point, others)))
+        program = _short_way(function, groups, spread and len(jax.local_devices()) > 1 and not bound)
+        here, answers = jax.device_get(program(point, others))
+        for group, answer in zip(groups, answers, strict=True):
+            mine = np.isin(directions.leaf, group)
+            predicted = np.concatenate([np.ravel(gradient[leaf]) for leaf in group])
+            sides = {"right": answer["estimate"], "left": answer["estimate"]}
+            sides |= {"side_uncertainty": answer["uncertainty"], "predicted": predicted}
+            _enter(found, mine, answer | sides | {"here": np.full(predicted.shape, here)})
+        on_the_ladder = ~np.isin(directions.leaf, short) | _doubtful(found, directions, point[0].dtype)
     climbed = np.flatnonzero(on_the_ladder)
     if climbed.size:
         # Rounded up to a power of two, so that few programs serve all numbers of doubts.
-        count = climbed.size if not long else 2 ** math.ceil(math.log2(climbed.size))
+        count = 2 ** math.ceil(math.log2(climbed.size)) if takes_it else climbed.size
         padded = np.resize(climbed, count)
         chosen = Directions(directions.leaf[padded], directions.coordinate[padded])
         ladder = _ladder(function, together)
         on_device = [jnp.asarray(g) for g in gradient]
-        answer = jax.device_get(ladder(point, on_device, chosen, jnp.uint32(seed % 2**32), others))
+        answer = jax.device_get(ladder(point, on_device, chosen, np.uint32(seed % 2**32), others))
         _enter(found, on_the_ladder, {name: values[: climbed.size] for name, values in answer.items()})
     return found
+
+
+def _doubtful(found: dict[str, np.ndarray], directions: Directions, dtype: Any) -> np.ndarray:
+    """Which derivatives the short way does not confirm."""
+    count = np.bincount(directions.leaf)
+    squares = np.bincount(directions.leaf, found["predicted"] ** 2)
+    typical = np.sqrt(squares / np.maximum(count, 1))[directions.leaf]
+    sharpest, bluntest = (relative * typical for relative in resolution(float(jnp.finfo(dtype).eps)))
+    error, uncertainty = np.abs(found["estimate"] - found["predicted"]), found["uncertainty"]
+    confirmed = error <= np.maximum(sharpest, SAFETY * uncertainty)
+    return ~(confirmed & (uncertainty <= bluntest / SAFETY))
 
 
 def _enter(found: dict[str, np.ndarray], where: np.ndarray, answer: dict[str, np.ndarray]) -> None:

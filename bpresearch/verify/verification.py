@@ -114,20 +114,23 @@ class Verification:
     def gradients(self) -> Any:
         """`(fault, params, state, x, y) -> found, expected, noise, noise_norms, loss, largest`.
 
-        The first four are lists of leaves, and `largest` is the largest magnitude of the model's outputs.
+        The first four are lists of leaves, the second to fourth of them empty where no oracle asks for them;
+        `largest` is the largest magnitude of the model's outputs.
         """
         eps64, eps = float(np.finfo("float64").eps), float(jnp.finfo(self.dtype).eps) / 2
 
         def program(fault, params, state, x, y):
             found, value = by_rules(self.high, self.loss_fn, self._plant(fault))(params, state, x, y)
+            outputs = jax.tree.leaves(merge(self.high, params, state)(*as_inputs(x)))
+            largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in outputs]).max()
+            if not {"autodiff", "rounding", "behaviour"} & set(self.oracles):
+                return found, [], [], [], value, largest
             stacked = jittered((params, x), (eps64, eps64, eps, eps))
             gradient = by_autodiff(self.high, self.loss_fn)
             lanes = jax.vmap(lambda params, x: gradient(params, state, x, y)[0])(*stacked)
             change = [jnp.abs(lane[1:] - lane[:1]) for lane in lanes]
             noise = [jnp.max(c[:2], initial=0.0) for c in change]
             noise_norms = [jnp.max(jnp.sqrt(jnp.sum(c[2:] ** 2, range(1, c.ndim)))) for c in change]
-            outputs = jax.tree.leaves(merge(self.high, params, state)(*as_inputs(x)))
-            largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in outputs]).max()
             return found, [lane[0] for lane in lanes], noise, noise_norms, value, largest
 
         return compiled(program)
@@ -154,8 +157,12 @@ class Verification:
 
     @cached_property
     def _loss(self) -> Callable[..., jax.Array]:
-        """The loss as a function of the floating leaves; stays the same, so that programs of it do."""
+        """The loss as a function of the floating leaves; stays the same, so that programs of it do.
 
+        Traced once for all of them.
+        """
+
+        @jax.jit
         def loss(point, rest, state, y):
             remaining = iter(point)
             leaves = [next(remaining) if leaf is None else leaf for leaf in rest]

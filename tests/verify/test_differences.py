@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpresearch.verify.differences import LONG, judge, measure
+from bpresearch.verify.differences import LONG, SHARED, judge, measure
 from bpresearch.verify.directions import choose_directions
 
 RNG = np.random.default_rng(0)
@@ -59,3 +59,35 @@ def test_all_devices_find_what_one_does(float64):
     for name, values in found[0].items():
         for other in found[1:]:
             np.testing.assert_allclose(other[name], values, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_the_short_way_of_one_leaf_alone(float64):
+    x = jnp.linspace(1.0, 2.0, SHARED + 2)
+    directions = choose_directions([x.size], every_coordinate_up_to=x.size)
+    answer = measure(lambda point: jnp.sum(jnp.log(point[0])), [x], [np.asarray(1 / x)], directions)
+    np.testing.assert_allclose(answer["estimate"], 1 / x, rtol=1e-6)
+    np.testing.assert_array_equal(answer["predicted"], 1 / x)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 1, 2, 4])
+def test_leaves_of_every_size_share_the_short_way(float64, wrong):
+    """One has a loop of its own, others share one; a scalar and an empty leaf are among them."""
+    shapes = [(60, 50), (7,), (50,), (0, 3), ()]
+    point = [jnp.asarray(RNG.normal(size=shape)) for shape in shapes]
+    assert point[0].size > SHARED >= point[2].size
+
+    def function(point, x):
+        kernel, shift, bias, nothing, scale = point
+        return scale * jnp.sum(jnp.sin(x @ kernel + bias[None])) + jnp.sum(shift**3) + jnp.sum(nothing)
+
+    x = jnp.asarray(RNG.normal(size=(2, 60)))
+    found = [np.array(g) for g in jax.grad(function)(point, x)]
+    if wrong is not None:
+        found[wrong].flat[-1] += 0.01 * np.linalg.norm(found[wrong])
+    sizes = [leaf.size for leaf in point]
+    directions = choose_directions(sizes, every_coordinate_up_to=max(sizes))
+    answer = measure(function, point, found, directions, others=(x,), spread=True)
+    assert not np.array_equal(answer["right"], answer["estimate"]) or wrong is None  # that one climbed
+    norms = [float(np.linalg.norm(g)) for g in found]
+    verdicts = judge(sizes, norms, directions, answer, float(answer["here"][0]))
+    assert [v.passed for v in verdicts] == [index != wrong for index in range(len(point))]
