@@ -72,6 +72,20 @@ class Training:
         return split(model)[0]
 
 
+class Step(NamedTuple):
+    """What one step finds before it changes the run."""
+
+    loss: Float[Array, ""]
+    """Of the mini-batch."""
+    gradient: Params
+    """Of that loss, by the engine."""
+    update: Params
+    """What the optimizer adds to the weights."""
+    state: State
+    """The model's own, after this batch."""
+    optimizer_state: optax.OptState
+
+
 class Moment(NamedTuple):
     """What a diagnostic sees: a run at an evaluation, and the step that it takes next."""
 
@@ -89,6 +103,8 @@ class Moment(NamedTuple):
     """Which of them the next step takes."""
     hyperparameters: dict[str, Array]
     """The optimizer's hyper-parameters in the next step, `learning_rate` among them."""
+    next: Step
+    """The next step, with the loss, gradient and update that training itself takes."""
 
 
 class Measured(NamedTuple):
@@ -113,6 +129,51 @@ def start(training: Training, seed: int | Integer[Array, ""], hyperparameters: d
     return Run(params, state, optimizer.init(params), jnp.int32(-1))
 
 
+def next_step(
+    training: Training,
+    run: Run,
+    data: Examples,
+    index: Int[Array | np.ndarray, " batch"],
+    hyperparameters: dict[str, ArrayLike],
+) -> Step:
+    """What a run's next step is made of: the loss and gradient of these examples, and the update.
+
+    The hyper-parameters are the optimizer's in this step, `learning_rate` among them.
+    """
+    batch = (data.x[index], data.y[index])
+    value_and_grad = training.gradient(training.graphdef, training.loss_fn)
+    (loss, state), gradient = value_and_grad(run.params, run.state, batch)
+    optimizer = optax.with_extra_args_support(training.optimizer(**hyperparameters))
+    update, optimizer_state = optimizer.update(
+        gradient,
+        run.optimizer_state,
+        run.params,
+        value=loss,  # some optimizers set their step by the loss, or search along a line
+        grad=gradient,
+        value_fn=lambda params: batch_loss(training, params, run.state, batch),
+    )
+    return Step(loss, gradient, update, state, optimizer_state)
+
+
+def take_step(
+    run: Run, step: Step, number: Int[Array, ""], last_step: int | Int[Array, ""]
+) -> tuple[Run, Float[Array, ""]]:
+    """The run after a step, and the loss before it; unchanged if it has diverged or is over."""
+    loss = step.loss.astype(jnp.float32)
+    healthy = jnp.isfinite(loss)
+    running = (run.diverged_at < 0) & (number <= last_step)
+    diverged_at = jnp.where(running & ~healthy, number, run.diverged_at)
+    params = optax.apply_updates(run.params, step.update)
+    after = Run(params, step.state, step.optimizer_state, run.diverged_at)
+
+    def keep(new: Array, old: Array) -> Array:
+        new = new if new.dtype == old.dtype else new.astype(old.dtype)  # keys have no astype
+        return jnp.where(running & healthy, new, old)
+
+    kept = jax.tree.map(keep, after, run)
+    return kept._replace(diverged_at=diverged_at), jnp.where(diverged_at < 0, loss, jnp.nan)
+
+
 def train(
     training: Training,
     run: Run,
@@ -122,6 +183,7 @@ def train(
     hyperparameters: dict[str, ArrayLike],
     first_step: int | Int[Array, ""],
     last_step: int | Int[Array, ""],
+    begun: Step | None = None,
 ) -> tuple[Run, Float[Array, " steps"]]:
     """Trains a run over some steps.
 
@@ -136,43 +198,25 @@ def train(
         first_step: number, from 1, of the first of these steps.
         last_step: number of the last step of the whole training; steps after it change nothing, so that
             the last call can be as long as the others.
+        begun: what the first of these steps is made of, if that is known already.
 
     Returns:
         The run after these steps, and the mini-batch loss before each update.
     """
-    value_and_grad = training.gradient(training.graphdef, training.loss_fn)
 
     def step(run: Run, inputs: tuple[Array, Array, dict[str, Array]]) -> tuple[Run, Array]:
         number, index, values = inputs
-        batch = (data.x[index], data.y[index])
-        (loss, state), grads = value_and_grad(run.params, run.state, batch)
-        optimizer = optax.with_extra_args_support(training.optimizer(**values, **hyperparameters))
-        updates, optimizer_state = optimizer.update(
-            grads,
-            run.optimizer_state,
-            run.params,
-            value=loss,  # some optimizers set their step by the loss, or search along a line
-            grad=grads,
-            value_fn=lambda params: batch_loss(training, params, run.state, batch),
+        return take_step(
+            run, next_step(training, run, data, index, values | hyperparameters), number, last_step
         )
-        params = optax.apply_updates(run.params, updates)
-
-        loss = loss.astype(jnp.float32)
-        healthy = jnp.isfinite(loss)
-        running = (run.diverged_at < 0) & (number <= last_step)
-        diverged_at = jnp.where(running & ~healthy, number, run.diverged_at)
-        after = Run(params, state, optimizer_state, run.diverged_at)
-
-        def keep(new: Array, old: Array) -> Array:
-            new = new if new.dtype == old.dtype else new.astype(old.dtype)  # keys have no astype
-            return jnp.where(running & healthy, new, old)
-
-        kept = jax.tree.map(keep, after, run)
-        return kept._replace(diverged_at=diverged_at), jnp.where(diverged_at < 0, loss, jnp.nan)
 
     numbers = first_step + jnp.arange(order.shape[0], dtype=jnp.int32)
-    values = {name: jnp.asarray(found) for name, found in scheduled.items()}
-    return jax.lax.scan(step, run, (numbers, jnp.asarray(order), values))
+    steps = (numbers, jnp.asarray(order), {name: jnp.asarray(found) for name, found in scheduled.items()})
+    if begun is None:
+        return jax.lax.scan(step, run, steps)
+    run, loss = take_step(run, begun, numbers[0], last_step)
+    run, losses = jax.lax.scan(step, run, jax.tree.map(lambda values: values[1:], steps))
+    return run, jnp.concatenate([loss[None], losses])
 
 
 def batch_loss(training: Training, params: Params, state: State, batch: tuple[Any, Any]) -> Float[Array, ""]:

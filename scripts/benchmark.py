@@ -27,7 +27,6 @@ from bpresearch import autodiff, chainrule, data, files, models, optim, platform
 from bpresearch import flags as shared
 from bpresearch.optim import schedules
 from bpresearch.sweep.estimate import Rehearsal
-from bpresearch.sweep.layout import planned
 
 flags.DEFINE_bool("quick", False, "fewer steps and rounds: done within 50 s")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")
@@ -74,8 +73,7 @@ def ours(dataset, model, options, batch, runs, steps) -> Callable[[], float]:
     axes = sweep.grid(optimizer=optim.momentum, schedule=schedules.constant, lr=rates, momentum=0.9,
                       batch_size=batch, seed=range(5))  # fmt: skip
     settings = sweep.expand(axes, model)[:runs]
-    program = planned(experiment, settings, experiment.examples())
-    return Rehearsal(experiment, settings, program).steps_per_second
+    return Rehearsal(experiment, settings).steps_per_second
 
 
 class Others:

@@ -2,8 +2,8 @@
 
 Measures on MNIST-1D, in one process and in turn: populations in each layout against a jitted loop in Python
 that trains one run after another; thousands of runs of the linear model in one command, the last thousand
-against the first; and a sweep that streams to disk, shows progress and saves checkpoints against the same in
-memory without. Compilation is not counted.
+against the first; a sweep that streams to disk, shows progress and saves checkpoints against the same in
+memory without; and diagnostics every ten steps against none. Compilation is not counted.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from rich.table import Table
 
 from bpresearch import data, files, models, optim, platform, sweep, train
 from bpresearch import flags as shared
+from bpresearch.analysis import diagnostics
 from bpresearch.optim import schedules
 from bpresearch.sweep.estimate import Rehearsal
-from bpresearch.sweep.layout import planned
 
 flags.DEFINE_bool("quick", False, "fewer steps, runs and rounds: done within 50 s")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")
@@ -47,10 +47,9 @@ def grid(batch: int, runs: int) -> sweep.Axes:
                       batch_size=batch, seed=0)  # fmt: skip
 
 
-def population(task: sweep.Experiment, axes: sweep.Axes, layout: str) -> Callable[[], float]:
+def population(task: sweep.Experiment, axes: sweep.Axes, layout: str = "auto") -> Callable[[], float]:
     """Trains the runs in memory when it is called; their steps a second together."""
-    runs = sweep.expand(axes, task.model)
-    return Rehearsal(task, runs, planned(task, runs, task.examples(), layout)).steps_per_second
+    return Rehearsal(task, sweep.expand(axes, task.model), layout=layout).steps_per_second
 
 
 class PythonLoop:
@@ -153,6 +152,28 @@ def saving(figures: dict[str, float], steps: int, rounds: int) -> None:
     figures["saving.overhead"] = statistics.median(ratios) - 1
 
 
+def diagnosing(figures: dict[str, float], runs: int, steps: int, rounds: int) -> None:
+    """What diagnostics every ten steps cost a sweep that is evaluated every ten steps anyway."""
+    along = (diagnostics.gradient_norms, diagnostics.update_norms, diagnostics.distance,
+             diagnostics.step_fidelity)  # fmt: skip
+    noise, histogram = (diagnostics.gradient_noise,), (diagnostics.gradient_histogram,)
+    sets = {"none": (), "norms_distance_fidelity": along, "noise": noise, "histogram": histogram}
+    sets["six"] = (*along, *noise, *histogram)
+    ours = {}
+    for name, chosen in sets.items():
+        task = experiment(models.mlp, {"widths": (100, 100)}, steps, eval_every=10, diagnostics=chosen)
+        ours[name] = population(task, grid(100, runs))
+    rates: dict[str, list[float]] = {name: [] for name in sets}
+    for round_ in range(rounds + 1):
+        for name, rate in ours.items():
+            found = rate()
+            if round_:
+                rates[name].append(found)
+    middle = {name: statistics.median(found) for name, found in rates.items()}
+    for name in list(sets)[1:]:
+        figures[f"diagnostics.{name}_cost"] = middle["none"] / middle[name] - 1
+
+
 def main() -> None:
     json_file = shared.output_file("json")
     platform.start()
@@ -160,6 +181,7 @@ def main() -> None:
     figures: dict[str, float] = {}
     layouts(figures, 100 if quick else 500, 3 if quick else 5)
     saving(figures, 100 if quick else 1000, 1 if quick else 3)
+    diagnosing(figures, 16, 100 if quick else 500, 1 if quick else 5)
     many_runs(figures, 1000 if quick else 5000, 100 if quick else 500)
     table = Table("figure", "value", title="Sweeps of small models")
     for name, value in figures.items():

@@ -27,12 +27,12 @@ PARTS = 4
 
 def gradient_norms(moment: Moment) -> dict[str, Measured]:
     """`gradient_norm` by layer: |g| of each parameter array."""
-    return {"gradient_norm": _by_layer(gradient(moment))}
+    return {"gradient_norm": _by_layer(moment.next.gradient)}
 
 
 def update_norms(moment: Moment) -> dict[str, Measured]:
     """`update_norm` by layer: |d| of each parameter array."""
-    return {"update_norm": _by_layer(update(moment, gradient(moment)))}
+    return {"update_norm": _by_layer(moment.next.update)}
 
 
 def distance(moment: Moment) -> dict[str, Measured]:
@@ -48,11 +48,10 @@ def step_fidelity(moment: Moment) -> dict[str, Measured]:
     observed over predicted: 1 where the loss is linear along the step, 1/2 at its minimum along the step if
     it is quadratic, negative where the step goes uphill.
     """
-    params, loss = moment.run.params, loss_of(moment, moment.batch)
-    grads = gradient(moment)
-    step = update(moment, grads)
-    predicted = -optax.tree.vdot(grads, step)
-    observed = loss(params) - loss(optax.apply_updates(params, step))
+    step = moment.next
+    predicted = -optax.tree.vdot(step.gradient, step.update)
+    after = loss_of(moment, moment.batch)(optax.apply_updates(moment.run.params, step.update))
+    observed = step.loss - after
     return {
         "predicted_decrease": Measured(predicted),
         "observed_decrease": Measured(observed),
@@ -64,18 +63,20 @@ def gradient_noise(moment: Moment) -> dict[str, Measured]:
     """`noise_scale` tr(S) / |G|^2 and `signal_to_noise` |G|^2 / (tr(S) / B), with G the true gradient, S the
     covariance of the gradient of one example and B the batch size (McCandlish et al. 2018, appendix A).
 
-    The batch is cut into 4 parts of b examples (2 or 1 where it cannot be; at 1 there is no estimate). With
-    g_i the gradient of part i, of n, and g their mean, unbiased estimates are
-    tr(S) = b sum |g_i - g|^2 / (n - 1) and |G|^2 = |g|^2 - tr(S) / B; where the latter is not positive the
-    noise hides the gradient, the scale is infinite and the ratio 0.
+    The batch is cut into 4 parts of b examples (2 where it cannot be; else there is no estimate), and the
+    first half of them gives its gradients g_i. These are apart from g by E |g_i - g|^2 = tr(S) (1/b - 1/B),
+    so their mean square distance gives an unbiased estimate of tr(S), and |g|^2 - tr(S) / B is one of |G|^2;
+    where that is not positive the noise hides the gradient, the scale is infinite and the ratio 0. In a model
+    that mixes the examples of a batch, or draws random numbers, that makes noise too.
     """
     size = moment.batch.shape[0]
-    parts = next(parts for parts in (PARTS, 2, 1) if size % parts == 0)
-    if parts == 1:
+    parts = next((parts for parts in (PARTS, 2) if size % parts == 0), 0)
+    if not parts:
         nothing = Measured(jnp.float32(jnp.nan))
         return {"noise_scale": nothing, "signal_to_noise": nothing}
-    of_part = jax.lax.map(lambda part: gradient(moment, part), moment.batch.reshape(parts, -1))
-    trace, square = noise_estimates(of_part, size)
+    some = moment.batch.reshape(parts, -1)[: parts // 2]
+    of_part = jax.tree.map(lambda *g: jnp.stack(g), *(gradient(moment, part) for part in some))
+    trace, square = noise_estimates(of_part, moment.next.gradient, size // parts, size)
     square = jnp.maximum(square, 0)
     return {
         "noise_scale": Measured(trace / square),
@@ -114,12 +115,12 @@ def gradient_histogram(moment: Moment) -> dict[str, Measured]:
     The bins of `log10_gradient`, named by their lower ends, are half an order wide and go from 1e-8 to 100;
     what is smaller or larger, zero too, counts in the first or the last.
     """
-    g = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in jax.tree.leaves(gradient(moment))])
-    place = jnp.floor((jnp.log10(g.astype(jnp.float32)) + 8) * 2)
-    place = jnp.clip(place, 0, BINS - 1).astype(jnp.int32)
-    counts = jnp.zeros(BINS).at[place].add(1)
+    g = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in jax.tree.leaves(moment.next.gradient)])
     ends = [-8 + bin / 2 for bin in range(BINS)]
-    return {"gradient_histogram": Measured(counts / g.size, {"log10_gradient": ends})}
+    g = jax.lax.optimization_barrier(g)  # put together once, not for each of its bins
+    above = jnp.stack([jnp.mean(g >= 10.0**end, dtype=jnp.float32) for end in ends[1:]])
+    parts = -jnp.diff(above, prepend=1, append=0)
+    return {"gradient_histogram": Measured(parts, {"log10_gradient": ends})}
 
 
 DIAGNOSTICS: tuple[Callable[[Moment], dict[str, Measured]], ...] = (
@@ -140,36 +141,25 @@ def loss_of(moment: Moment, index: Array) -> Callable[[Params], Float[Array, ""]
     return lambda params: batch_loss(moment.training, params, moment.run.state, batch)
 
 
-def noise_estimates(of_part: Params, size: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Unbiased estimates of tr(S) and |G|^2, from the gradients of equal parts of a batch of `size` examples.
+def noise_estimates(
+    of_part: Params, of_batch: Params, part: int, batch: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Unbiased estimates of tr(S) and |G|^2, from the gradients of parts of a batch and of all of it.
 
-    Each leaf of `of_part` has the parts first.
+    Each leaf of `of_part` has the parts first, of `part` examples each; the batch has `batch`.
     """
     parts = jax.tree.leaves(of_part)[0].shape[0]
-    mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), of_part)
-    spread = jax.tree.map(lambda g, m: jnp.sum((g - m[None]) ** 2), of_part, mean)
-    trace = size / parts * optax.tree.sum(spread) / (parts - 1)
-    return trace, optax.tree.norm(mean, squared=True) - trace / size
+    apart = jax.tree.map(lambda g, whole: jnp.sum((g - whole[None]) ** 2), of_part, of_batch)
+    trace = optax.tree.sum(apart) / parts / (1 / part - 1 / batch)
+    return trace, optax.tree.norm(of_batch, squared=True) - trace / batch
 
 
-def gradient(moment: Moment, index: Array | None = None) -> Params:
-    """The engine's gradient on some examples, by default those of the next step."""
-    index = moment.batch if index is None else index
+def gradient(moment: Moment, index: Array) -> Params:
+    """The engine's gradient on some examples."""
     training, run, data = moment.training, moment.run, moment.data
     value_and_grad = training.gradient(training.graphdef, training.loss_fn)
     _, grads = value_and_grad(run.params, run.state, (data.x[index], data.y[index]))
     return grads
-
-
-def update(moment: Moment, grads: Params) -> Params:
-    """What the optimizer adds to the weights in the next step."""
-    run, loss = moment.run, loss_of(moment, moment.batch)
-    optimizer = optax.with_extra_args_support(moment.training.optimizer(**moment.hyperparameters))
-    value = loss(run.params)
-    updates, _ = optimizer.update(
-        grads, run.optimizer_state, run.params, value=value, grad=grads, value_fn=loss
-    )
-    return updates
 
 
 def hessian_product(moment: Moment) -> Callable[[Params], Params]:

@@ -15,7 +15,7 @@ from bpresearch.sweep.description import coordinate
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings, constants, expand, groups, scheduled
 from bpresearch.sweep.layout import memory_of, planned
-from bpresearch.sweep.population import Population, measured_variables
+from bpresearch.sweep.population import measured_variables
 from bpresearch.sweep.stream import Stream
 
 
@@ -44,8 +44,7 @@ def estimate(experiment: Experiment, axes: Axes | list[Settings], **options: Any
     """
     check(experiment, axes_of(axes) if isinstance(axes, list) else axes)
     runs = axes if isinstance(axes, list) else expand(axes, experiment.model)
-    data = experiment.examples()
-    return [_one(experiment, group, data, options) for group in groups(runs)]
+    return [_one(experiment, group, options) for group in groups(runs)]
 
 
 class Rehearsal:
@@ -54,24 +53,25 @@ class Rehearsal:
     Args:
         experiment: what the runs have in common.
         runs: of one group.
-        program: theirs.
+        **options: `layout`, `memory_fraction` and `shard`, as `run` takes them.
     """
 
-    def __init__(self, experiment: Experiment, runs: list[Settings], program: Population):
-        self.experiment, self.program, self.data = experiment, program, experiment.examples()
+    def __init__(self, experiment: Experiment, runs: list[Settings], **options: Any):
+        self.experiment, self.data = experiment, experiment.examples()
+        self.program = planned(experiment, runs, self.data, **options)
         metrics = measured_variables(experiment, runs[0], self.data)
         self.group, rows = store.open_store(None, experiment, runs, metrics)
-        self.blocks = list(blocks_of(Block(runs, rows), program.size))
+        self.blocks = list(blocks_of(Block(runs, rows), self.program.size))
 
     def seconds(self, first_part_only: bool = False) -> float:
-        """Trains the runs, to the end or for one part of their steps."""
+        """Trains all runs to the end, or the first block of them for one part of their steps."""
         most, stop = 1 if first_part_only else self.experiment.parts_in_a_chunk, threading.Event()
         if first_part_only:
             stop.set()  # after the first chunk, which is one part
         begun = time.perf_counter()
         stream = Stream(self.experiment, self.group, lambda **_: None)
         with contextlib.suppress(Interrupted):
-            for block in self.blocks:
+            for block in self.blocks[:1] if first_part_only else self.blocks:
                 train_block(self.experiment, self.program, block, self.data, Pace(most), stream, stop)
         stream.flush()
         return time.perf_counter() - begun
@@ -81,20 +81,18 @@ class Rehearsal:
         return sum(len(block.rows) for block in self.blocks) * self.experiment.steps / self.seconds()
 
 
-def _one(experiment: Experiment, runs: list[Settings], data: Any, options: dict[str, Any]) -> Estimate:
-    program = planned(experiment, runs, data, **options)
-    rehearsal = Rehearsal(experiment, runs[: program.size], program)
+def _one(experiment: Experiment, runs: list[Settings], options: dict[str, Any]) -> Estimate:
+    rehearsal = Rehearsal(experiment, runs, **options)
+    program = rehearsal.program
     rehearsal.seconds(first_part_only=True)  # the first call warms up
     seconds = rehearsal.seconds(first_part_only=True)
-    blocks = -(-len(runs) // program.size)
     inputs = {"lr", "schedule", "seed", *constants(runs[0])}
     inputs |= {f"{name}_schedule" for name in scheduled(runs[0])}
     names = [name for name, value in runs[0].items() if name not in inputs and value == value]
     label = ", ".join(f"{name}={coordinate(runs[0][name])}" for name in names)
     parts = len(parts_of(experiment)) - 1
-    return Estimate(
-        label, len(runs), program.size, program.width, memory_of(program), seconds * parts * blocks
-    )
+    seconds *= parts * len(rehearsal.blocks)
+    return Estimate(label, len(runs), program.size, program.width, memory_of(program), seconds)
 
 
 def seconds_in_words(seconds: float) -> str:

@@ -20,10 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Settings, constants, scheduled
-from bpresearch.train import Measured, Moment, Run, Training, evaluate, start, train
+from bpresearch.train import Measured, Moment, Run, Step, Training, evaluate, next_step, start, train
 
 RUNS, EVERYWHERE = PartitionSpec("devices"), PartitionSpec()
 BATCHES = PartitionSpec(None, None, None, "devices")
+SHARED_STEP = 25
+"""Up to so many steps between evaluations, training takes over the step that the diagnostics looked at. It
+does so without diagnostics, too: then a run has the same bits with and without them."""
 
 
 class Population(NamedTuple):
@@ -134,11 +137,11 @@ def population(
     counts = jax.ShapeDtypeStruct((shares,), jnp.int32, sharding=runs)
     begin = first_program.lower(counts, keys, hyper)
     state = placed(jax.eval_shape(first_program, counts, keys, hyper), runs)
-    compiled = faster(program.lower(counts, state, inputs, common))
+    compiled = compile_with_fewer_copies(program.lower(counts, state, inputs, common))
     return Population(begin.compile(), compiled, size, seeds, width, runs, everywhere, split_batches)
 
 
-def faster(program: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_with_fewer_copies(program: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiles a program with an option of XLA that spares the CPU copies of what its loops carry."""
     try:
         return program.compile({"xla_cpu_copy_insertion_use_region_analysis": True})
@@ -215,14 +218,24 @@ def advance(
     def part(run: Run, one: tuple[Any, ...]):
         first, last, evaluation, order, values = one
         now = {name: value[0] for name, value in values.items()} | inputs.hyperparameters
-        moment = Moment(training, run, inputs.seeds, initial, first - 1, common.data["train"], order[0], now)
+        data, fixed = common.data["train"], inputs.hyperparameters
+
+        shared = experiment.steps_in_a_part <= SHARED_STEP
+
+        def first_step() -> Step:
+            # Kept as a whole, whoever uses which part of it, so that it has the same bits.
+            return jax.lax.optimization_barrier(next_step(training, run, data, order[0], now))
+
+        used = (first <= last) | evaluation if shared else evaluation
+        begun = choose(used, run, first_step, lambda: blank(jax.eval_shape(first_step)))
+        moment = Moment(training, run, inputs.seeds, initial, first - 1, data, order[0], now, begun)
 
         def measured() -> dict[str, jax.Array]:
             return {name: result.values for name, result in measure(experiment, moment, common.data).items()}
 
         def trained() -> tuple[Run, jax.Array]:
-            data, fixed = common.data["train"], inputs.hyperparameters
-            return train(training, run, data, order, values, fixed, first, last)
+            step = begun if shared else None
+            return train(training, run, data, order, values, fixed, first, last, step)
 
         metrics = choose(evaluation, run, measured, lambda: blank(jax.eval_shape(measured)))
         run, losses = choose(
@@ -266,7 +279,8 @@ def measured_variables(
     def values(key, hyperparameters, index, data):
         run = start(training, key, hyperparameters)
         rates = {"learning_rate": jnp.float32(0)} | hyperparameters
-        moment = Moment(training, run, key, run.params, jnp.int32(0), data["train"], index, rates)
+        step = next_step(training, run, data["train"], index, rates)
+        moment = Moment(training, run, key, run.params, jnp.int32(0), data["train"], index, rates, step)
         found = measure(experiment, moment, data)
         coordinates.update({name: result.coordinates for name, result in found.items()})
         return {name: result.values for name, result in found.items()}

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.flatten_util import ravel_pytree
 
-from bpresearch import autodiff, models, optim, sweep, train
+from bpresearch import autodiff, data, models, optim, sweep, train
 from bpresearch.analysis import diagnostics
 from bpresearch.data import Dataset
 from bpresearch.optim import schedules
@@ -32,7 +33,10 @@ def moment(x, y, *, build=None, optimizer=optim.sgd, batch=None, steps=0):
     after = run_after if steps else run
     index = index if batch is None else jnp.asarray(batch)
     rate = {"learning_rate": jnp.asarray(RATE)}
-    return train.Moment(training, after, jnp.uint32(0), run.params, jnp.int32(steps), data, index, rate)
+    return train.Moment(
+        *(training, after, jnp.uint32(0), run.params, jnp.int32(steps), data, index, rate),
+        train.next_step(training, after, data, index, rate),
+    )
 
 
 def values(diagnostic, at):
@@ -89,16 +93,14 @@ def test_fidelity_on_a_quadratic_is_one_minus_half_the_curvature_over_the_slope(
     np.testing.assert_allclose(found["step_fidelity"], 1 - curvature / 2 / (RATE * g @ g), rtol=1e-9)
 
 
-def test_the_noise_of_a_batch_is_that_of_its_parts(float64):
+def test_the_noise_of_a_batch_is_how_far_parts_of_it_are_from_the_whole(float64):
     at = moment(*examples(8))
-    parts = []
-    for part in np.arange(8).reshape(4, 2):
-        parts.append(
-            np.concatenate([g.ravel() for g in by_hand(at._replace(batch=jnp.asarray(part))).values()])
-        )
-    mean = np.mean(parts, axis=0)
-    trace = 2 * ((np.array(parts) - mean) ** 2).sum() / 3
-    square = max(mean @ mean - trace / 8, 0)
+    g, first, second = (
+        np.concatenate([g.ravel() for g in by_hand(at._replace(batch=jnp.asarray(part))).values()])
+        for part in (range(8), [0, 1], [2, 3])
+    )
+    trace = (((first - g) ** 2).sum() + ((second - g) ** 2).sum()) / 2 / (1 / 2 - 1 / 8)
+    square = max(g @ g - trace / 8, 0)
     found = values(diagnostics.gradient_noise, at)
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(found["noise_scale"], trace / square, rtol=1e-9)
@@ -107,12 +109,16 @@ def test_the_noise_of_a_batch_is_that_of_its_parts(float64):
     assert np.isnan(odd["noise_scale"]) and np.isnan(odd["signal_to_noise"])
 
 
-def test_the_noise_estimates_are_right_on_average():
+@pytest.mark.parametrize("taken", [1, 2, 4])
+def test_the_noise_estimates_are_right_on_average(taken):
     generator = np.random.default_rng(0)
     truth, spread = np.array([1.0, -2.0, 0.5]), np.array([0.5, 2.0, 1.0])
     parts = generator.normal(truth, spread / np.sqrt(3), (4000, 4, 3))  # means of 3 examples, batches of 12
-    estimate = jax.vmap(lambda part: diagnostics.noise_estimates({"w": part}, 12))
-    trace, square = (np.asarray(found, np.float64) for found in estimate(jnp.asarray(parts, jnp.float32)))
+    parts = jnp.asarray(parts, jnp.float32)
+    estimate = jax.vmap(
+        lambda part: diagnostics.noise_estimates({"w": part[:taken]}, {"w": part.mean(0)}, 3, 12)
+    )
+    trace, square = (np.asarray(found, np.float64) for found in estimate(parts))
     for found, expected in ((trace, (spread**2).sum()), (square, truth @ truth)):
         assert abs(found.mean() - expected) < 4 * found.std() / np.sqrt(len(found))
 
@@ -156,8 +162,7 @@ def test_the_histogram_counts_every_element_once(float64):
     ends = [*found.coordinates["log10_gradient"], 2.0]
     expected, _ = np.histogram(np.log10(g), ends)
     np.testing.assert_allclose(found.values, expected / g.size, rtol=1e-6)
-    none = at._replace(run=at.run._replace(params=jax.tree.map(jnp.zeros_like, at.run.params)))
-    none = none._replace(data=none.data._replace(y=jnp.zeros_like(none.data.y)))
+    none = at._replace(next=jax.tree.map(jnp.zeros_like, at.next))
     assert values(diagnostics.gradient_histogram, none)["gradient_histogram"][0] == 1
 
 
@@ -177,3 +182,20 @@ def test_a_sweep_measures_them_all_at_each_evaluation():
     assert (found.distance.values[:, 0] < 1e-5).all() and (found.distance.values[:, 1:] > 1e-3).all()
     plain = sweep.run(task(), axes, quiet=True)
     np.testing.assert_array_equal(found.train_loss, plain.train_loss)  # to measure changes nothing
+
+
+def test_a_run_has_the_same_bits_with_and_without():
+    """Although it goes on from the step that they looked at."""
+    task, loss = data.load("mnist1d"), optax.losses.softmax_cross_entropy_with_integer_labels
+    axes = sweep.grid(optimizer=optim.adam, schedule=schedules.constant, lr=0.01, batch_size=100, seed=0)
+    along = (diagnostics.gradient_norms, diagnostics.update_norms, diagnostics.step_fidelity)
+    without, measured = (
+        sweep.run(
+            sweep.Experiment(task, models.cnn, loss, steps=60, eval_every=10, diagnostics=chosen),
+            axes,
+            quiet=True,
+        )
+        for chosen in ((), along)
+    )
+    for name in ("train_loss", "test_loss"):
+        np.testing.assert_array_equal(without[name], measured[name])

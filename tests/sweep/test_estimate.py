@@ -5,7 +5,6 @@ import pytest
 
 from bpresearch import models, optim, sweep
 from bpresearch.sweep.estimate import Rehearsal, seconds_in_words
-from bpresearch.sweep.layout import planned
 from tests.sweep.toy import axes, experiment
 
 
@@ -23,9 +22,8 @@ def test_a_rehearsal_trains_every_run_as_a_sweep_does(monkeypatch):
     monkeypatch.setattr("bpresearch.sweep.layout.RUNS_IN_A_BLOCK", 2)
     task, axis = experiment(), axes(optimizer=optim.momentum)
     runs = sweep.expand(axis, task.model)
-    program = planned(task, runs, task.examples(), "map")
-    rehearsal = Rehearsal(task, runs, program)
-    assert program.size == 2 and len(rehearsal.blocks) == 4
+    rehearsal = Rehearsal(task, runs, layout="map")
+    assert rehearsal.program.size == 2 and len(rehearsal.blocks) == 4
     assert rehearsal.seconds(first_part_only=True) > 0
     assert not rehearsal.group["finished"][:].any()
     assert rehearsal.steps_per_second() > 0
