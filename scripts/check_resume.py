@@ -70,8 +70,8 @@ def ended(child: int, seconds: float) -> bool:
     while time.monotonic() < until:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
-            if os.waitstatus_to_exitcode(status):
-                raise SystemExit(1)
+            if code := os.waitstatus_to_exitcode(status):
+                raise SystemExit(max(code, 1))  # it has said why
             return True
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
