@@ -189,7 +189,8 @@ class Verification:
             fault: number of the plant; below zero none is planted, unless there is but one.
             every_coordinate_up_to, missed, seed: as `bpresearch.verify.model` takes them.
         """
-        with jax.enable_x64(True):
+        # What is not finite is looked at where it is judged.
+        with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             # Rounded first, so that both questions are about the same numbers.
             low_model, low_data = cast_model(model, self.dtype), cast((x, y), self.dtype)
             high_model, data = cast_model(low_model, "float64"), cast(low_data, "float64")
