@@ -7,7 +7,17 @@ import numpy as np
 import pandas as pd
 
 from bpresearch.analysis import best_settings, describe, mean_and_interval
-from bpresearch.report.style import NUMBER, axis_at, band, channels_by, dotted_line, line, panels, tooltips
+from bpresearch.report.style import (
+    NUMBER,
+    SHORT,
+    axis_at,
+    band,
+    channels_by,
+    dotted_line,
+    line,
+    panels,
+    tooltips,
+)
 from bpresearch.report.sweeps import Sweeps, binned, coarse
 
 FLOOR = 1e-8
@@ -41,8 +51,7 @@ def curve_layers(rows: pd.DataFrame, by: str, title: str, scale: alt.Scale) -> l
     channels = channels_by(rows, by)
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4))
     y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6))
-    if scale["type"] == "log":
-        y["axis"]["labelExpr"] = NUMBER
+    y["axis"]["labelExpr"] = NUMBER if scale["type"] == "log" else SHORT
     mean = alt.Chart().transform_filter(f"datum.run === {ONE_RUN}")
     one = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
     shown = tooltips(rows, ["optimizer", "schedule", "setting", "step", "value", "low", "high"])

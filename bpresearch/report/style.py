@@ -124,8 +124,11 @@ def axis_at(values: Iterable[float]) -> alt.Axis:
     found = sorted(set(values))
     if len(found) > 9:
         return alt.Axis(format="~g", tickCount=5)
-    return alt.Axis(format="~g", values=found)
+    return alt.Axis(format="~g", labelExpr=SHORT, values=found)
 
+
+SHORT = "datum.label && format(datum.value, '.4~g')"
+"""Labels with four digits at most: of an axis by itself they would have twelve, or call 10 1e+1."""
 
 NUMBER = "datum.label && abs(log(abs(datum.value))) > 11.6 ? format(datum.value, '.0e') : datum.label"
 """Labels of a logarithmic axis: 0.01, 100 and 1e+10, where it has labels."""
