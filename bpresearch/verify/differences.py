@@ -66,7 +66,7 @@ def _short_way(function: Callable[..., Array], groups: tuple[tuple[int, ...], ..
         here, found = derivatives(coordinates, point, others)
         return here, [jax.tree.map(lambda a, n=n: a[:n], f) for f, n in zip(found, sizes, strict=True)]
 
-    return jax.jit(program)  # runs long: worth an optimised program
+    return compiled(program, optimization=1)
 
 
 def measure(
