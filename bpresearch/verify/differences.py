@@ -104,7 +104,7 @@ def measure(
             _enter(found, mine, answer | sides | {"here": np.full(predicted.shape, here)})
         on_the_ladder = ~np.isin(directions.leaf, short) | _doubtful(found, directions, point[0].dtype)
     climbed = np.flatnonzero(on_the_ladder)
-    if climbed.size:
+    if climbed.size or not found:  # without any element, for the names of what is found
         # Rounded up to a power of two, so that few programs serve all numbers of doubts.
         count = 2 ** math.ceil(math.log2(climbed.size)) if takes_it else climbed.size
         padded = np.resize(climbed, count)
@@ -117,14 +117,14 @@ def measure(
 
 
 def _doubtful(found: dict[str, np.ndarray], directions: Directions, dtype: Any) -> np.ndarray:
-    """Which derivatives the short way does not confirm."""
+    """Which derivatives the short way does not confirm, or not as sharply as ten times what is asked for."""
     count = np.bincount(directions.leaf)
     squares = np.bincount(directions.leaf, found["predicted"] ** 2)
     typical = np.sqrt(squares / np.maximum(count, 1))[directions.leaf]
     sharpest, bluntest = (relative * typical for relative in resolution(float(jnp.finfo(dtype).eps)))
-    error, uncertainty = np.abs(found["estimate"] - found["predicted"]), found["uncertainty"]
-    confirmed = error <= np.maximum(sharpest, SAFETY * uncertainty)
-    return ~(confirmed & (uncertainty <= bluntest / SAFETY))
+    error, uncertainty = np.abs(found["estimate"] - found["predicted"]), SAFETY * found["uncertainty"]
+    confirmed = error <= np.maximum(sharpest, uncertainty)
+    return ~(confirmed & (uncertainty <= np.minimum(10 * sharpest, bluntest)))
 
 
 def _enter(found: dict[str, np.ndarray], where: np.ndarray, answer: dict[str, np.ndarray]) -> None:

@@ -120,10 +120,6 @@ def _settled(
     return ladder[1:-1][best], uncertainty[best]
 
 
-STEP = 2.0**-14
-"""Of the short way, relative to the root mean square of the leaf: at smaller ones rounding would blur what is
-asked for, at larger ones more kinks are near."""
-
 LANES = 2**16
 """How many numbers there are in the copies that are perturbed side by side: they fit a core's cache."""
 
@@ -136,13 +132,14 @@ def coordinate_derivatives(
 ) -> dict[str, Float[Array, " some"]]:
     """The short way to derivatives along coordinates: two evaluations, where the ladder takes 26.
 
-    Good where the function is smooth over a step of 1e-4, and holds its constants by itself. The coordinates
+    Good where the function is smooth over the step h, and holds its constants by itself. The coordinates
     count through all elements of these leaves, one leaf after the other.
 
     Returns:
-        `estimate` = (f(x + h e) - f(x - h e)) / 2h, its `uncertainty` and the `scale` of which h is a small
-        part. The uncertainty is that of rounding alone. The error of order h^2 is not measured: it can only
-        make a right derivative look wrong, which the ladder then decides.
+        `estimate` = (f(x + h e) - f(x - h e)) / 2h, its `uncertainty` and the `scale` s of which h is a small
+        part, s eps^(1/4) / 2: at smaller steps rounding would blur what is asked for, at larger ones more
+        kinks are near. The uncertainty is that of rounding alone. The error of order h^2 is not measured: it
+        can only make a right derivative look wrong, which the ladder then decides.
     """
     x = jnp.concatenate([point[leaf].ravel() for leaf in leaves])
     scale = jnp.concatenate([jnp.full(point[leaf].size, step_scale(point[leaf])) for leaf in leaves])
@@ -159,15 +156,17 @@ def coordinate_derivatives(
         moved = dict(zip(leaves, jnp.split(changed.ravel(), ends) if len(ends) else [changed], strict=True))
         return function([moved.get(i, leaf).reshape(leaf.shape) for i, leaf in enumerate(point)])
 
+    eps = float(jnp.finfo(x.dtype).eps)
+
     def derivatives(copies, block):
-        h, element = STEP * scale[block], jnp.concatenate([block, block])
+        h, element = scale[block] * eps**0.25 / 2, jnp.concatenate([block, block])
         own = x[element]
         row, column = element // width, element % width
         here = (row * (2 * together) + jnp.arange(2 * together)) * width + column
         moved = copies.at[here].set(own + jnp.concatenate([h, -h]), mode="promise_in_bounds")
         values = jax.vmap(evaluate, in_axes=1)(moved.reshape(rows, 2 * together, width))
         above, below = values[:together], values[together:]
-        rounding = jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(above), jnp.abs(below)) / h
+        rounding = eps * jnp.maximum(jnp.abs(above), jnp.abs(below)) / h
         answer = {"estimate": (above - below) / (2 * h), "uncertainty": rounding, "scale": scale[block]}
         return moved.at[here].set(own, mode="promise_in_bounds"), answer
 

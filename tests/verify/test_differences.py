@@ -91,3 +91,15 @@ def test_leaves_of_every_size_share_the_short_way(float64, wrong):
     norms = [float(np.linalg.norm(g)) for g in found]
     verdicts = judge(sizes, norms, directions, answer, float(answer["here"][0]))
     assert [v.passed for v in verdicts] == [index != wrong for index in range(len(point))]
+
+
+def test_what_rounding_blurs_on_the_short_way_the_ladder_decides(float64):
+    """A fault of 2e-6 under a constant of 1e6, whose rounding over a short step hides it."""
+    x = jnp.asarray(RNG.normal(size=LONG + 36))
+    directions = choose_directions([x.size], every_coordinate_up_to=x.size)
+    for factor, right in ((1, True), (1 + 2e-6, False)):
+        found = np.array(2 * x)
+        found[np.argmax(np.abs(found))] *= factor
+        answer = measure(lambda point: jnp.sum(point[0] ** 2) + 1e6, [x], [found], directions)
+        (verdict,) = judge([x.size], [float(np.linalg.norm(found))], directions, answer, 1e6)
+        assert verdict.passed is right
