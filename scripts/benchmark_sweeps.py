@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +79,19 @@ class PythonLoop:
         return steps / (time.perf_counter() - begun)
 
 
+def in_turn(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of what each gives over the rounds; one round before them warms up."""
+    found = [{name: rate() for name, rate in contenders.items()} for _ in range(rounds + 1)][1:]
+    return {name: statistics.median(one[name] for one in found) for name in contenders}
+
+
 def layouts(figures: dict[str, float], steps: int, rounds: int) -> None:
     """Two sizes of model under each layout, and the loop in Python."""
     for name, width, batch in (("small", 16, 20), ("wide", 100, 100)):
         task, axes = experiment(models.mlp, {"widths": (width,)}, steps), grid(batch, 64)
         ours = {layout: population(task, axes, layout) for layout in ("auto", "map", "vmap")}
         loop = PythonLoop(task, axes)
-        rates: dict[str, list[float]] = {"loop": [], **{layout: [] for layout in ours}}
-        for round_ in range(rounds + 1):
-            found = {"loop": loop(steps), **{layout: rate() for layout, rate in ours.items()}}
-            for key, rate in found.items() if round_ else ():
-                rates[key].append(rate)
-        middle = {key: statistics.median(found) for key, found in rates.items()}
+        middle = in_turn({"loop": partial(loop, steps), **ours}, rounds)
         figures[f"{name}.steps_per_second"] = middle["auto"]
         figures[f"{name}.speedup_vs_python_loop"] = middle["auto"] / middle["loop"]
         figures[f"{name}.planned_vs_best_layout"] = middle["auto"] / max(middle["map"], middle["vmap"])
@@ -163,13 +165,7 @@ def diagnosing(figures: dict[str, float], runs: int, steps: int, rounds: int) ->
     for name, chosen in sets.items():
         task = experiment(models.mlp, {"widths": (100, 100)}, steps, eval_every=10, diagnostics=chosen)
         ours[name] = population(task, grid(100, runs))
-    rates: dict[str, list[float]] = {name: [] for name in sets}
-    for round_ in range(rounds + 1):
-        for name, rate in ours.items():
-            found = rate()
-            if round_:
-                rates[name].append(found)
-    middle = {name: statistics.median(found) for name, found in rates.items()}
+    middle = in_turn(ours, rounds)
     for name in list(sets)[1:]:
         figures[f"diagnostics.{name}_cost"] = middle["none"] / middle[name] - 1
 

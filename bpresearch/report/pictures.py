@@ -8,8 +8,8 @@ import pandas as pd
 
 from bpresearch.analysis import best_settings, describe, mean_and_interval
 from bpresearch.report.style import (
+    FOUR_DIGITS,
     NUMBER,
-    SHORT,
     axis_at,
     band,
     channels_by,
@@ -51,7 +51,7 @@ def curve_layers(rows: pd.DataFrame, by: str, title: str, scale: alt.Scale) -> l
     channels = channels_by(rows, by)
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4))
     y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6))
-    y["axis"]["labelExpr"] = NUMBER if scale["type"] == "log" else SHORT
+    y["axis"]["labelExpr"] = NUMBER if scale["type"] == "log" else FOUR_DIGITS
     mean = alt.Chart().transform_filter(f"datum.run === {ONE_RUN}")
     one = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
     shown = tooltips(rows, ["optimizer", "schedule", "setting", "step", "value", "low", "high"])

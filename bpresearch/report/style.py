@@ -123,12 +123,12 @@ def axis_at(values: Iterable[float]) -> alt.Axis:
     """An axis of numbers with its labels at the values that occur, if they are few."""
     found = sorted(set(values))
     if len(found) > 9:
-        return alt.Axis(format="~g", tickCount=5)
-    return alt.Axis(format="~g", labelExpr=SHORT, values=found)
+        return alt.Axis(format="~g", labelExpr=FOUR_DIGITS, tickCount=5)
+    return alt.Axis(format="~g", labelExpr=FOUR_DIGITS, values=found)
 
 
-SHORT = "datum.label && format(datum.value, '.4~g')"
-"""Labels with four digits at most: of an axis by itself they would have twelve, or call 10 1e+1."""
+FOUR_DIGITS = "datum.label && format(datum.value, '.4~g')"
+"""Labels of an axis, which by itself would give them twelve digits, or call 10 1e+1."""
 
 NUMBER = "datum.label && abs(log(abs(datum.value))) > 11.6 ? format(datum.value, '.0e') : datum.label"
 """Labels of a logarithmic axis: 0.01, 100 and 1e+10, where it has labels."""

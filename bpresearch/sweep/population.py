@@ -219,7 +219,6 @@ def advance(
         first, last, evaluation, order, values = one
         now = {name: value[0] for name, value in values.items()} | inputs.hyperparameters
         data, fixed = common.data["train"], inputs.hyperparameters
-
         shared = experiment.steps_in_a_part <= SHARED_STEP
 
         def first_step() -> Step:

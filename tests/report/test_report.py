@@ -95,6 +95,16 @@ def test_a_report_is_one_page_that_loads_nothing(made_up, tmp_path, case):
         assert all(text in drawing for text in ("constant", "cosine", "momentum", word))
 
 
+def test_learning_rates_on_an_axis_have_four_digits(made_up, tmp_path):
+    results = made_up()
+    results["lr"] = results.lr * 10 ** (1 / 3)
+    report.save(pictures.learning_rate_sensitivity(sweeps(results)), tmp_path / "a.svg")
+    labels = re.findall(r"<text[^>]*>([-+.e0-9]+)</text>", (tmp_path / "a.svg").read_text())
+    expected = {f"{lr:.4g}" for lr in results.lr.values}
+    assert expected <= set(labels)
+    assert max(map(len, labels)) <= 8
+
+
 def test_names_cannot_break_out_of_the_page(made_up, tmp_path):
     name = "</script><script>alert(1)</script>"
     report.save(pictures.loss_curves(sweeps(made_up(optimizers=(name,)))), tmp_path / "a.html")

@@ -220,3 +220,12 @@ def test_a_killed_sweep_gives_the_undisturbed_bits(tmp_path):
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert json.loads((tmp_path / "figures.json").read_text())["kills"] == 2
+
+
+def test_a_flag_that_only_the_killed_process_finds_wrong():
+    script = ROOT / "scripts" / "check_resume.py"
+    command = [sys.executable, script, "--platform=abacus"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr == "check_resume.py: --platform=abacus is not one of cpu, gpu, tpu\n"
