@@ -167,17 +167,6 @@ def test_arguments_of_every_kind():
     }
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_nothing_but_an_empty_argument(order):
-    @jax.custom_vjp
-    def total(x):
-        return jnp.sum(x**2)
-
-    total.defvjp(lambda x: (total(x), x), lambda x, y_bar: (2 * x * y_bar,))
-    report = verify.function(total, np.zeros((0, 3)), order=order)
-    assert report.passed, str(report)
-
-
 def test_complex_arguments():
     def energy(z):
         return jnp.sum(jnp.abs(z) ** 4), z**2

@@ -1,8 +1,11 @@
 """What a gradient program promises beside its values, and how two of its answers are compared."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bpresearch import verify
 from bpresearch.verify.comparison import largest_error
 
 
@@ -31,3 +34,14 @@ def test_a_small_leaf_is_no_excuse(size):
     found, expected = [np.array([1.0]), np.array([size * 1.01])], [np.array([1.0]), np.array([size])]
     assert largest_error(found, expected, [1e-16, 1e-16 * size]) == pytest.approx(0.01)
     assert largest_error(found, expected, 1e-16) > 1e-10
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_nothing_but_an_empty_argument(order):
+    @jax.custom_vjp
+    def total(x):
+        return jnp.sum(x**2)
+
+    total.defvjp(lambda x: (total(x), x), lambda x, y_bar: (2 * x * y_bar,))
+    report = verify.function(total, np.zeros((0, 3)), order=order)
+    assert report.passed, str(report)
