@@ -15,7 +15,6 @@ from flax.nnx.nn.linear import canonicalize_padding
 from jax import lax
 
 from bpresearch.chainrule.engine import backward, forward
-from bpresearch.chainrule.linear import sum_over_rows
 from bpresearch.chainrule.registry import rule
 from bpresearch.models.patches import (
     explicit_padding,
@@ -190,9 +189,10 @@ class ConvGeneralDilatedRule:
 
 @rule(patch_convolution)
 class PatchConvolutionRule:
-    """y[t] = sum_k x[s t + d k - low] W[k] as patches P times a matrix: y = P W.
+    """y[t] = sum_k x[s t + d k - low] W[k] as a matrix times patches P: y = W^T P.
 
-    W_bar = P^T y_bar, P_bar = y_bar W^T, and x_bar puts P_bar back: the adjoint of cutting out is adding.
+    W_bar^T = y_bar P^T, P_bar = W y_bar, and x_bar puts P_bar back: the adjoint of cutting out is adding.
+    W: (window and in, out), P: (window and in, positions and batch), y: (out, positions and batch).
     """
 
     def forward(function, x, kernel, **options):
@@ -216,22 +216,27 @@ class PatchConvolutionRule:
         groups = feature_group_count
         *window, group_in, out = kernel.shape
         patches = extract_patches(x, window, window_strides, padding, lhs_dilation, rhs_dilation)
+        y_bar = jnp.swapaxes(y_bar, 0, -1)
         if groups == 1:
-            kernel_bar = sum_over_rows(patches, y_bar, precision)
-            patches_bar = jnp.matmul(y_bar, kernel.reshape(-1, out).T, precision=precision)
+            rows, columns = y_bar.reshape(out, -1), patches.reshape(patches.shape[0], -1)
+            matrix = jnp.moveaxis(kernel, -1, 0).reshape(out, -1)
+            kernel_bar = jnp.matmul(rows, columns.T, precision=precision)
+            kernel_bar = jnp.moveaxis(kernel_bar.reshape(out, *window, group_in), 0, -1)
+            patches_bar = jnp.matmul(matrix.T, rows, precision=precision)
         else:
-            rows = patches.reshape(-1, math.prod(window), groups, group_in)
-            columns = y_bar.reshape(-1, groups, out // groups)
+            columns = patches.reshape(math.prod(window), groups, group_in, -1)
+            rows = y_bar.reshape(groups, out // groups, -1)
             matrix = kernel.reshape(-1, group_in, groups, out // groups)
-            kernel_bar = jnp.einsum("rkgi,rgo->kigo", rows, columns, precision=precision)
-            patches_bar = jnp.einsum("rgo,kigo->rkgi", columns, matrix, precision=precision)
+            kernel_bar = jnp.einsum("kgin,gon->kigo", columns, rows, precision=precision)
+            kernel_bar = kernel_bar.reshape(kernel.shape)
+            patches_bar = jnp.einsum("gon,kigo->kgin", rows, matrix, precision=precision)
         dilated = padded_size(x.shape[1:-1], ((0, 0),) * len(window), lhs_dilation)
         pads = explicit_padding(padding, dilated, window, window_strides, rhs_dilation)
         x_bar = put_back(
-            jnp.split(patches_bar.reshape(patches.shape), math.prod(window), axis=-1),
+            jnp.split(patches_bar.reshape(patches.shape), math.prod(window), axis=0),
             list(offsets(window, rhs_dilation)),
             window_strides,
             padded_size(x.shape[1:-1], pads, lhs_dilation),
         )
-        x_bar = pad(x_bar, tuple((-low, -high) for low, high in pads))
-        return {}, (x_bar[:, *(slice(None, None, a) for a in lhs_dilation)], kernel_bar.reshape(kernel.shape))
+        x_bar = jnp.swapaxes(pad(x_bar, tuple((-low, -high) for low, high in pads)), 0, -1)
+        return {}, (x_bar[:, *(slice(None, None, a) for a in lhs_dilation)], kernel_bar)

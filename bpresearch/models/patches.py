@@ -3,7 +3,9 @@
 XLA's convolution on the CPU loses most of its speed inside loops (`lax.scan`, `lax.map`), and on a GPU under
 `vmap`, where kernels that differ between runs make it a convolution with a group for each run. Cutting out
 the shifted copies of the input that the kernel sees, its *patches*, and multiplying them by the kernel as a
-matrix ("im2col", Chellapilla, Puri and Simard 2006) keeps the speed of matrix products there.
+matrix ("im2col", Chellapilla, Puri and Simard 2006) keeps the speed of matrix products there. The matrices
+have positions and examples along their rows: there are more of them than channels, and long rows are what
+products and copies on a CPU are fast with.
 """
 
 import itertools
@@ -24,11 +26,11 @@ def offsets(window: Sequence[int], dilation: Sequence[int]) -> Iterator[tuple[in
 
 
 def take(
-    x: Shaped[Array, "batch *padded channels"],
+    x: Shaped[Array, "first *padded last"],
     offset: Sequence[int],
     strides: Sequence[int],
     size: Sequence[int],
-) -> Shaped[Array, "batch *size channels"]:
+) -> Shaped[Array, "first *size last"]:
     """What one element of the window sees as the window moves: x[:, offset + strides * t] for t < size."""
     limits = [o + s * (n - 1) + 1 for o, s, n in zip(offset, strides, size, strict=True)]
     return lax.slice(x, (0, *offset, 0), (x.shape[0], *limits, x.shape[-1]), (1, *strides, 1))
@@ -96,43 +98,43 @@ def patch_convolution(
     """
     patches = extract_patches(x, kernel.shape[:-2], window_strides, padding, lhs_dilation, rhs_dilation)
     options = {"precision": precision, "preferred_element_type": preferred_element_type}
+    *window, group_in, out = kernel.shape
     if feature_group_count == 1:
         # As one matrix product: autodiff's derivative of a product with more axes copies its transpose.
-        rows = patches.reshape(-1, patches.shape[-1])
-        y = jnp.matmul(rows, kernel.reshape(-1, kernel.shape[-1]), **options)
-        return y.reshape(*patches.shape[:-1], kernel.shape[-1])
-    elements, groups = math.prod(kernel.shape[:-2]), feature_group_count
-    patches = patches.reshape(*patches.shape[:-1], elements, groups, kernel.shape[-2])
-    kernel = kernel.reshape(elements, kernel.shape[-2], groups, -1)
-    y = jnp.einsum("...kgi,kigo->...go", patches, kernel, **options)
-    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
+        columns = patches.reshape(patches.shape[0], -1)
+        y = jnp.matmul(jnp.moveaxis(kernel, -1, 0).reshape(out, -1), columns, **options)
+    else:
+        columns = patches.reshape(math.prod(window), feature_group_count, group_in, -1)
+        matrix = kernel.reshape(-1, group_in, feature_group_count, out // feature_group_count)
+        y = jnp.einsum("kgin,kigo->gon", columns, matrix, **options)
+    return jnp.swapaxes(y.reshape(out, *patches.shape[1:]), 0, -1)
 
 
 def extract_patches(
-    x: Array,
+    x: Shaped[Array, "batch *spatial channels"],
     window: Sequence[int],
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int],
     rhs_dilation: Sequence[int],
-) -> Shaped[Array, "batch *moved patch"]:
+) -> Shaped[Array, "patch *moved batch"]:
     """The input under the window at each of its positions, one element of the window after another."""
     dilated = padded_size(x.shape[1:-1], ((0, 0),) * len(window), lhs_dilation)
     pads = explicit_padding(padding, dilated, window, strides, rhs_dilation)
-    x = pad(x, pads, dilation=lhs_dilation)
+    x = pad(jnp.swapaxes(x, 0, -1), pads, dilation=lhs_dilation)
     size = output_size(x.shape[1:-1], window, strides, rhs_dilation)
     if 0 in size:
-        return jnp.zeros((x.shape[0], *size, math.prod(window) * x.shape[-1]), x.dtype)
+        return jnp.zeros((math.prod(window) * x.shape[0], *size, x.shape[-1]), x.dtype)
     taken = [take(x, offset, strides, size) for offset in offsets(window, rhs_dilation)]
-    return jnp.concatenate(taken, axis=-1)
+    return jnp.concatenate(taken, axis=0)
 
 
 def put_back(
-    parts: Sequence[Shaped[Array, "batch *moved channels"]],
+    parts: Sequence[Shaped[Array, "first *moved last"]],
     where: Sequence[tuple[int, ...]],
     strides: Sequence[int],
     size: Sequence[int],
-) -> Shaped[Array, "batch *size channels"]:
+) -> Shaped[Array, "first *size last"]:
     """The adjoint of taking patches: each element of the input adds up all the windows that saw it.
 
     Args:

@@ -79,7 +79,7 @@ def width_of(experiment: Experiment, settings: Settings, layout: str) -> int:
     """Runs that a device takes at a time."""
     training = experiment.training(settings)
     params = jax.eval_shape(lambda: split(training.build(nnx.Rngs(0)))[1])
-    products = 6 * sum(leaf.size for leaf in jax.tree.leaves(params)) * settings["batch_size"]
+    products = 6.0 * sum(leaf.size for leaf in jax.tree.leaves(params)) * settings["batch_size"]
     on_cpu = jax.default_backend() == "cpu"
     if layout == "map" or (layout == "auto" and on_cpu and products > SMALL):
         return 1

@@ -142,13 +142,19 @@ def population(
 
 
 def compile_with_fewer_copies(program: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles a program with an option of XLA that spares the CPU copies of what its loops carry."""
+    """Compiles a program with options of XLA that spare the CPU copies: of what its loops carry, and of
+    convolutions' cotangents, which it transposes for their biases once it has cut long sums into parts."""
     try:
-        return program.compile({"xla_cpu_copy_insertion_use_region_analysis": True})
+        return program.compile(
+            {
+                "xla_cpu_copy_insertion_use_region_analysis": True,
+                "xla_disable_hlo_passes": "tree_reduction_rewriter",
+            }
+        )
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise
-        return program.compile()  # a JAX whose XLA knows it no more
+        return program.compile()  # a JAX whose XLA knows them no more
 
 
 def each(function: Callable[..., Any], width: int, count: Any, carried: Any, inputs: Any) -> Any:
