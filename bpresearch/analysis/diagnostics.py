@@ -22,7 +22,6 @@ from bpresearch.train import Measured, Moment, batch_loss
 POWER_ITERATIONS = 20
 PROBES = 4
 BINS = 20
-PARTS = 4
 
 
 def gradient_norms(moment: Moment) -> dict[str, Measured]:
@@ -63,20 +62,21 @@ def gradient_noise(moment: Moment) -> dict[str, Measured]:
     """`noise_scale` tr(S) / |G|^2 and `signal_to_noise` |G|^2 / (tr(S) / B), with G the true gradient, S the
     covariance of the gradient of one example and B the batch size (McCandlish et al. 2018, appendix A).
 
-    The batch is cut into 4 parts of b examples (2 where it cannot be; else there is no estimate), and the
-    first half of them gives its gradients g_i. These are apart from g by E |g_i - g|^2 = tr(S) (1/b - 1/B),
-    so their mean square distance gives an unbiased estimate of tr(S), and |g|^2 - tr(S) / B is one of |G|^2;
-    where that is not positive the noise hides the gradient, the scale is infinite and the ratio 0. In a model
-    that mixes the examples of a batch, or draws random numbers, that makes noise too.
+    A part of the batch, the first tenth of it (b examples: at least 2, at most half of the batch), gives its
+    gradient g_1. It is apart from g by E |g_1 - g|^2 = tr(S) (1/b - 1/B), which gives an unbiased estimate of
+    tr(S), and |g|^2 - tr(S) / B is one of |G|^2; where that is not positive the noise hides the gradient, the
+    scale is infinite and the ratio 0. Normal noise that spreads evenly over n directions leaves the estimate
+    of tr(S) a relative deviation of sqrt(2/n), however large the part is: so a small one will do, and means
+    over evaluations are more precise. A batch of one example gives no estimate. In a model that mixes the
+    examples of a batch, or draws random numbers, that makes noise too.
     """
     size = moment.batch.shape[0]
-    parts = next((parts for parts in (PARTS, 2) if size % parts == 0), 0)
-    if not parts:
+    part = min(max(2, size // 10), size // 2)
+    if not part:
         nothing = Measured(jnp.float32(jnp.nan))
         return {"noise_scale": nothing, "signal_to_noise": nothing}
-    some = moment.batch.reshape(parts, -1)[: parts // 2]
-    of_part = jax.tree.map(lambda *g: jnp.stack(g), *(gradient(moment, part) for part in some))
-    trace, square = noise_estimates(of_part, moment.next.gradient, size // parts, size)
+    of_part = gradient(moment, moment.batch[:part])
+    trace, square = noise_estimates(of_part, moment.next.gradient, part, size)
     square = jnp.maximum(square, 0)
     return {
         "noise_scale": Measured(trace / square),
@@ -118,8 +118,8 @@ def gradient_histogram(moment: Moment) -> dict[str, Measured]:
     g = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in jax.tree.leaves(moment.next.gradient)])
     ends = [-8 + bin / 2 for bin in range(BINS)]
     g = jax.lax.optimization_barrier(g)  # put together once, not for each of its bins
-    above = jnp.stack([jnp.mean(g >= 10.0**end, dtype=jnp.float32) for end in ends[1:]])
-    parts = -jnp.diff(above, prepend=1, append=0)
+    above = jnp.stack([jnp.sum(g >= 10.0**end, dtype=jnp.int32) for end in ends[1:]])
+    parts = -jnp.diff(above, prepend=g.size, append=0) / g.size
     return {"gradient_histogram": Measured(parts, {"log10_gradient": ends})}
 
 
@@ -144,13 +144,12 @@ def loss_of(moment: Moment, index: Array) -> Callable[[Params], Float[Array, ""]
 def noise_estimates(
     of_part: Params, of_batch: Params, part: int, batch: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Unbiased estimates of tr(S) and |G|^2, from the gradients of parts of a batch and of all of it.
+    """Unbiased estimates of tr(S) and |G|^2, from the gradients of a part of a batch and of all of it.
 
-    Each leaf of `of_part` has the parts first, of `part` examples each; the batch has `batch`.
+    The part has `part` examples, the batch `batch`.
     """
-    parts = jax.tree.leaves(of_part)[0].shape[0]
-    apart = jax.tree.map(lambda g, whole: jnp.sum((g - whole[None]) ** 2), of_part, of_batch)
-    trace = optax.tree.sum(apart) / parts / (1 / part - 1 / batch)
+    apart = optax.tree.norm(jax.tree.map(jnp.subtract, of_part, of_batch), squared=True)
+    trace = apart / (1 / part - 1 / batch)
     return trace, optax.tree.norm(of_batch, squared=True) - trace / batch
 
 

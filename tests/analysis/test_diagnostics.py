@@ -93,32 +93,37 @@ def test_fidelity_on_a_quadratic_is_one_minus_half_the_curvature_over_the_slope(
     np.testing.assert_allclose(found["step_fidelity"], 1 - curvature / 2 / (RATE * g @ g), rtol=1e-9)
 
 
-def test_the_noise_of_a_batch_is_how_far_parts_of_it_are_from_the_whole(float64):
-    at = moment(*examples(8))
-    g, first, second = (
-        np.concatenate([g.ravel() for g in by_hand(at._replace(batch=jnp.asarray(part))).values()])
-        for part in (range(8), [0, 1], [2, 3])
+@pytest.mark.parametrize(("batch", "part"), [(2, 1), (3, 1), (8, 2), (40, 4)])
+def test_the_noise_of_a_batch_is_how_far_a_part_of_it_is_from_the_whole(float64, batch, part):
+    at = moment(*examples(batch))
+    g, first = (
+        np.concatenate([g.ravel() for g in by_hand(at._replace(batch=jnp.arange(size))).values()])
+        for size in (batch, part)
     )
-    trace = (((first - g) ** 2).sum() + ((second - g) ** 2).sum()) / 2 / (1 / 2 - 1 / 8)
-    square = max(g @ g - trace / 8, 0)
+    trace = ((first - g) ** 2).sum() / (1 / part - 1 / batch)
+    square = max(g @ g - trace / batch, 0)
     found = values(diagnostics.gradient_noise, at)
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(found["noise_scale"], trace / square, rtol=1e-9)
-    np.testing.assert_allclose(found["signal_to_noise"], square / (trace / 8), rtol=1e-9)
-    odd = values(diagnostics.gradient_noise, moment(*examples(3)))
-    assert np.isnan(odd["noise_scale"]) and np.isnan(odd["signal_to_noise"])
+    np.testing.assert_allclose(found["signal_to_noise"], square / (trace / batch), rtol=1e-9)
 
 
-@pytest.mark.parametrize("taken", [1, 2, 4])
-def test_the_noise_estimates_are_right_on_average(taken):
+def test_a_single_example_tells_nothing_of_the_noise(float64):
+    found = values(diagnostics.gradient_noise, moment(*examples(1)))
+    assert np.isnan(found["noise_scale"]) and np.isnan(found["signal_to_noise"])
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_the_noise_estimates_are_right_on_average(size):
     generator = np.random.default_rng(0)
     truth, spread = np.array([1.0, -2.0, 0.5]), np.array([0.5, 2.0, 1.0])
-    parts = generator.normal(truth, spread / np.sqrt(3), (4000, 4, 3))  # means of 3 examples, batches of 12
-    parts = jnp.asarray(parts, jnp.float32)
-    estimate = jax.vmap(
-        lambda part: diagnostics.noise_estimates({"w": part[:taken]}, {"w": part.mean(0)}, 3, 12)
-    )
-    trace, square = (np.asarray(found, np.float64) for found in estimate(parts))
+    batches = jnp.asarray(generator.normal(truth, spread, (8000, 12, 3)), jnp.float32)
+
+    def estimate(examples):
+        of_part, of_batch = {"w": examples[:size].mean(0)}, {"w": examples.mean(0)}
+        return diagnostics.noise_estimates(of_part, of_batch, size, 12)
+
+    trace, square = (np.asarray(found, np.float64) for found in jax.vmap(estimate)(batches))
     for found, expected in ((trace, (spread**2).sum()), (square, truth @ truth)):
         assert abs(found.mean() - expected) < 4 * found.std() / np.sqrt(len(found))
 
