@@ -245,8 +245,6 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
     """Trains what the flags describe, and leaves them in the workdir, so that --flagfile repeats it."""
     source, options = _source(axes), running_options()
     searched = FLAGS.sampler != "grid"
-    if searched and FLAGS.distributed:
-        raise ValueError(f"--distributed: takes --sampler=grid, not {FLAGS.sampler}")
     if FLAGS.dry_run:
         pretended = sweep.pretended(experiment, axes, FLAGS.trials) if searched else axes
         describe_and_stop(experiment, pretended)
@@ -256,21 +254,20 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
     if not FLAGS.distributed:  # `run` lets only the first process into the workdir
         sweep.claim(workdir, experiment, source, **_how())
         files.write(workdir / "flagfile", flags_given())
+    how = {"prune": FLAGS.prune, "quiet": FLAGS.quiet or not sweep.leads(), **options}
     if searched:
-        return sweep.search(
+        results = sweep.search(
             experiment,
             axes,
             trials=FLAGS.trials,
             sampler=FLAGS.sampler,
             batch=FLAGS.trials_at_once,
             sampler_seed=FLAGS.sampler_seed,
-            prune=FLAGS.prune,
             workdir=workdir,
-            quiet=FLAGS.quiet,
-            **options,
+            **how,
         )
-    quiet = FLAGS.quiet or not sweep.leads()
-    results = sweep.run(experiment, axes, workdir, prune=FLAGS.prune, quiet=quiet, **options)
+    else:
+        results = sweep.run(experiment, axes, workdir, **how)
     if not sweep.leads():
         sys.exit(0)  # the first process has the results and reports
     if FLAGS.distributed:

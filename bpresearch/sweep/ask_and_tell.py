@@ -12,6 +12,7 @@ from bpresearch.sweep.distribution import Uniform
 from bpresearch.sweep.execute import run
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings
+from bpresearch.sweep.processes import leads, told
 from bpresearch.sweep.prune import rungs_of
 
 BATCH = 16
@@ -63,50 +64,95 @@ def search(
     for name, value in (("trials", trials), ("batch", 1 if batch is None else batch)):
         if value < 1:
             raise ValueError(f"{name}={value}: takes at least 1")
-    path = None if workdir is None else Path(workdir)
     source = source_of(axes, sampler, sampler_seed)
-    if path:
-        results_depend_on = {name: options[name] for name in ("layout", "shard") if name in options}
-        claim(path, experiment, source, prune=prune, **results_depend_on)
-    journal = sample.Journal(path / "study.journal" if path else None)
-    study = sample.study(journal, maximize=experiment.dataset.classes is not None)
+    path = Path(workdir) if workdir is not None and leads() else None
+    study = Study(experiment, axes, sampler, sampler_seed, path)
+    results_depend_on = {name: options[name] for name in ("layout", "shard") if name in options}
+    told(lambda: study.open(source, prune=prune, **results_depend_on))
     size = batch or (max(BATCH, trials // 8) if sampler == "tpe" else trials)
-    fill = sampler == "qmc"
     everything: dict[str, Settings] = {}
     results = []
-    while asked := sample.next_batch(study, sampler, sampler_seed, size, trials):
-        runs = [sample.runs_of(trial, axes, experiment.model, all_axes=fill) for trial in asked]
-        journal.save()
+    while asked := told(lambda: study.ask(size, trials)):
+        runs = [study.runs_of(sample.optuna().trial.FixedTrial(params)) for params in asked]
         different = {repr(settings): settings for trial in runs for settings in trial}
         listed = list(different.values())
         found = run(experiment, listed, workdir, source=source, prune=prune, quiet=quiet, **options)
-        curves = dict(zip(different, judged(found, experiment.chosen_by), strict=True))
-        steps = found.eval_step.values.tolist()
-        for trial, its_runs in zip(asked, runs, strict=True):
-            curve = np.mean([curves[repr(settings)] for settings in its_runs], axis=0)
-            at_rungs = {step: curve[steps.index(step)] for step in (rungs_of(experiment) if prune else ())}
-            sample.tell(study, trial, curve[-1], at_rungs)
-        journal.save()
+        if leads():
+            curves = dict(zip(different, judged(found, experiment.chosen_by), strict=True))
+            means = [np.mean([curves[repr(settings)] for settings in trial], axis=0) for trial in runs]
+            study.tell(means, found.eval_step.values.tolist(), rungs_of(experiment) if prune else [])
         results.append(found.isel(run=[key not in everything for key in different]))
         everything |= different
-    if path is None:
+    if workdir is None:
         return xr.concat(
             results, "run", data_vars="minimal", coords="minimal", compat="override", join="override"
         )
-    runs_of_all = drawn(experiment, axes, sampler, path)
+    of_all = [sample.optuna().trial.FixedTrial(params) for params in told(study.drawn)]
+    runs_of_all = _different([study.runs_of(trial) for trial in of_all])
     return run(experiment, runs_of_all, workdir, source=source, prune=prune, quiet=True, **options)
+
+
+class Study:
+    """The trials of a search. One process keeps them, `open`, `ask`, `tell` and `drawn` are its; all make
+    runs of them.
+
+    Args:
+        experiment, axes, sampler, sampler_seed: as `search` takes them.
+        path: the workdir; None keeps the trials in memory.
+    """
+
+    def __init__(
+        self, experiment: Experiment, axes: Axes, sampler: str, sampler_seed: int, path: Path | None
+    ):
+        self.experiment, self.axes, self.sampler, self.seed = experiment, axes, sampler, sampler_seed
+        self.path = path
+        self.asked: list[Any] = []
+
+    def open(self, source: dict[str, Any], **how: Any) -> None:
+        """Makes the workdir the folder of this search, and reads its trials; arguments as `claim`'s."""
+        if self.path:
+            claim(self.path, self.experiment, source, **how)
+        self.read()
+
+    def read(self) -> None:
+        """Reads the trials in the workdir."""
+        self.journal = sample.Journal(self.path / "study.journal" if self.path else None)
+        self.study = sample.study(self.journal, maximize=self.experiment.dataset.classes is not None)
+
+    def ask(self, size: int, trials: int) -> list[dict[str, Any]]:
+        """The values of the next batch of trials, of `size` at most; none when there are `trials`."""
+        self.asked = sample.next_batch(self.study, self.sampler, self.seed, size, trials)
+        for trial in self.asked:
+            self.runs_of(trial)
+        self.journal.save()
+        return [trial.params for trial in self.asked]
+
+    def tell(self, curves: list[np.ndarray], steps: list[int], rungs: list[int]) -> None:
+        """What each trial of the batch reached after these steps."""
+        for trial, curve in zip(self.asked, curves, strict=True):
+            sample.tell(self.study, trial, curve[-1], {step: curve[steps.index(step)] for step in rungs})
+        self.journal.save()
+
+    def drawn(self) -> list[dict[str, Any]]:
+        """The values of all trials so far."""
+        return [trial.params for trial in sample.handles(self.study)]
+
+    def runs_of(self, trial: Any) -> list[Settings]:
+        """A trial's runs; what it has no value for yet is drawn."""
+        fill = self.sampler == "qmc"
+        return sample.runs_of(trial, self.axes, self.experiment.model, all_axes=fill)
 
 
 def drawn(experiment: Experiment, axes: Axes, sampler: str, workdir: Path) -> list[Settings]:
     """The runs of the trials that a search has drawn so far, as they are numbered in its workdir."""
-    study = sample.study(
-        sample.Journal(workdir / "study.journal"), maximize=experiment.dataset.classes is not None
-    )
-    everything: dict[str, Settings] = {}
-    for trial in sample.handles(study):
-        runs = sample.runs_of(trial, axes, experiment.model, all_axes=sampler == "qmc")
-        everything |= {repr(settings): settings for settings in runs}
-    return list(everything.values())
+    study = Study(experiment, axes, sampler, 0, workdir)
+    study.read()
+    return _different([study.runs_of(trial) for trial in sample.handles(study.study)])
+
+
+def _different(trials: list[list[Settings]]) -> list[Settings]:
+    """The runs of these trials, each once, in the order of the trials."""
+    return list({repr(settings): settings for runs in trials for settings in runs}.values())
 
 
 def pretended(experiment: Experiment, axes: Axes, trials: int) -> list[Settings]:
@@ -114,7 +160,7 @@ def pretended(experiment: Experiment, axes: Axes, trials: int) -> list[Settings]
     study = sample.study(sample.Journal(None), maximize=True)
     asked = sample.next_batch(study, "random", 0, trials, trials)
     runs = [sample.runs_of(trial, axes, experiment.model, all_axes=False) for trial in asked]
-    return list({repr(settings): settings for trial in runs for settings in trial}.values())
+    return _different(runs)
 
 
 def judged(results: xr.Dataset, chosen_by: str) -> np.ndarray:

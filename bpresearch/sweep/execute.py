@@ -83,8 +83,6 @@ def run(
             raise ValueError(f"{name}={value} is not one of {', '.join(known)}")
     if prune is not None and prune not in pruning.PRUNERS:
         raise ValueError(f"prune={prune} is not one of {', '.join(pruning.PRUNERS)}")
-    if prune is not None and jax.process_count() > 1:
-        raise ValueError(f"prune={prune}: takes one process, not {jax.process_count()}")
     options = {"layout": layout, "memory_fraction": memory_fraction, "shard": shard}
     listed = isinstance(axes, list)
     check(experiment, axes_of(axes) if isinstance(axes, list) else axes)

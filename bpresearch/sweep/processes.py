@@ -1,5 +1,7 @@
 """One sweep on many machines: every process runs the same program text, the first one keeps the results."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,6 +37,32 @@ def agreed(values: Any) -> Any:
     if jax.process_count() == 1:
         return values
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(values))
+
+
+def told(make: Callable[[], Any]) -> Any:
+    """What `make` gives in the first process, where alone it is called, in every process.
+
+    Between processes it travels as JSON.
+
+    Raises:
+        ValueError: in the other processes, if `make` raises an error.
+    """
+    if jax.process_count() == 1:
+        return make()
+    text = b""
+    failed: Exception | None = None
+    if leads():
+        try:
+            text = json.dumps(make()).encode()
+        except Exception as error:  # the others must not wait for what does not come
+            failed = error
+    size = int(agreed(np.array(-1 if failed else len(text), np.int32)))
+    if failed:
+        raise failed
+    if size < 0:
+        raise ValueError("the first process cannot go on; its message says why")
+    letters = np.frombuffer(text, np.uint8) if leads() else np.zeros(size, np.uint8)
+    return json.loads(agreed(letters).tobytes())
 
 
 def anywhere(*conditions: bool) -> list[bool]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from bpresearch.sweep.checkpoint import as_before, plain
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Settings
+from bpresearch.sweep.processes import place, told
 from bpresearch.sweep.sample import optuna
 from bpresearch.sweep.stream import Stream
 
@@ -115,7 +116,7 @@ class Kept:
         for number, leaf in enumerate(leaves):
             array = plain(leaf)
             array[places] = [self.states[int(row)][number] for row in rows]
-            filled.append(jax.device_put(as_before(array, leaf), leaf.sharding))
+            filled.append(as_before(place(array, leaf.sharding), leaf))
         return jax.tree.unflatten(tree, filled)
 
 
@@ -149,9 +150,13 @@ def train_in_rungs(
         if until == steps:
             return
         kept.step = until
-        values = metric.oindex[rows, [rung // experiment.eval_every for rung in rungs[:count]]]
-        means = np.stack([values[setting == i].mean(axis=0) for i in range(setting.max() + 1)])
-        goes = survivors(name, steps, rungs[:count], means.astype(np.float64), maximize=maximize)[setting]
+
+        def judged(so_far: list[int] = rungs[:count]) -> list[bool]:
+            values = metric.oindex[rows, [rung // experiment.eval_every for rung in so_far]]
+            means = np.stack([values[setting == i].mean(axis=0) for i in range(setting.max() + 1)])
+            return survivors(name, steps, so_far, means.astype(np.float64), maximize=maximize).tolist()
+
+        goes = np.array(told(judged))[setting]
         _end(rows[going_on & ~goes & ~known], until, kept, stream, steps)
         going_on &= goes
 

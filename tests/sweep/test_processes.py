@@ -32,19 +32,39 @@ for steps in (25, 30):
         sys.exit(f"{steps} steps: {error}")
 """
 
+SEARCH = """
+import sys
+from bpresearch import platform, sweep
+from tests.sweep.toy import axes, experiment
+workdir, coordinator, process = sys.argv[1:]
+platform.choose("cpu")
+platform.join(coordinator, 2, int(process))
+platform.start("cpu", cpu_devices=1)
+sweep.run(experiment(), axes(seed=range(3)), f"{workdir}/pruned", quiet=True, prune="halving")
+for trials in (4, 5):  # the second search goes on where the first one ended
+    drawn = axes(lr=sweep.Uniform(1e-3, 1.0, log=True))
+    where = {"batch": 2, "workdir": f"{workdir}/searched", "quiet": True}
+    found = sweep.search(experiment(), drawn, trials=trials, **where)
+    print(found.sizes["run"])
+try:
+    sweep.search(experiment(steps=30), drawn, trials=3, **where)
+except ValueError as error:
+    print(error)
+"""
 
-def start(workdir, coordinator, process):
+
+def start(workdir, coordinator, process, script):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), workdir, coordinator, process]
+    command = [sys.executable, "-c", textwrap.dedent(script), workdir, coordinator, process]
     pipe = subprocess.PIPE
     return subprocess.Popen([str(c) for c in command], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def both(workdir):
+def both(workdir, script=SCRIPT):
     with socket.socket() as found:
         found.bind(("localhost", 0))
         coordinator = f"localhost:{found.getsockname()[1]}"
-    processes = [start(workdir, coordinator, number) for number in range(2)]
+    processes = [start(workdir, coordinator, number, script) for number in range(2)]
     outputs = [process.communicate(timeout=200) for process in processes]
     return [process.returncode for process in processes], outputs
 
@@ -60,6 +80,25 @@ def test_two_processes_give_the_results_of_one_bit_for_bit(tmp_path):
     assert two.sizes["run"] == 24 and bool(two.finished.all())
     for name, values in one.data_vars.items():
         np.testing.assert_array_equal(two[name].values, values.values, err_msg=name)
+
+
+def test_pruning_and_searches_are_the_same_in_two_processes(tmp_path):
+    pytest.importorskip("optuna")
+    codes, outputs = both(tmp_path, SEARCH)
+    assert codes == [0, 0], outputs
+    for said, refusal in zip(
+        outputs, ("steps: 25 there, 30 here", "the first process cannot go on"), strict=True
+    ):
+        assert said[0].splitlines()[-3:-1] == ["8", "10"] and refusal in said[0].splitlines()[-1], outputs
+    pruned = sweep.run(experiment(), axes(seed=range(3)), quiet=True, prune="halving")
+    drawn = axes(lr=sweep.Uniform(1e-3, 1.0, log=True))
+    searched = sweep.search(experiment(), drawn, trials=5, batch=2, quiet=True)
+    assert (pruned.pruned_at.values > 0).any()
+    for name, one in (("pruned", pruned), ("searched", searched)):
+        two = xr.open_zarr(tmp_path / name / "results.zarr", consolidated=False)
+        for variable, values in one.data_vars.items():
+            np.testing.assert_array_equal(two[variable].values, values.values, err_msg=str(variable))
+    np.testing.assert_array_equal(searched.lr, two.lr)
 
 
 def test_batches_spread_over_devices_train_as_on_one_within_rounding():
