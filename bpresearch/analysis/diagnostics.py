@@ -62,13 +62,13 @@ def gradient_noise(moment: Moment) -> dict[str, Measured]:
     """`noise_scale` tr(S) / |G|^2 and `signal_to_noise` |G|^2 / (tr(S) / B), with G the true gradient, S the
     covariance of the gradient of one example and B the batch size (McCandlish et al. 2018, appendix A).
 
-    A part of the batch, the first tenth of it (b examples: at least 2, at most half of the batch), gives its
+    A part of the batch, the first tenth of it (b examples; 2 where that is less, 1 of 2 or 3), gives its
     gradient g_1. It is apart from g by E |g_1 - g|^2 = tr(S) (1/b - 1/B), which gives an unbiased estimate of
     tr(S), and |g|^2 - tr(S) / B is one of |G|^2; where that is not positive the noise hides the gradient, the
     scale is infinite and the ratio 0. Normal noise that spreads evenly over n directions leaves the estimate
     of tr(S) a relative deviation of sqrt(2/n), however large the part is: so a small one will do, and means
     over evaluations are more precise. A batch of one example gives no estimate. In a model that mixes the
-    examples of a batch, or draws random numbers, that makes noise too.
+    examples of a batch (BatchNorm), or draws random numbers, what that changes counts as noise too.
     """
     size = moment.batch.shape[0]
     part = min(max(2, size // 10), size // 2)

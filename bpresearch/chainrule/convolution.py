@@ -2,7 +2,7 @@
 
 `nnx.Conv` wraps a bilinear map of input and kernel, its `conv_general_dilated`, in padding, promotion, a
 mask and a bias. The rule of `nnx.Conv` undoes the wrapping and leaves the bilinear map to that map's own
-rule: XLA's convolution, or patches times a matrix.
+rule: XLA's convolution, or a matrix times patches.
 """
 
 import math
@@ -219,10 +219,10 @@ class PatchConvolutionRule:
         y_bar = jnp.swapaxes(y_bar, 0, -1)
         if groups == 1:
             rows, columns = y_bar.reshape(out, -1), patches.reshape(patches.shape[0], -1)
-            matrix = jnp.moveaxis(kernel, -1, 0).reshape(out, -1)
             kernel_bar = jnp.matmul(rows, columns.T, precision=precision)
+            # Of the matrix, XLA would make the transpose a slower product of the factors' transposes.
             kernel_bar = jnp.moveaxis(kernel_bar.reshape(out, *window, group_in), 0, -1)
-            patches_bar = jnp.matmul(matrix.T, rows, precision=precision)
+            patches_bar = jnp.matmul(kernel.reshape(-1, out), rows, precision=precision)
         else:
             columns = patches.reshape(math.prod(window), groups, group_in, -1)
             rows = y_bar.reshape(groups, out // groups, -1)

@@ -251,9 +251,12 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
     if FLAGS.replay is not None:
         drawn = sweep.drawn(experiment, axes, FLAGS.sampler, workdir) if searched else None
         replay_and_stop(experiment, drawn or sweep.expand(axes, experiment.model), workdir)
-    if not FLAGS.distributed:  # `run` lets only the first process into the workdir
+
+    def begin() -> None:
         sweep.claim(workdir, experiment, source, **_how())
         files.write(workdir / "flagfile", flags_given())
+
+    sweep.told(begin)
     how = {"prune": FLAGS.prune, "quiet": FLAGS.quiet or not sweep.leads(), **options}
     if searched:
         results = sweep.search(
@@ -270,8 +273,6 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
         results = sweep.run(experiment, axes, workdir, **how)
     if not sweep.leads():
         sys.exit(0)  # the first process has the results and reports
-    if FLAGS.distributed:
-        files.write(workdir / "flagfile", flags_given())
     return results
 
 

@@ -47,7 +47,7 @@ def cnn(
         activation: the function after each convolution.
         initialization: a name that `initializers` takes.
         convolution: how convolutions are computed, as `nnx.Conv(conv_general_dilated=...)` takes it;
-            default: patches times a matrix. XLA's `lax.conv_general_dilated` is slow inside loops on a CPU,
+            default: a matrix times patches. XLA's `lax.conv_general_dilated` is slow inside loops on a CPU,
             and on a GPU when every run of a population has a kernel of its own.
         rngs: source of the initial weights.
 

@@ -1,4 +1,4 @@
-"""Convolution as patches times a matrix, and the windows it shares with pooling.
+"""Convolution as a matrix times patches, and the windows it shares with pooling.
 
 XLA's convolution on the CPU loses most of its speed inside loops (`lax.scan`, `lax.map`), and on a GPU under
 `vmap`, where kernels that differ between runs make it a convolution with a group for each run. Cutting out

@@ -8,7 +8,7 @@ from bpresearch.sweep.execute import Interrupted, run
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings, expand, grid
 from bpresearch.sweep.layout import LAYOUTS, SHARDS
-from bpresearch.sweep.processes import leads
+from bpresearch.sweep.processes import leads, told
 from bpresearch.sweep.store import read, stored
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "search",
     "source_of",
     "stored",
+    "told",
 ]

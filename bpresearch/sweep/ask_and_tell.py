@@ -1,5 +1,6 @@
 """Searches: sweeps whose settings a sampler draws, batch by batch."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def search(
         **options: how `run` is to train them, such as `layout`.
 
     Returns:
-        As `run`, with the runs of all trials, in the order of the trials.
+        As `run`, with the runs of all trials, in the order of the trials. With a workdir and several
+        processes, only the first has the values.
 
     Raises:
         ValueError: as in `run`, or Optuna is not installed.
@@ -70,31 +72,28 @@ def search(
     results_depend_on = {name: options[name] for name in ("layout", "shard") if name in options}
     told(lambda: study.open(source, prune=prune, **results_depend_on))
     size = batch or (max(BATCH, trials // 8) if sampler == "tpe" else trials)
-    everything: dict[str, Settings] = {}
+    everything: set[str] = set()
     results = []
     while asked := told(lambda: study.ask(size, trials)):
         runs = [study.runs_of(sample.optuna().trial.FixedTrial(params)) for params in asked]
         different = {repr(settings): settings for trial in runs for settings in trial}
         listed = list(different.values())
         found = run(experiment, listed, workdir, source=source, prune=prune, quiet=quiet, **options)
-        if leads():
-            curves = dict(zip(different, judged(found, experiment.chosen_by), strict=True))
-            means = [np.mean([curves[repr(settings)] for settings in trial], axis=0) for trial in runs]
-            study.tell(means, found.eval_step.values.tolist(), rungs_of(experiment) if prune else [])
+        told(partial(study.tell, runs, found, rungs_of(experiment) if prune else []))
         results.append(found.isel(run=[key not in everything for key in different]))
-        everything |= different
+        everything |= set(different)
     if workdir is None:
         return xr.concat(
             results, "run", data_vars="minimal", coords="minimal", compat="override", join="override"
         )
-    of_all = [sample.optuna().trial.FixedTrial(params) for params in told(study.drawn)]
+    of_all = [sample.optuna().trial.FixedTrial(params) for params in told(study.values)]
     runs_of_all = _different([study.runs_of(trial) for trial in of_all])
     return run(experiment, runs_of_all, workdir, source=source, prune=prune, quiet=True, **options)
 
 
 class Study:
-    """The trials of a search. One process keeps them, `open`, `ask`, `tell` and `drawn` are its; all make
-    runs of them.
+    """The trials of a search. The first process keeps them, and alone calls what reads or changes them; every
+    process makes runs of them, `runs_of`.
 
     Args:
         experiment, axes, sampler, sampler_seed: as `search` takes them.
@@ -127,18 +126,23 @@ class Study:
         self.journal.save()
         return [trial.params for trial in self.asked]
 
-    def tell(self, curves: list[np.ndarray], steps: list[int], rungs: list[int]) -> None:
-        """What each trial of the batch reached after these steps."""
-        for trial, curve in zip(self.asked, curves, strict=True):
+    def tell(self, runs: list[list[Settings]], results: xr.Dataset, rungs: list[int]) -> None:
+        """Judges each trial of the batch by the results of its runs; they were judged at these rungs, too."""
+        different = _different(runs)
+        reached = judged(results, self.experiment.chosen_by)
+        curves = {repr(settings): curve for settings, curve in zip(different, reached, strict=True)}
+        steps = results.eval_step.values.tolist()
+        for trial, its_runs in zip(self.asked, runs, strict=True):
+            curve = np.mean([curves[repr(settings)] for settings in its_runs], axis=0)
             sample.tell(self.study, trial, curve[-1], {step: curve[steps.index(step)] for step in rungs})
         self.journal.save()
 
-    def drawn(self) -> list[dict[str, Any]]:
-        """The values of all trials so far."""
+    def values(self) -> list[dict[str, Any]]:
+        """What all trials so far have on the axes that were drawn."""
         return [trial.params for trial in sample.handles(self.study)]
 
     def runs_of(self, trial: Any) -> list[Settings]:
-        """A trial's runs; what it has no value for yet is drawn."""
+        """A trial's runs; what a trial of the study's has no value for yet is drawn."""
         fill = self.sampler == "qmc"
         return sample.runs_of(trial, self.axes, self.experiment.model, all_axes=fill)
 

@@ -22,9 +22,9 @@ from bpresearch.sweep.chunks import Pace
 from bpresearch.sweep.description import describe
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings, expand, groups
-from bpresearch.sweep.layout import LAYOUTS, SHARDS, planned
+from bpresearch.sweep.layout import LAYOUTS, SHARDS, memory, planned
 from bpresearch.sweep.population import measured_variables
-from bpresearch.sweep.processes import agreed, leads
+from bpresearch.sweep.processes import agreed, leads, least
 from bpresearch.sweep.progress import progress
 from bpresearch.sweep.stream import Stream
 from bpresearch.train import Measured
@@ -71,7 +71,8 @@ def run(
         `test_loss`, `test_accuracy`, those of the diagnostics, `diverged_at` (-1, or the first step with a
         NaN or infinite loss) and `pruned_at` (-1, or the step after which a poor run was ended). Of a list
         of runs, those runs in the order of the list. With a workdir, variables are read from there when
-        they are used.
+        they are used. Of several processes the first has all values; the others lack (NaN) those of runs
+        that were finished before.
 
     Raises:
         ValueError: an axis is missing or holds a value that does not fit, or the workdir is in use, holds
@@ -126,7 +127,7 @@ def _opened(
             held.enter_context(store.locked(path))
             store.check_config(path, config)
         group, rows = store.open_store(path, experiment, runs, metrics)
-    except ValueError:
+    except BaseException:  # the others must not wait
         agreed(np.array(False))
         raise
     if not agreed(np.array(True)):
@@ -163,6 +164,7 @@ def _train(
         _stopping() as stop,
     ):
         report(note=f"compiling {len(todo)} program{'s' if len(todo) > 1 else ''} for {runs} runs")
+        options = options | {"available": least(memory())}  # the same programs in every process
         programs = [pool.submit(planned, experiment, block.settings, data, **options) for block in todo]
         stream = Stream(experiment, group, report)
         paces = [Pace(experiment.parts_in_a_chunk, steady=jax.process_count() > 1) for _ in todo]

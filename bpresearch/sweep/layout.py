@@ -36,8 +36,10 @@ def planned(
     layout: str = "auto",
     memory_fraction: float = 0.6,
     shard: str = "runs",
+    available: float | int | None = None,
 ) -> Population:
-    """The programs for the runs of one group, with room for as many as memory allows.
+    """The programs for the runs of one group, with room for as many as memory allows: a fraction of what is
+    `available`, in bytes, or else of `memory()`.
 
     The room is a power of two for each device, so that sweeps of other sizes find the program in JAX's
     compilation cache.
@@ -60,7 +62,8 @@ def planned(
     while size < min(len(settings), RUNS_IN_A_BLOCK):
         size *= 2
     different = len({s["seed"] for s in settings})
-    budget = memory_fraction * memory()
+    available = memory() if available is None else available
+    budget = memory_fraction * available
     while True:
         seeds = min(size, 1 << (different - 1).bit_length())
         program = population(experiment, settings[0], data, size, seeds, width, shard)
@@ -69,7 +72,7 @@ def planned(
         if size == least:
             raise ValueError(
                 f"--memory_fraction={memory_fraction:g}: {size} runs at a time take {need / 2**30:.2f} GiB, "
-                f"and {budget / 2**30:.2f} of {memory() / 2**30:.2f} GiB are allowed: take a larger "
+                f"and {budget / 2**30:.2f} of {available / 2**30:.2f} GiB are allowed: take a larger "
                 f"fraction, a smaller model or a smaller batch{'' if width == 1 else ', or --layout=map'}"
             )
         size = max(least, size // 2)
@@ -97,7 +100,7 @@ def accelerator_width(products: float) -> int:
 
 
 def memory() -> int:
-    """Bytes of memory that programs may share: of all devices together, or what the host has left."""
+    """Bytes of memory that programs may share: of all local devices together, or what the host has left."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(found and "bytes_limit" in found for found in stats):
         return sum(found["bytes_limit"] for found in stats if found)
@@ -105,7 +108,7 @@ def memory() -> int:
 
 
 def memory_of(program: Population) -> int:
-    """Bytes that a call of the program needs on all devices, by XLA's account."""
+    """Bytes that a call of the program needs on all devices of this process, by XLA's account."""
     found = program.advance.memory_analysis()  # type: ignore[attr-defined]
     each = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-    return (each - found.alias_size_in_bytes) * program.runs.mesh.size
+    return (each - found.alias_size_in_bytes) * len(program.runs.mesh.local_devices)

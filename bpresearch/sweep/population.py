@@ -142,19 +142,24 @@ def population(
 
 
 def compile_with_fewer_copies(program: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles a program with options of XLA that spare the CPU copies: of what its loops carry, and of
-    convolutions' cotangents, which it transposes for their biases once it has cut long sums into parts."""
-    try:
-        return program.compile(
-            {
-                "xla_cpu_copy_insertion_use_region_analysis": True,
-                "xla_disable_hlo_passes": "tree_reduction_rewriter",
-            }
-        )
-    except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):
-            raise
-        return program.compile()  # a JAX whose XLA knows them no more
+    """Compiles a program with options of XLA that spare the CPU copies.
+
+    These are copies of what loops carry, and transposed copies of the cotangents of convolutions: the
+    gradient of a bias is a sum over them, and XLA cuts long sums into parts before it would see that the sum
+    can be taken of the array as it is. Parts make a sum more exact, but not those that YNN computes anyway.
+    """
+    options: dict[str, str | bool] = {
+        "xla_cpu_copy_insertion_use_region_analysis": True,
+        "xla_disable_hlo_passes": "tree_reduction_rewriter",
+    }
+    while True:
+        try:
+            return program.compile(options)
+        except jax.errors.JaxRuntimeError as error:  # a JAX whose XLA does not know one of them?
+            unknown = {name for name in options if f"option: '{name}'" in str(error)}
+            if not unknown:
+                raise
+            options = {name: value for name, value in options.items() if name not in unknown}
 
 
 def each(function: Callable[..., Any], width: int, count: Any, carried: Any, inputs: Any) -> Any:

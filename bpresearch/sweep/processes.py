@@ -50,11 +50,11 @@ def told(make: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return make()
     text = b""
-    failed: Exception | None = None
+    failed: BaseException | None = None
     if leads():
         try:
             text = json.dumps(make()).encode()
-        except Exception as error:  # the others must not wait for what does not come
+        except BaseException as error:  # Ctrl-C too: the others must not wait for what does not come
             failed = error
     size = int(agreed(np.array(-1 if failed else len(text), np.int32)))
     if failed:
@@ -63,6 +63,13 @@ def told(make: Callable[[], Any]) -> Any:
         raise ValueError("the first process cannot go on; its message says why")
     letters = np.frombuffer(text, np.uint8) if leads() else np.zeros(size, np.uint8)
     return json.loads(agreed(letters).tobytes())
+
+
+def least(value: float | int) -> float | int:
+    """The smallest of the processes' values, in every process."""
+    if jax.process_count() == 1:
+        return value
+    return float(multihost_utils.process_allgather(np.array(value, np.float32)).min())
 
 
 def anywhere(*conditions: bool) -> list[bool]:

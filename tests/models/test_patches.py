@@ -1,4 +1,4 @@
-"""Convolution as patches times a matrix."""
+"""Convolution as a matrix times patches."""
 
 import math
 

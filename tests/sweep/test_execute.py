@@ -11,6 +11,7 @@ import xarray as xr
 
 from bpresearch import chainrule, models, optim, sweep, train
 from bpresearch.optim import schedules
+from bpresearch.sweep import execute
 from bpresearch.sweep import layout as layouts
 from tests.sweep.toy import axes, dataset, experiment
 
@@ -84,7 +85,8 @@ def test_a_sweep_is_split_until_it_fits_into_memory(monkeypatch):
     task, settings = experiment(), axes(optimizer=optim.momentum)
     whole = sweep.run(task, settings, quiet=True, layout="map")
     two = layouts.planned(task, sweep.expand(settings, task.model)[:2], task.examples(), "map")
-    monkeypatch.setattr(layouts, "memory", lambda: layouts.memory_of(two))
+    for module in (layouts, execute):
+        monkeypatch.setattr(module, "memory", lambda: layouts.memory_of(two))
     assert layouts.planned(task, sweep.expand(settings, task.model), task.examples(), "map", 1.0).size == 2
     split = sweep.run(task, settings, quiet=True, layout="map", memory_fraction=1.0)
     np.testing.assert_array_equal(split.train_loss, whole.train_loss)

@@ -101,6 +101,34 @@ def test_pruning_and_searches_are_the_same_in_two_processes(tmp_path):
     np.testing.assert_array_equal(searched.lr, two.lr)
 
 
+def test_a_script_with_distributed_runs_in_each_process(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        coordinator = f"localhost:{found.getsockname()[1]}"
+    task = "--dataset=spirals --steps=20 --lr=0.1,0.01 --seed=0 --schedule=cosine --noreport --platform=cpu"
+    flags = [*task.split(), "--distributed", f"--coordinator={coordinator}", "--processes=2"]
+    command = [sys.executable, str(ROOT / "experiments/compare_optimizers.py"), *flags]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(
+            [*command, f"--process={number}", f"--workdir={tmp_path / str(number)}"],
+            env=environment,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "Best settings" in said[0][0] and "Best settings" not in said[1][0], said
+    assert "--lr=0.1,0.01" in (tmp_path / "0" / "flagfile").read_text()
+    assert not (tmp_path / "1").exists()  # it needs no workdir
+    results = xr.open_zarr(tmp_path / "0" / "results.zarr", consolidated=False)
+    assert bool(results.finished.all()) and np.isfinite(results.train_loss).all()
+
+
 def test_batches_spread_over_devices_train_as_on_one_within_rounding():
     settings = {"optimizer": optim.momentum, "seed": range(2)}
     whole = sweep.run(experiment(), axes(**settings), quiet=True, layout="map")
