@@ -220,7 +220,7 @@ class PatchConvolutionRule:
         if groups == 1:
             rows, columns = y_bar.reshape(out, -1), patches.reshape(patches.shape[0], -1)
             kernel_bar = jnp.matmul(rows, columns.T, precision=precision)
-            # Of the matrix, XLA would make the transpose a slower product of the factors' transposes.
+            # Not kernel_bar.T: XLA would multiply the factors' transposes instead, which is slower.
             kernel_bar = jnp.moveaxis(kernel_bar.reshape(out, *window, group_in), 0, -1)
             patches_bar = jnp.matmul(kernel.reshape(-1, out), rows, precision=precision)
         else:

@@ -257,7 +257,7 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
         files.write(workdir / "flagfile", flags_given())
 
     sweep.told(begin)
-    how = {"prune": FLAGS.prune, "quiet": FLAGS.quiet or not sweep.leads(), **options}
+    options |= {"prune": FLAGS.prune, "quiet": FLAGS.quiet or not sweep.leads()}
     if searched:
         results = sweep.search(
             experiment,
@@ -267,10 +267,10 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
             batch=FLAGS.trials_at_once,
             sampler_seed=FLAGS.sampler_seed,
             workdir=workdir,
-            **how,
+            **options,
         )
     else:
-        results = sweep.run(experiment, axes, workdir, **how)
+        results = sweep.run(experiment, axes, workdir, **options)
     if not sweep.leads():
         sys.exit(0)  # the first process has the results and reports
     return results

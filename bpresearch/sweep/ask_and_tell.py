@@ -76,12 +76,11 @@ def search(
     results = []
     while asked := told(lambda: study.ask(size, trials)):
         runs = [study.runs_of(sample.optuna().trial.FixedTrial(params)) for params in asked]
-        different = {repr(settings): settings for trial in runs for settings in trial}
-        listed = list(different.values())
+        listed = _different(runs)
         found = run(experiment, listed, workdir, source=source, prune=prune, quiet=quiet, **options)
         told(partial(study.tell, runs, found, rungs_of(experiment) if prune else []))
-        results.append(found.isel(run=[key not in everything for key in different]))
-        everything |= set(different)
+        results.append(found.isel(run=[repr(settings) not in everything for settings in listed]))
+        everything |= {repr(settings) for settings in listed}
     if workdir is None:
         return xr.concat(
             results, "run", data_vars="minimal", coords="minimal", compat="override", join="override"

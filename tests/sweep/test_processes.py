@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -53,24 +52,26 @@ except ValueError as error:
 """
 
 
-def start(workdir, coordinator, process, script):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", textwrap.dedent(script), workdir, coordinator, process]
-    pipe = subprocess.PIPE
-    return subprocess.Popen([str(c) for c in command], env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def both(workdir, script=SCRIPT):
+def both(arguments):
+    """Exit codes and outputs of two processes of Python; `arguments(coordinator, number)` are each one's."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         coordinator = f"localhost:{found.getsockname()[1]}"
-    processes = [start(workdir, coordinator, number, script) for number in range(2)]
+    environment, pipe = os.environ | {"PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    processes = [
+        subprocess.Popen([sys.executable, *command], env=environment, stdout=pipe, stderr=pipe, text=True)
+        for command in (arguments(coordinator, number) for number in range(2))
+    ]
     outputs = [process.communicate(timeout=200) for process in processes]
     return [process.returncode for process in processes], outputs
 
 
+def in_both(script, workdir):
+    return both(lambda coordinator, number: ["-c", script, str(workdir), coordinator, str(number)])
+
+
 def test_two_processes_give_the_results_of_one_bit_for_bit(tmp_path):
-    codes, outputs = both(tmp_path / "two")
+    codes, outputs = in_both(SCRIPT, tmp_path / "two")
     assert codes == [1, 1], outputs  # the second sweep's: the workdir holds other settings
     assert "30 steps: " in outputs[0][1] and "steps: 25 there, 30 here" in outputs[0][1], outputs
     assert "30 steps: the first process cannot begin" in outputs[1][1], outputs
@@ -84,7 +85,7 @@ def test_two_processes_give_the_results_of_one_bit_for_bit(tmp_path):
 
 def test_pruning_and_searches_are_the_same_in_two_processes(tmp_path):
     pytest.importorskip("optuna")
-    codes, outputs = both(tmp_path, SEARCH)
+    codes, outputs = in_both(SEARCH, tmp_path)
     assert codes == [0, 0], outputs
     for said, refusal in zip(
         outputs, ("steps: 25 there, 30 here", "the first process cannot go on"), strict=True
@@ -102,26 +103,20 @@ def test_pruning_and_searches_are_the_same_in_two_processes(tmp_path):
 
 
 def test_a_script_with_distributed_runs_in_each_process(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        coordinator = f"localhost:{found.getsockname()[1]}"
-    task = "--dataset=spirals --steps=20 --lr=0.1,0.01 --seed=0 --schedule=cosine --noreport --platform=cpu"
-    flags = [*task.split(), "--distributed", f"--coordinator={coordinator}", "--processes=2"]
-    command = [sys.executable, str(ROOT / "experiments/compare_optimizers.py"), *flags]
-    pipe = subprocess.PIPE
-    processes = [
-        subprocess.Popen(
-            [*command, f"--process={number}", f"--workdir={tmp_path / str(number)}"],
-            env=environment,
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-        )
-        for number in range(2)
+    flags = "--dataset=spirals --steps=20 --lr=0.1,0.01 --seed=0 --schedule=cosine --noreport --platform=cpu"
+    command = [
+        str(ROOT / "experiments/compare_optimizers.py"),
+        *flags.split(),
+        "--distributed",
+        "--processes=2",
     ]
-    said = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+
+    def arguments(coordinator, number):
+        own = [f"--coordinator={coordinator}", f"--process={number}", f"--workdir={tmp_path / str(number)}"]
+        return [*command, *own]
+
+    codes, said = both(arguments)
+    assert codes == [0, 0], said
     assert "Best settings" in said[0][0] and "Best settings" not in said[1][0], said
     assert "--lr=0.1,0.01" in (tmp_path / "0" / "flagfile").read_text()
     assert not (tmp_path / "1").exists()  # it needs no workdir
