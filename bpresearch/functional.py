@@ -7,10 +7,12 @@ work on these dicts; the object is put together again inside the compiled progra
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Params = dict[Any, Any]
@@ -18,6 +20,9 @@ Params = dict[Any, Any]
 
 State = dict[Any, Any]
 """Nested dict of every other variable of the model, by its path."""
+
+Loss = Callable[..., jax.Array]
+"""`(outputs, targets) -> values`, one for each example or element; its mean is what is differentiated."""
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params, State]:
@@ -44,6 +49,42 @@ def as_inputs(x: Any) -> tuple[Any, ...]:
 def format_path(path: tuple[Any, ...]) -> str:
     """Writes a path as the reports and error messages do: `('layers', 0, 'kernel')` as `layers.0.kernel`."""
     return ".".join(str(name) for name in path)
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """A loss `(model, batch) -> values`, as `nnx.value_and_grad` takes it, in the place of the short form's.
+
+    It is differentiated with respect to the model alone: x is (), and y is the batch. Where it returns a pair,
+    the second part, metrics say, is not looked at.
+    """
+
+    loss: Callable[..., Any]
+
+    @property
+    def __name__(self) -> str:  # type: ignore[override]
+        return getattr(self.loss, "__name__", "loss")
+
+    def values(self, model: nnx.Module, batch: Any) -> jax.Array:
+        """One value, or one for each example."""
+        found = self.loss(model, batch)
+        return found[0] if isinstance(found, tuple) else found
+
+
+def objective(loss_fn: Loss | TrainingLoss, penalty: Loss | None = None) -> Callable[..., jax.Array]:
+    """The short form `(loss_fn, x, y)` as what is differentiated: `(model, params, x, y) -> loss`.
+
+    The loss is the mean of `loss_fn(model(x), y)` over all its elements, plus `penalty(params)`. Tuples of
+    inputs, outputs and targets are several arguments. Of a `TrainingLoss` it is the mean of its values.
+    """
+
+    def loss(model: nnx.Module, params: Params, x: Any, y: Any) -> jax.Array:
+        if isinstance(loss_fn, TrainingLoss):
+            return jnp.mean(loss_fn.values(model, y))
+        values = loss_fn(*as_inputs(model(*as_inputs(x))), *as_inputs(y))
+        return jnp.mean(values) if penalty is None else jnp.mean(values) + penalty(params)
+
+    return loss
 
 
 class Program:

@@ -2,7 +2,7 @@
 
 A gradient's factors downstream of a parameter are of three kinds: weights, derivatives of activations and
 the derivative of the loss. The chain rule's backward passes are run with one kind replaced, the forward
-passes as they are.
+passes as they are. Factors are replaced in layers with rules; what a model computes besides stays as it is.
 """
 
 import functools
@@ -15,15 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Key
 
 from bpresearch import chainrule
-from bpresearch.functional import format_path, split
-from bpresearch.models import patch_convolution
+from bpresearch.chainrule.primitives import LAYER
+from bpresearch.functional import merge, split
 
 KINDS = ("weight", "activation", "loss")
-BILINEAR = (patch_convolution, lax.conv_general_dilated)
 
 Replacement = Callable[[Float[Array, "..."], Key[Array, ""]], Float[Array, "..."]]
 """`(factors, key) -> factors` of the same shape; the key is fixed for each place in the model."""
@@ -49,8 +47,7 @@ def kind_of(layer: Any) -> str | None:
 
     Weights are those of dense layers and convolutions, activations the functions of each element.
     """
-    function = layer.func if isinstance(layer, functools.partial) else layer
-    if isinstance(layer, nnx.Linear | nnx.Conv) or function in BILINEAR:
+    if isinstance(layer, nnx.Linear | nnx.Conv):
         return "weight"
     rule = getattr(chainrule.rule_for(layer)[0], "__qualname__", "")
     return "activation" if rule.startswith("elementwise.") else None
@@ -70,15 +67,16 @@ def ablated(kind: str, replacement: Replacement) -> Callable[..., Any]:
     if kind not in rules:
         raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
 
-    def replace(path: tuple[Any, ...], layer: Any, rule: chainrule.Rule) -> chainrule.Rule:
-        found = "loss" if path == ("loss",) else kind_of(layer)
-        if found != kind or isinstance(layer, nnx.Conv):  # whose map has a rule of its own
+    def replace(e: chainrule.Equation, rule: Any) -> Any:
+        if e.primitive.name != LAYER or _kind_of_call(e) != kind:
             return rule
-        key = functools.partial(jax.random.key, zlib.crc32(format_path(path).encode()))
+        key = functools.partial(jax.random.key, zlib.crc32(e.layer.encode()))
         return rules[kind](rule, lambda factors: replacement(factors, key()))
 
     def gradient(graphdef: nnx.GraphDef, loss_fn: Callable[..., Array], *, inputs: bool = False):
         engine = chainrule.gradient(graphdef, loss_fn, inputs=inputs)
+        if kind == "loss":
+            chainrule.rule_for(loss_fn)  # or nothing would be replaced
 
         def value_and_grad(params: Any, state: Any, batch: Any):
             with chainrule.replacing(replace):
@@ -89,19 +87,26 @@ def ablated(kind: str, replacement: Replacement) -> Callable[..., Any]:
     return gradient
 
 
+def _kind_of_call(e: chainrule.Equation) -> str | None:
+    return "loss" if e.layer == "loss" else kind_of(e.params["call"].layer_with_options)
+
+
 def _weight(rule: Any, replaced: Callable[[Array], Array]) -> Any:
-    """x_bar = y_bar W'^T for a matrix, and the same with W' for a convolution; W_bar as it was."""
+    """x_bar with W' in the place of W, for a matrix y_bar W'^T; W_bar as it was."""
 
     class Ablated:
-        forward = rule.forward
+        def forward(layer, x, **options):
+            y, residuals = rule.forward(layer, x, **options)
+            return y, (x, residuals)
 
         def backward(layer, residuals, y_bar, **options):
-            grads, x_bar = rule.backward(layer, residuals, y_bar, **options)
-            if isinstance(layer, nnx.Linear):
-                return grads, jnp.matmul(y_bar, replaced(layer.kernel[...]).T)
-            x, kernel = residuals
-            _, (x_bar_ablated, _) = rule.backward(layer, (x, replaced(kernel)), y_bar, **options)
-            return grads, (x_bar_ablated, x_bar[1])
+            x, residuals = residuals
+            grads, _ = rule.backward(layer, residuals, y_bar, **options)
+            graphdef, params, state = split(layer)
+            ablated = merge(graphdef, {**params, "kernel": replaced(params["kernel"])}, state)
+            _, residuals = rule.forward(ablated, x, **options)
+            _, x_bar = rule.backward(ablated, residuals, y_bar, **options)
+            return grads, x_bar
 
     return Ablated
 

@@ -2,12 +2,13 @@
 
 The gradient of a weight is a sum over paths and, for each path, a product of factors: what the weight was
 multiplied with (input), then the weights and activation derivatives that the path meets, and last the
-derivative of the loss. The factors come from the chain rule's hand-written rules.
+derivative of the loss. The factors come from the chain rule's hand-written rules. Paths run through the
+equations of the traced loss (see `steps`), so any model has them; where branches are added, they part and meet.
 """
 
-import heapq
-from collections.abc import Callable
-from functools import reduce
+import functools
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,39 +17,62 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from bpresearch import chainrule
+from bpresearch.analysis import routes
 from bpresearch.analysis.ablation import kind_of
-from bpresearch.functional import format_path, merge, split
-from bpresearch.models import add_channel, flatten
+from bpresearch.analysis.slopes import UNSEEN, WEIGHT, Slope, Slopes, each, form_of, is_unseen, loss_bars
+from bpresearch.analysis.steps import LossProgram, Step, trace
+from bpresearch.chainrule.primitives import Equation, is_floating
+from bpresearch.functional import Loss, Params, TrainingLoss, as_inputs, format_path, merge, objective, split
+from bpresearch.verify.precision import compiled
 
 POOLINGS = (nnx.avg_pool, nnx.max_pool, nnx.min_pool)
-RESHAPING = (flatten, add_channel)
+BILINEAR = ("dot_general", "conv_general_dilated", "mul")
 MOST_FACTORS = 50_000_000
 """Of one layer: 400 MB in float64."""
 
 
 class Link(NamedTuple):
-    """A step of the paths: the layer that is passed, and the shape of what comes out of it (one example)."""
+    """A step of the paths: the layer that is passed, and the shape of what comes out of it (one example).
 
-    kind: str  # input, weight, activation, loss; pooling or block where the layer is none of these
+    Attributes:
+        kind: input, weight, activation, loss; one for a bias; pooling or block where it is none of these.
+        layer: its path; of an equation outside of layers with rules, what is computed, and in which layer.
+        shape: of what comes out; a complex number is two units.
+        step: its number in the program.
+        line: the user's own file and line.
+    """
+
+    kind: str
     layer: str
     shape: tuple[int, ...]
+    step: int = 0
+    line: str = ""
+
+    def unit_name(self, unit: int) -> str:
+        """A unit by its place in the output: `[4]`, or `[12,3]` for position 12 of channel 3."""
+        if self.kind == "loss":
+            return "loss"
+        return "[" + ",".join(str(i) for i in np.unravel_index(unit, self.shape)) + "]"
 
 
 class Path(NamedTuple):
-    """One path: the unit that each link leads to, as an index into its flattened output, and its factor."""
+    """One path: the unit that each link leads to, as an index into its flattened output, and its factor.
+
+    `example` is None where the examples of the batch are not independent: there the batch is one.
+    """
 
     product: float
     factors: tuple[float, ...]
     units: tuple[int, ...]
-    example: int
+    example: int | None
+    links: tuple[Link, ...]
 
 
 class Anatomy(NamedTuple):
     """A gradient taken apart.
 
     Attributes:
-        links: the steps that every path takes.
+        links: the steps that the listed paths take, in order; all steps where none is listed.
         paths: the paths with the largest products, the largest first.
         number: of all paths whose product is not zero.
         total: sum of all paths' products: the gradient.
@@ -66,14 +90,17 @@ class Anatomy(NamedTuple):
     def rest(self) -> float:
         return self.total - sum(path.product for path in self.paths)
 
-
-Way = tuple[float, tuple[float, ...], tuple[int, ...]]
-"""A path or the end of one: its product, its factors, and the units that it leads to."""
+    def largest(self, count: int) -> "Anatomy":
+        """The same with fewer paths listed."""
+        links = {link for path in self.paths[:count] for link in path.links} or self.links
+        return self._replace(
+            links=tuple(link for link in self.links if link in links), paths=self.paths[:count]
+        )
 
 
 def take_apart(
     model: nnx.Module,
-    loss_fn: Callable[..., jax.Array],
+    loss_fn: Loss | TrainingLoss,
     x: Any,
     y: Any,
     weight: tuple[Any, ...],
@@ -83,10 +110,11 @@ def take_apart(
 ) -> Anatomy:
     """The paths by which one element of a parameter acts on the mean loss of a batch.
 
-    The sums run over all paths, by dynamic programming over layers; only the largest paths are listed.
+    The sums run over all paths, by dynamic programming over the program; only the largest paths are listed.
+    Each example has paths of its own, if the loss is the mean of the examples' losses.
 
     Args:
-        model: an `nnx.Sequential` of layers that treat each example by itself.
+        model: any NNX model.
         loss_fn: as both engines take it.
         x, y: a batch of examples; in float64 the sum is the gradient to 1e-12.
         weight: path of the parameter, such as `("layers", 1, "kernel")`.
@@ -94,157 +122,222 @@ def take_apart(
         paths: how many of the largest paths to list.
 
     Raises:
-        ValueError: the model is no sequence of layers, a layer mixes examples, or one has too many factors.
+        ValueError: a layer mixes examples as `nnx.BatchNorm` does in training, or has too many factors.
     """
-    found: list[tuple[list[np.ndarray], list[Way]]] = []
-    links: tuple[Link, ...] = ()
-    apart = _factors_of(_sequence(model), loss_fn, weight, index)
-    for example in range(len(x)):
-        links, factors = apart(x[example : example + 1], y[example : example + 1], 1 / len(x))
-        found.append((factors, _largest(factors, paths)))
-    listed = [Path(*path, n) for n, (_, largest) in enumerate(found) for path in largest]
-    listed.sort(key=lambda path: -abs(path.product))
-    every = [factors for factors, _ in found]
-    return Anatomy(
-        links,
-        tuple(listed[:paths]),
-        round(sum(_sum([(f != 0).astype(float) for f in factors]) for factors in every)),
-        sum(_sum(factors) for factors in every),
-        sum(_sum([np.abs(f) for f in factors]) for factors in every),
-    )
+    _refuse_batch_norm(model)
+    single = independent_examples(model, loss_fn, x, y, weight)
+    batches = [(x, y)] if single is None else single
+    program = trace(model, loss_fn, *batches[0], 1 / len(batches))
+    slopes = Slopes(program, program.paths.index(weight))
+    name = getattr(loss_fn, "__name__", "loss")
+    links = [_link(program, slope, name, single is not None) for slope in slopes.listed]
+    _refuse_too_large(slopes, links)
+    graphs = [_edges(slopes, values) for values in _evaluated(slopes, index, batches)]
+    listed = [
+        _path(route, links, None if single is None else n)
+        for n, edges in enumerate(graphs)
+        for route in routes.largest(edges, WEIGHT, slopes.end, paths)
+    ]
+    listed = sorted(listed, key=lambda path: -abs(path.product))[:paths]
+    passed = {link for path in listed for link in path.links} or {link for link in links if link}
+    number, total, size = np.sum([_sums(edges, slopes.end) for edges in graphs], axis=0)
+    ordered = sorted(passed, key=lambda link: (link.kind == "loss", link.step))
+    return Anatomy(tuple(ordered), tuple(listed), round(number), float(total), float(size))
 
 
-def _sequence(model: nnx.Module) -> nnx.Sequential:
-    """The model, if paths can be followed through it."""
-    if not isinstance(model, nnx.Sequential):
-        raise ValueError(f"paths lead through the layers of an nnx.Sequential, not of {type(model).__name__}")
+def _refuse_batch_norm(model: nnx.Module) -> None:
     for path, layer in nnx.iter_modules(model):
         if isinstance(layer, nnx.BatchNorm) and not layer.use_running_average:
             raise ValueError(
                 f"nnx.BatchNorm at {format_path(path)} mixes the examples of the batch, so that no path "
                 "belongs to one example: take a model without it, or set use_running_average=True"
             )
-    return model
 
 
-def _factors_of(
-    model: nnx.Sequential, loss_fn: Callable[..., jax.Array], weight: tuple[Any, ...], index: tuple[int, ...]
-) -> Callable[..., tuple[tuple[Link, ...], list[np.ndarray]]]:
-    """`(x, y, share) -> links, factors` for one example; factor arrays are (units after, units before).
+def independent_examples(
+    model: nnx.Module, loss_fn: Loss | TrainingLoss, x: Any, y: Any, weight: tuple[Any, ...]
+) -> list[tuple[Any, Any]] | None:
+    """The batch as batches of one, if its loss and gradient are the means of theirs; else None."""
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))}
+    if len(sizes) != 1 or sizes == {()}:
+        return None
+    ((count,),) = sizes
+    single = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], (x, y)) for n in range(count)]
+    by_jax = gradient_by_jax(model, loss_fn)
 
-    The first has one column, the weight itself, and the last one row, the loss. An activation's factors
-    are a vector, as each unit leads to itself alone.
-    """
+    def loss_and_gradient(x: Any, y: Any) -> Float[np.ndarray, " values"]:
+        loss, grads = by_jax(x, y)
+        return np.append(np.asarray(leaf_at(grads, weight), np.float64), float(loss))
+
+    try:
+        apart = [loss_and_gradient(*batch) for batch in single]
+    except (TypeError, ValueError, IndexError):  # the model does not take a batch of one
+        return None
+    rounding = 1000 * jnp.finfo(jnp.result_type(float)).eps * np.mean(np.abs(apart), axis=0)
+    differences = np.abs(loss_and_gradient(x, y) - np.mean(apart, axis=0))
+    return single if np.all(differences <= rounding + np.finfo(float).tiny) else None
+
+
+def gradient_by_jax(model: nnx.Module, loss_fn: Loss | TrainingLoss) -> Callable[..., tuple[jax.Array, Params]]:
+    """The function `(x, y) -> loss, grads` by `jax.grad`, compiled."""
     graphdef, params, state = split(model)
-    first, leaf = weight[1], weight[2:]
+    of_batch = objective(loss_fn)
 
-    def factors(params: Any, x: jax.Array, y: jax.Array, share: jax.Array) -> list[jax.Array]:
-        model, found = merge(graphdef, params, state), []
-        for number, layer in enumerate(model.layers):
-            name = ("layers", number)
-            outputs, residuals = chainrule.forward(layer, x, name=name)
+    def loss(params, state, x, y):
+        return of_batch(merge(graphdef, params, state), params, x, y)
 
-            def pull(y_bar, layer=layer, residuals=residuals, name=name):
-                grads, x_bar = chainrule.backward(layer, residuals, y_bar, name=name)
-                return reduce(lambda part, key: part[key], leaf, grads)[index] if number == first else x_bar  # noqa: B023
-
-            if number > first and kind_of(layer) == "activation":
-                found.append(pull(jnp.ones_like(outputs)).ravel())
-            elif number >= first and layer not in RESHAPING:
-                each = jnp.eye(outputs.size, dtype=outputs.dtype).reshape(-1, *outputs.shape)
-                found.append(jax.vmap(pull)(each).reshape(outputs.size, -1))
-            x = outputs
-        values, residuals = chainrule.forward(loss_fn, x, y, name=("loss",))
-        values_bar = jnp.full(values.shape, share / values.size, values.dtype)
-        _, (outputs_bar, _) = chainrule.backward(loss_fn, residuals, values_bar, name=("loss",))
-        return [*found, outputs_bar.reshape(1, -1)]
-
-    compiled = jax.jit(factors)
-
-    def apart(x, y, share):
-        links = _links(model, loss_fn, first, leaf, x)
-        return links, [np.asarray(array, np.float64) for array in compiled(params, x, y, share)]
-
-    return apart
+    return functools.partial(compiled(jax.value_and_grad(loss)), params, state)
 
 
-def _links(
-    model: nnx.Sequential, loss_fn: Any, first: int, leaf: tuple[Any, ...], x: Any
-) -> tuple[Link, ...]:
-    graphdef, *variables = split(model)
+def leaf_at(tree: Any, path: tuple[Any, ...]) -> Any:
+    """The array at a path of a nested dict."""
+    for key in path:
+        tree = tree[key]
+    return tree
 
-    def outputs(x: jax.Array, *variables: Any) -> list[jax.Array]:
-        values = [x]
-        for layer in merge(graphdef, *variables).layers:
-            values.append(layer(values[-1]))
-        return values
 
-    links, values = [], jax.eval_shape(outputs, x, *variables)
-    for number, (layer, before, after) in enumerate(zip(model.layers, values[:-1], values[1:], strict=True)):
-        if number < first or layer in RESHAPING:
-            continue
-        kind, name = kind_of(layer), format_path(("layers", number))
-        if number > first and kind != "activation" and before.size * after.size > MOST_FACTORS:
+# -------------------------------------------------------------------------------------------------- the links
+
+
+def _link(program: LossProgram, slope: Slope, loss: str, single: bool) -> Link | None:
+    """The link that a slope is; None where paths pass without a factor."""
+    step = program.steps.steps[slope.step]
+    if slope.form == "loss":
+        return Link("loss", loss, (), slope.step, step.line)
+    if slope.unseen:
+        return None
+    shape = slope.shape_after[1:] if single and slope.shape_after[:1] == (1,) else slope.shape_after
+    return Link(_kind(program, step, slope.operand), _name(step), shape, slope.step, step.line)
+
+
+def _name(step: Step) -> str:
+    call = step.call
+    return (call.path or call.name) if call else f"{step.layer} {step.name}".strip()
+
+
+def _kind(program: LossProgram, step: Step, k: int) -> str:
+    """The kind of the factors that come from a step's operand."""
+    if step.call:
+        return _kind_in_layer(step.call, k)
+    name, others = step.eqn.primitive.name, [*step.ins[:k], *step.ins[k + 1 :]]
+    if name in BILINEAR and any(v in program.data for v in others) and step.ins[k] in program.parameters:
+        return "input"
+    if name in BILINEAR and any(v in program.parameters for v in others):
+        return "weight"
+    if name in UNSEEN and step.ins[k] in program.parameters:
+        return "one"
+    if form_of(step, k) == "each":
+        return "activation"
+    return "pooling" if name.startswith(("reduce_window", "reduce_max", "reduce_min")) else "block"
+
+
+def _kind_in_layer(call: Any, k: int) -> str:
+    kind, own = kind_of(call.layer_with_options), call.names[k].removeprefix("gradient of ")
+    if kind == "weight" and own != call.names[k]:
+        return {"kernel": "input", "bias": "one"}.get(own, "block")
+    return kind or ("pooling" if call.layer in POOLINGS else "block")
+
+
+def _refuse_too_large(slopes: Slopes, links: list[Link | None]) -> None:
+    for slope, link in zip(slopes.listed, links, strict=True):
+        before, after = math.prod(slope.shape_before), math.prod(slope.shape_after)
+        if link and slope.form == "dense" and slope.before != WEIGHT and before * after > MOST_FACTORS:
             raise ValueError(
-                f"{name} has {before.size:,} inputs and {after.size:,} outputs, more than {MOST_FACTORS:,} "
+                f"{link.layer} has {before:,} inputs and {after:,} outputs, more than {MOST_FACTORS:,} "
                 "factors: take a smaller model or data set"
             )
-        if number == first and kind == "weight":
-            kind = "input" if leaf == ("kernel",) else "one"
-        function = getattr(layer, "func", layer)
-        links.append(Link(kind or ("pooling" if function in POOLINGS else "block"), name, after.shape[1:]))
-    return (*links, Link("loss", getattr(loss_fn, "__name__", "loss"), ()))
 
 
-def _sum(factors: list[np.ndarray]) -> float:
-    """The sum over all paths: back-propagation, a product of matrices from the loss backward."""
-    bar = np.ones(1)
-    for factor in reversed(factors):
-        bar = factor * bar if factor.ndim == 1 else factor.T @ bar
-    return float(bar[0])
+# -------------------------------------------------------------------------------------------------- the paths
 
 
-def _largest(factors: list[np.ndarray], count: int) -> list[Way]:
-    """The paths with the largest absolute products, as (product, factors, units), the largest first.
+def _evaluated(
+    slopes: Slopes, index: tuple[int, ...], batches: list[tuple[Any, Any]]
+) -> Iterator[list[np.ndarray]]:
+    """The numbers in all slopes, batch by batch, in one compiled program."""
+    args = [slopes.program.flatten(*batch) for batch in batches]
+    place = int(np.ravel_multi_index(index, args[0][slopes.parameter].shape))
+    program = compiled(slopes.values(place))
+    for one in args:
+        yield jax.device_get(program(one))
 
-    Backward through the links, every unit keeps the `count` largest ways from there to the loss: the best
-    paths through a unit end in the best ways from it.
-    """
-    ways: list[list[Way]] = [[(1.0, (), ())]]
-    for factor in reversed(factors):
-        before: list[list[Way]] = []
-        for unit in range(factor.shape[-1]):
-            onward = [unit] if factor.ndim == 1 else range(factor.shape[0])
-            values = factor[[unit]] if factor.ndim == 1 else factor[:, unit]
-            reached = [
-                (float(value) * product, (float(value), *rest), (after, *units))
-                for after, value in zip(onward, values, strict=True)
-                if value
-                for product, rest, units in ways[after]
-            ]
-            before.append(heapq.nlargest(count, reached, key=lambda way: abs(way[0])))
-        ways = before
-    return ways[0]
+
+def _edges(slopes: Slopes, values: list[np.ndarray]) -> list[routes.Edge]:
+    return [
+        routes.Edge(slope.before, slope.after, slopes.factors(slope, np.asarray(value)))
+        for slope, value in zip(slopes.listed, values, strict=True)
+    ]
+
+
+def _sums(edges: list[routes.Edge], end: int) -> tuple[float, float, float]:
+    """Of all paths: their number, the sum of their products, the sum of their absolute values."""
+
+    def total(of_factors: Callable[[Any], Any]) -> float:
+        mapped = [e._replace(factors=e.factors._replace(values=of_factors(e.factors.values))) for e in edges]
+        return routes.total(mapped, WEIGHT, end)
+
+    return total(np.ones_like), total(np.array), total(np.abs)
+
+
+def _path(route: routes.Route, links: list[Link | None], example: int | None) -> Path:
+    """The route by the links that it passes."""
+    passed = [
+        (factor, unit, link)
+        for edge, unit, factor in zip(route.edges, route.units, route.factors, strict=True)
+        if (link := links[edge])
+    ]
+    factors, units, passed_links = zip(*passed, strict=True)
+    return Path(route.product, factors, units, example, passed_links)
+
+
+# ------------------------------------------------------------------------------------------ all live factors
 
 
 def factor_statistics(
-    model: nnx.Sequential, loss_fn: Callable[..., jax.Array], x: Any, y: Any
+    model: nnx.Module, loss_fn: Loss, x: Any, y: Any
 ) -> list[tuple[str, str, Float[np.ndarray, " values"]]]:
-    """Every factor downstream of the first layer, layer by layer: (layer, kind, its live values).
+    """Every factor that a gradient of the model meets, layer by layer: (layer, kind, its live values).
 
     Weights are the elements of the kernel, activation derivatives one value for each example and unit,
     the loss's derivative that of each example's loss by each output.
     """
-    found, x = [], jnp.asarray(x)
-    for number, layer in enumerate(model.layers):
-        outputs, residuals = chainrule.forward(layer, x, name=("layers", number))
-        kind, where = kind_of(layer), format_path(("layers", number))
+    program = trace(model, loss_fn, x, y, float(_number_of_values(model, loss_fn, x, y)))
+    moving = program.steps.moving(range(len(program.paths)))
+    equations = program.steps.evaluate(program.flatten(x, y), moving)
+    found = []
+    for i, (step, e) in enumerate(zip(program.steps.steps, equations, strict=True)):
+        if i not in program.of_loss and any(out in moving for out in step.outs):
+            found += [(_name(step), *values) for values in _live_factors(program, step, e)]
+    bars = loss_bars(program, equations, moving)
+    made = {out for i in program.of_loss for out in program.steps.steps[i].outs}
+    slopes = [np.ravel(bar) for v, bar in bars.items() if v not in made]
+    return [*found, ("loss", "loss", np.concatenate(slopes).astype(np.float64))]
+
+
+def _number_of_values(model: nnx.Module, loss_fn: Loss, x: Any, y: Any) -> int:
+    graphdef, params, state = split(model)
+
+    def values(params, state, x, y):
+        return loss_fn(*as_inputs(merge(graphdef, params, state)(*as_inputs(x))), *as_inputs(y))
+
+    return jax.eval_shape(values, params, state, x, y).size
+
+
+def _live_factors(
+    program: LossProgram, step: Step, e: Equation
+) -> Iterator[tuple[str, Float[np.ndarray, " values"]]]:
+    """The weights, or the derivatives of the activation, that a step multiplies its data with."""
+    for k, v in enumerate(step.ins):
+        if v not in program.data or not is_floating(e.ins[k]):
+            continue
+        kind = _kind(program, step, k)
         if kind == "weight":
-            found.append((where, kind, np.asarray(layer.kernel[...], np.float64).ravel()))
-        elif kind == "activation":
-            _, slope = chainrule.backward(layer, residuals, jnp.ones_like(outputs))
-            found.append((where, kind, np.asarray(slope, np.float64).ravel()))
-        x = outputs
-    values, residuals = chainrule.forward(loss_fn, x, y)
-    _, (slope, _) = chainrule.backward(loss_fn, residuals, jnp.ones_like(values))
-    return [*found, ("loss", "loss", np.asarray(slope, np.float64).ravel())]
+            names = step.call.names if step.call else ["gradient of kernel"] * len(step.ins)
+            weights = [
+                np.ravel(x)
+                for x, own, name in zip(e.ins, step.ins, names, strict=True)
+                if own in program.parameters and name == "gradient of kernel"
+            ]
+            yield kind, np.concatenate(weights).astype(np.float64)
+        elif kind == "activation" and not is_unseen(step, k):
+            yield kind, np.ravel(each(e, k, None)).astype(np.float64)

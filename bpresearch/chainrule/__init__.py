@@ -1,55 +1,48 @@
-"""The chain-rule engine and its hand-written rules, one file per family of layers."""
+"""The chain rule by hand: any function or model, traced and walked by hand-written rules."""
 
-from bpresearch.chainrule import (  # noqa: F401  (importing a file registers its rules)
-    activations,
-    attention,
-    axis_activations,
-    composites,
-    convolution,
-    convolution_transpose,
-    ctc,
-    dropout,
-    embedding,
-    linear,
-    lora,
-    losses,
-    losses_divergence,
-    losses_margin,
-    losses_ranking,
-    losses_regression,
-    losses_segmentation,
-    normalization,
-    penalties,
-    pooling,
-    recurrence,
-    recurrent,
-    reductions,
-    rotary,
-    second_order_rules,
-    shapes,
-    weight_normalization,
-)
+from bpresearch.chainrule import rules  # noqa: F401  (importing it registers the rules)
 from bpresearch.chainrule.coverage import coverage
 from bpresearch.chainrule.custom_vjp import as_custom_vjp
-from bpresearch.chainrule.engine import backward, forward, gradient, replacing, value_and_grad
+from bpresearch.chainrule.engine import replacing, watching
 from bpresearch.chainrule.per_example import per_example_gradients
-from bpresearch.chainrule.registry import NoRuleError, Rule, registered, rule, rule_for
-from bpresearch.chainrule.second_order import hvp, second_order_rule
+from bpresearch.chainrule.primitives import (
+    Equation,
+    NoPrimitiveRuleError,
+    constant,
+    elementwise,
+    linear,
+    primitive,
+)
+from bpresearch.chainrule.program import Program, trace
+from bpresearch.chainrule.registry import DoesNotApply, NoRuleError, Rule, registered, rule, rule_for
+from bpresearch.chainrule.second_order import gauss_newton, hvp
+from bpresearch.chainrule.transforms import grad, gradient, jvp, value_and_grad, vjp
 
 __all__ = [
+    "DoesNotApply",
+    "Equation",
+    "NoPrimitiveRuleError",
     "NoRuleError",
+    "Program",
     "Rule",
     "as_custom_vjp",
-    "backward",
+    "constant",
     "coverage",
-    "forward",
+    "elementwise",
+    "gauss_newton",
+    "grad",
     "gradient",
     "hvp",
+    "jvp",
+    "linear",
     "per_example_gradients",
+    "primitive",
     "registered",
     "replacing",
     "rule",
     "rule_for",
-    "second_order_rule",
+    "trace",
     "value_and_grad",
+    "vjp",
+    "watching",
 ]

@@ -1,23 +1,35 @@
-"""Which of Flax's layers and activations and of Optax's losses have a hand-written rule.
+"""Which of JAX's primitives, of Flax's layers and activations and of Optax's losses have a hand-written rule.
 
-The table is made by walking the namespaces of the installed versions. A name without a rule needs a reason
-here, or it is missing: a layer that a new version brings shows up by itself.
+The table is made by walking the namespaces of the installed versions and JAX's table of derivatives. What has no
+rule needs a reason, or it is missing: what a new version brings shows up by itself. The reasons for names are
+here, those for primitives in `rules/lax`.
 """
 
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import optax
 from flax import nnx
+from jax.interpreters import ad
 
+from bpresearch.chainrule.primitives import LAYER, table
 from bpresearch.chainrule.registry import NoRuleError, rule_for
 
 NAMESPACES = {"flax.nnx": nnx, "optax.losses": optax.losses}
 
+COMPOSITE = "a composite: its own __call__ is traced, and its parts answer"
+
 REASONS = {
+    "flax.nnx.Sequential": COMPOSITE,
+    "flax.nnx.RNN": COMPOSITE,
+    "flax.nnx.Bidirectional": COMPOSITE,
+    "flax.nnx.MultiHeadAttention": COMPOSITE,
+    "flax.nnx.WeightNorm": COMPOSITE,
+    "flax.nnx.SpectralNorm": COMPOSITE,
     "flax.nnx.Module": "the base class of layers",
     "flax.nnx.RNNCellBase": "the base class of recurrent cells",
     "flax.nnx.Dict": "a container, which is not called",
@@ -60,9 +72,13 @@ ORIGINS = {
 }
 
 
+EXTENSIONS = ("jax.experimental.pallas", "jax.experimental.buffer_callback")
+"""Parts of JAX that bring primitives when they are imported."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """One exported name: file and formula of its rule, or the reason for having none; neither: missing."""
+    """One exported name or primitive: file and formula of its rule, or the reason for having none, or neither."""
 
     namespace: str
     name: str
@@ -70,43 +86,61 @@ class Row:
     reason: str
 
     @property
+    def full_name(self) -> str:
+        return f"{self.namespace}.{self.name}"
+
+    @property
     def missing(self) -> bool:
         return not self.rule and not self.reason
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """The table, its rows sorted by namespace and name."""
+class Rows:
+    """A part of the table, sorted by namespace and name."""
 
     rows: tuple[Row, ...]
+    what: str = "names"
 
     @property
     def with_rule(self) -> list[str]:
-        return [f"{row.namespace}.{row.name}" for row in self.rows if row.rule]
+        return [row.full_name for row in self.rows if row.rule]
 
     @property
     def excused(self) -> list[str]:
-        return [f"{row.namespace}.{row.name}" for row in self.rows if not row.rule and row.reason]
+        return [row.full_name for row in self.rows if not row.rule and row.reason]
 
     @property
     def missing(self) -> list[str]:
-        return [f"{row.namespace}.{row.name}" for row in self.rows if row.missing]
+        return [row.full_name for row in self.rows if row.missing]
+
+    @property
+    def counts(self) -> str:
+        """How many there are of each kind."""
+        kinds = f"{len(self.with_rule)} with a rule, {len(self.excused)} excused, {len(self.missing)} missing"
+        return f"{len(self.rows)} {self.what}: {kinds}"
 
     def __str__(self) -> str:
-        """One line for each name; layers, activations and losses first, the rest of the namespaces after."""
+        """One line for each; layers, activations and losses first, the rest of the namespaces after."""
         rows = sorted(self.rows, key=lambda row: (row.reason.startswith("not a layer"), row.namespace))
-        width = max(len(f"{row.namespace}.{row.name}") for row in rows)
-        lines = [
-            f"{f'{row.namespace}.{row.name}':{width}}  {row.rule or row.reason or 'MISSING'}" for row in rows
-        ]
-        counts = (
-            f"{len(self.with_rule)} with a rule, {len(self.excused)} excused, {len(self.missing)} missing"
-        )
-        return "\n".join([*lines, "", f"{len(rows)} names: {counts}"])
+        width = max((len(row.full_name) for row in rows), default=0)
+        lines = [f"{row.full_name:{width}}  {row.rule or row.reason or 'MISSING'}" for row in rows]
+        return "\n".join([*lines, "", self.counts])
+
+
+@dataclass(frozen=True)
+class Coverage(Rows):
+    """The whole table: the names in its own rows, and the primitives."""
+
+    primitives: Rows = Rows((), "primitives")
+
+    def __str__(self) -> str:
+        return f"{self.primitives}\n\n{super().__str__()}"
 
 
 def coverage(namespaces: dict[str, ModuleType] | None = None) -> Coverage:
-    """Every public name of `flax.nnx` and `optax.losses`, with its rule or the reason for having none.
+    """Every public name of `flax.nnx` and `optax.losses` and every primitive that JAX has a derivative for.
+
+    Each has its rule or the reason for having none.
 
     Args:
         namespaces: other modules to walk, by name.
@@ -115,9 +149,47 @@ def coverage(namespaces: dict[str, ModuleType] | None = None) -> Coverage:
     >>> "flax.nnx.Linear" in table.with_rule, "optax.losses.ctc_loss" in table.with_rule
     (True, True)
     >>> print(next(row.rule for row in table.rows if row.name == "Linear"))
-    linear.py  y = x W + b.      W_bar = x^T y_bar,   b_bar = sum(y_bar),   x_bar = y_bar W^T
+    rules/layers/linear.py  y = x W + b.      W_bar = x^T y_bar,   b_bar = sum(y_bar),   x_bar = y_bar W^T
+    >>> print(next(row.rule for row in table.primitives.rows if row.name == "sin"))
+    rules/lax/elementwise.py  elementwise("sin", lambda x, y: lax.cos(x))
     """
-    return Coverage(tuple(_rows(NAMESPACES if namespaces is None else namespaces)))
+    names = tuple(_rows(NAMESPACES if namespaces is None else namespaces))
+    return Coverage(names, primitives=Rows(tuple(_primitives()), "primitives"))
+
+
+def _primitives() -> Iterable[Row]:
+    """The primitives in JAX's table of derivatives."""
+    for extension in EXTENSIONS:
+        import_module(extension)
+    for name in sorted({primitive.name for primitive in ad.primitive_jvps} - {LAYER}):
+        rule, reason = table.rules.get(name), table.refused.get(name, "")
+        if name in table.constants:
+            reason = f"its derivative is zero: {table.constants[name]}"
+        yield Row("primitive", name, _file_and_formula(rule) if rule else "", "" if rule else reason)
+
+
+def _file_and_formula(rule: Any) -> str:
+    """Where a rule is written, and its first line.
+
+    `elementwise` and `linear` make the rule of functions that are written elsewhere; where an elementwise one has
+    no formula in words, its derivative is one.
+    """
+    written, formula = rule, inspect.getdoc(rule) or inspect.getdoc(inspect.getmodule(rule)) or ""
+    if rule.__module__ == table.__module__:
+        held, formula = (
+            inspect.getclosurevars(inspect.unwrap(rule.backward)).nonlocals,
+            inspect.getdoc(rule) or "",
+        )
+        written = held.get("transpose") or next(p for p in held["partials"] if p is not None)
+        formula = (
+            formula if "=" in formula or "transpose" in held else _first_line(inspect.getsource(written))
+        )
+    path = written.__module__.rpartition("chainrule.")[2].replace(".", "/")
+    return f"{path}.py  {_first_line(formula)}".rstrip()
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 def _rows(namespaces: dict[str, ModuleType]) -> Iterable[Row]:
@@ -138,8 +210,7 @@ def _rule(value: Any) -> str:
         found, _ = rule_for(object.__new__(value) if isinstance(value, type) else value)
     except NoRuleError:
         return ""
-    formula = (inspect.getdoc(found) or "").partition("\n")[0]
-    return f"{found.__module__.rsplit('.', 1)[-1]}.py  {formula}".rstrip()
+    return _file_and_formula(found)
 
 
 def _reason(full_name: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Hand-written rules inside `jax.grad`: any layer that has a rule as a `jax.custom_vjp`."""
+"""Hand-written rules inside `jax.grad`: any layer, function or model as a `jax.custom_vjp`."""
 
 import functools
 from collections.abc import Callable
@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bpresearch.chainrule.gather import gather
-from bpresearch.chainrule.registry import Layer, rule_for
-from bpresearch.functional import as_inputs, merge, split, state_of
+from bpresearch.chainrule import engine
+from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
+from bpresearch.chainrule.primitives import Static, is_floating
+from bpresearch.chainrule.program import trace
+from bpresearch.chainrule.registry import Layer, has_rule
+from bpresearch.functional import merge, split, state_of
 
 
 def as_custom_vjp(layer: Layer) -> Any:
-    """A layer, loss or whole model that JAX differentiates by its hand-written rule.
+    """A layer, loss or whole model that JAX differentiates by the hand-written rules.
 
     It is called as the layer is, with the same inputs and options, wherever the layer could be: alone, in
     an `nnx.Sequential`, under `jit`, `vmap`, `scan` and `jax.grad`. Of a module it is a module again, which
@@ -23,11 +26,11 @@ def as_custom_vjp(layer: Layer) -> Any:
     what the layer keeps (batch statistics, counters of random streams) is updated at each call. Of a function
     it is a function.
 
-    Parameters and floating-point inputs get cotangents; the layer's other variables, integers and the arrays
-    among the options have none, as in the rules. Nor does a cotangent of the variables' new values count.
+    Everything floating point gets its cotangent: parameters, other variables, inputs and arrays among the
+    options.
 
     Raises:
-        NoRuleError: the layer has no rule.
+        NoPrimitiveRuleError: when it is differentiated, and an operation in it has no rule.
 
     >>> layer = bp.chainrule.as_custom_vjp(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
     >>> graphdef, params = nnx.split(layer)
@@ -41,78 +44,68 @@ def as_custom_vjp(layer: Layer) -> Any:
     >>> print(f"{jax.grad(gelu)(1.0):.5f}", f"{jax.grad(lambda x: gelu(x, approximate=False))(1.0):.5f}")
     1.08296 1.08332
     """
-    rule_for(layer)
     if isinstance(layer, nnx.Module):
         return CustomVJP(layer)
+    whole = WholeFunction(layer, "") if has_rule(layer) else layer
 
     def by_rule(*inputs: Any, **options: Any) -> Any:
-        return _call(lambda params, state: layer, {}, {}, inputs, options)[0]
+        return _call(lambda variables: (whole, []), (), inputs, options)[0]
 
     return functools.update_wrapper(by_rule, layer)
 
 
 class CustomVJP(nnx.Module):
-    """A module that `jax.grad` differentiates by its hand-written rule."""
+    """A module that `jax.grad` differentiates by the hand-written rules."""
 
     def __init__(self, layer: nnx.Module):
         self.layer = layer
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         graphdef, params, state = split(self.layer)
-        y, state = _call(functools.partial(merge, graphdef), params, state, inputs, options)
+
+        def together(variables):
+            model = named(merge(graphdef, *variables))
+            return model, [model]
+
+        y, (state,) = _call(together, (params, state), inputs, options)
         nnx.update(self.layer, nnx.State(state))
         return y
 
 
-def _call(together: Callable[..., Layer], params: Any, state: Any, inputs: Any, options: dict[str, Any]):
-    """Output and new state of the layer `together(params, state)`; arrays all, as `jax.custom_vjp` wants."""
-    leaves, structure = jax.tree.flatten(options)
-    where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
+def _call(
+    together: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Any, list[Any]]:
+    """Output and new state of the layer `together(variables)`; only arrays go through `jax.custom_vjp`."""
+    leaves, structure = jax.tree.flatten((variables, inputs, options))
+    at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray | float)]
 
-    def with_options(arrays):
-        filled = dict(enumerate(leaves)) | dict(zip(where, arrays, strict=True))
-        return structure.unflatten(filled.values())
+    def function(*arrays):
+        filled = dict(enumerate(leaves)) | dict(zip(at, arrays, strict=True))
+        variables, inputs, options = structure.unflatten(filled.values())
+        layer, models = together(variables)
+        with layers_whole(models):
+            return layer(*inputs, **options), [state_of(model) for model in models]
 
-    @jax.custom_vjp
-    def call(params, state, inputs, arrays):
-        layer = together(params, state)
-        return layer(*inputs, **with_options(arrays)), new_state(layer)
+    call = jax.custom_vjp(function)
 
-    def call_forward(params, state, inputs, arrays):
-        layer = together(params, state)
-        rule, bound = rule_for(layer)
-        y, residuals = rule.forward(layer, *inputs, **{**bound, **with_options(arrays)})
-        return (y, new_state(layer)), (params, state, inputs, arrays, residuals)
+    def forward(*primals):
+        arrays = [x.value for x in primals]
+        wanted = [x.perturbed and is_floating(x.value) for x in primals]
+        program = trace(function, *arrays)
+        outs, tape = engine.forward(program.jaxpr, program.consts, arrays, wanted)
+        return program.structure.unflatten(outs), (Static((program.jaxpr, wanted)), arrays, tape)
 
-    def call_backward(kept, bars):
-        params, state, inputs, arrays, residuals = kept
-        layer = together(params, state)
-        rule, bound = rule_for(layer)
-        grads, inputs_bar = rule.backward(layer, residuals, bars[0], **{**bound, **with_options(arrays)})
-        params_bar = gather(layer, grads) if isinstance(layer, nnx.Module) else {}
-        inputs_bar = (inputs_bar,) if len(inputs) == 1 else as_inputs(inputs_bar)
-        return params_bar, _nothing(state), _filled(inputs, inputs_bar), _nothing(arrays)
+    def backward(kept, bars):
+        static, arrays, tape = kept
+        jaxpr, wanted = static.value
+        zero = jax.custom_derivatives.SymbolicZero
+        bars = jax.tree.leaves(bars, is_leaf=lambda bar: isinstance(bar, zero))
+        bars = [None if isinstance(bar, zero) or not is_floating(bar) else bar for bar in bars]
+        found = engine.filled(engine.backward(jaxpr, tape, bars, wanted), arrays)
+        float0 = jax.dtypes.float0
+        return tuple(
+            np.zeros(x.shape, float0) if bar is None else bar for bar, x in zip(found, arrays, strict=True)
+        )
 
-    def new_state(layer):
-        return state_of(layer) if isinstance(layer, nnx.Module) else {}
-
-    call.defvjp(call_forward, call_backward)
-    return call(params, state, inputs, [leaves[i] for i in where])
-
-
-def _filled(values: Any, bars: Any) -> Any:
-    """Cotangents in the structure of the values, zeros where a rule gave None."""
-    leaves, structure = jax.tree.flatten(values)
-    pairs = zip(leaves, structure.flatten_up_to(bars), strict=True)
-    return structure.unflatten([_nothing(value) if bar is None else bar for value, bar in pairs])
-
-
-def _nothing(tree: Any) -> Any:
-    """The zero cotangents of a tree, in the types that JAX wants of them."""
-
-    def zero(x):
-        x = jnp.asarray(x)
-        floating = jnp.issubdtype(x.dtype, jnp.inexact)
-        return jnp.zeros_like(x) if floating else np.zeros(x.shape, jax.dtypes.float0)
-
-    return jax.tree.map(zero, tree)
+    call.defvjp(forward, backward, symbolic_zeros=True)
+    return call(*[jnp.asarray(leaves[i]) for i in at])

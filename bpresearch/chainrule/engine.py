@@ -1,32 +1,205 @@
-"""The chain-rule engine: it chains the hand-written rules and knows no derivative itself."""
+"""The chain-rule engine: a program walked forward and backward. It knows no derivative itself.
 
-from collections.abc import Callable, Iterator
+Forward evaluates each equation by its rule and keeps what the way back needs, the tape. Backward goes from the
+last equation to the first: it takes the cotangents of an equation's results, asks the rule for those of its
+operands, and adds up what flows into the same variable from several uses.
+"""
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
+from jax.extend import source_info_util
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from bpresearch.chainrule.gather import gather
-from bpresearch.chainrule.registry import Layer, Rule, rule_for, version
-from bpresearch.functional import (
-    Params,
-    State,
-    as_inputs,
-    compiled_value_and_grad,
-    format_path,
-    merge,
-    state_of,
-)
+from bpresearch.chainrule.primitives import LAYER, Equation, NoPrimitiveRuleError, Value, is_floating, table
 
-Path = tuple[Any, ...]
-Loss = Callable[..., jax.Array]
-_path: ContextVar[Path] = ContextVar("path", default=())
-_replace: ContextVar[Callable[[Path, Layer, Rule], Rule]] = ContextVar(
-    "replace", default=lambda path, layer, rule: rule
-)
+Tape: TypeAlias = list[Any]
+"""For each equation `(ins, outs, kept)`; None where no derivative passes."""
+
+Replace: TypeAlias = Callable[[Equation, Any], Any]
+Watch: TypeAlias = Callable[[Equation, Sequence[Value | None], tuple[Value | None, ...]], Any]
+
+_replace: ContextVar[Replace] = ContextVar("replace", default=lambda e, rule: rule)
+_watch: ContextVar[Watch] = ContextVar("watch", default=lambda e, bars, answer: answer)
+
+
+def forward(
+    jaxpr: Jaxpr,
+    consts: Sequence[Value],
+    args: Sequence[Value],
+    wanted: Sequence[bool],
+    live: Sequence[bool] | None = None,
+    given: Mapping[Any, Value] | None = None,
+) -> tuple[list[Value], Tape]:
+    """The results of a program, and the tape.
+
+    Args:
+        jaxpr, consts, args: the program and the values it works on.
+        wanted: the arguments that are differentiated.
+        live: the results that a cotangent may come back to; by default all.
+        given: values of variables that are known already, and not computed again.
+    """
+    given = given or {}
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    on, tape = passed(jaxpr, wanted, live), []
+    for eqn in jaxpr.eqns:
+        e = equation(eqn, [read(v, values) for v in eqn.invars], on)
+        moves = any(e.live)
+        with source_info_util.user_context(eqn.source_info.traceback):  # what is made here is of this line, too
+            outs, kept = evaluate(e) if moves else (e.bind(*e.ins), ())
+        outs = [given.get(v, out) for v, out in zip(eqn.outvars, outs, strict=True)]
+        values.update(zip(eqn.outvars, outs, strict=True))
+        tape.append((e.ins, tuple(outs), kept) if moves else None)
+    return [read(v, values) for v in jaxpr.outvars], tape
+
+
+def backward(
+    jaxpr: Jaxpr,
+    tape: Tape,
+    bars: Sequence[Value | None],
+    wanted: Sequence[bool],
+    live: Sequence[bool] | None = None,
+) -> list[Value | None]:
+    """Cotangents of a program's arguments from those of its results; None is zero. `live` is as in `forward`."""
+    on, cotangents = passed(jaxpr, wanted, live), {}
+
+    def add(v, bar):
+        if bar is not None and not isinstance(v, Literal) and v in on:
+            cotangents[v] = cotangents[v] + bar if v in cotangents else bar
+
+    for v, bar in zip(jaxpr.outvars, bars, strict=True):
+        add(v, bar)
+    for eqn, entry in zip(reversed(jaxpr.eqns), reversed(tape), strict=True):
+        y_bars = [cotangents.pop(v, None) for v in eqn.outvars]
+        if entry is not None and any(bar is not None for bar in y_bars):
+            e = equation(eqn, entry[0], on, *entry[1:])
+            with source_info_util.user_context(eqn.source_info.traceback):
+                for v, bar in zip(eqn.invars, pull_back(e, y_bars), strict=True):
+                    add(v, bar)
+    return [cotangents.get(v) for v in jaxpr.invars]
+
+
+def evaluate(e: Equation) -> tuple[Sequence[Value], Any]:
+    """The results of an equation and what its rule keeps besides its operands and results."""
+    rule = rule_of(e)
+    return rule.forward(e) if hasattr(rule, "forward") else (e.bind(*e.ins), ())
+
+
+def pull_back(e: Equation, bars: Sequence[Value | None]) -> tuple[Value | None, ...]:
+    """Cotangents of an equation's operands, by its rule."""
+    rule = rule_of(e)
+    if not hasattr(rule, "forward"):
+        bars = filled(bars, e.outs)
+    answer = several(rule.backward(e, *bars))
+    for x, bar, wanted in zip(e.ins, answer, e.wanted, strict=True):
+        if wanted and bar is not None and (jnp.shape(bar), bar.dtype) != (jnp.shape(x), x.dtype):
+            raise ValueError(
+                f"the rule of {e.name} at {e.place} gives a cotangent of shape {jnp.shape(bar)} and type "
+                f"{bar.dtype} for an operand of shape {jnp.shape(x)} and type {x.dtype}"
+            )
+    return _watch.get()(e, bars, answer)
+
+
+def dependent(jaxpr: Jaxpr, wanted: Sequence[bool]) -> set[Any]:
+    """The variables with a derivative with respect to the wanted arguments."""
+    on = {v for v, w in zip(jaxpr.invars, wanted, strict=True) if w}
+    for eqn in jaxpr.eqns:
+        flags = tuple(not isinstance(v, Literal) and v in on for v in eqn.invars)
+        if any(flags):
+            on.update(v for v, flag in zip(eqn.outvars, flow(eqn, flags), strict=True) if flag)
+    return on
+
+
+def passed(jaxpr: Jaxpr, wanted: Sequence[bool], live: Sequence[bool] | None = None) -> set[Any]:
+    """The variables that a cotangent passes on its way from the live results to the wanted arguments."""
+    on = dependent(jaxpr, wanted)
+    live = [True] * len(jaxpr.outvars) if live is None else live
+    reached = {v for v, flag in zip(jaxpr.outvars, live, strict=True) if flag and isinstance(v, Var)}
+    for eqn in reversed(jaxpr.eqns):
+        if any(v in reached and v in on for v in eqn.outvars):
+            reached |= {v for v in eqn.invars if isinstance(v, Var)}
+    return on & reached
+
+
+def flow(eqn: JaxprEqn, flags: Sequence[bool]) -> Sequence[bool]:
+    """Which results of an equation have a derivative with respect to its flagged operands."""
+    name = eqn.primitive.name
+    if name in table.constants:
+        return [False] * len(eqn.outvars)
+    flow = getattr(table.rules.get(name), "flow", None)
+    floating = [is_floating(v.aval) for v in eqn.outvars]
+    if flow is None:
+        return floating
+    return [f and g for f, g in zip(floating, flow(eqn.params, flags), strict=True)]
+
+
+def equation(
+    eqn: JaxprEqn, ins: Sequence[Value], on: Container[Any], outs: Any = (), kept: Any = ()
+) -> Equation:
+    """An equation of a program with its values."""
+    wanted = tuple(not isinstance(v, Literal) and v in on for v in eqn.invars)
+    live = tuple(v in on for v in eqn.outvars)
+    return Equation(eqn.primitive, eqn.params, tuple(ins), tuple(outs), wanted, live, kept, eqn.source_info)
+
+
+def read(v: Any, values: dict[Any, Value]) -> Value:
+    """The value of a variable, or of a literal."""
+    return jnp.asarray(v.val, v.aval.dtype) if isinstance(v, Literal) else values[v]
+
+
+def filled_where(
+    live: Sequence[bool], bars: Sequence[Value | None], values: Sequence[Value]
+) -> list[Value | None]:
+    """Cotangents with zeros for the live values, and None for all others."""
+    return [
+        None if not flag else jnp.zeros_like(y) if bar is None else bar
+        for flag, bar, y in zip(live, bars, values, strict=True)
+    ]
+
+
+def filled(bars: Sequence[Value | None], values: Sequence[Value]) -> list[Value | None]:
+    """Cotangents with zeros in the place of None, for values that are floating point."""
+    return [
+        jnp.zeros_like(y) if bar is None and is_floating(y) else bar
+        for bar, y in zip(bars, values, strict=True)
+    ]
+
+
+def several(answer: Any) -> tuple[Any, ...]:
+    """A rule's answer as a tuple: a lone value stands for a tuple of one."""
+    return tuple(answer) if isinstance(answer, tuple | list) else (answer,)
+
+
+def rule_of(e: Equation) -> Any:
+    """The rule that answers for an equation.
+
+    Raises:
+        NoPrimitiveRuleError: there is none.
+    """
+    rule = table.rules.get(e.primitive.name)
+    if rule is None:
+        raise NoPrimitiveRuleError(missing(e))
+    return rule if e.primitive.name == LAYER else in_force(e, rule)
+
+
+def in_force(e: Equation, rule: Any) -> Any:
+    """The rule, or what has been put in its place; of a layer the layer's own."""
+    return _replace.get()(e, rule)
+
+
+def missing(e: Equation) -> str:
+    """What to do about a primitive without a rule."""
+    name = e.primitive.name
+    if reason := table.refused.get(name):
+        return f"{name} at {e.place} has no derivative: {reason}"
+    return (
+        f"no chain-rule derivative for the primitive {name} at {e.place}: write one under "
+        f"@bpresearch.chainrule.primitive({name!r}), or let JAX differentiate it with "
+        f"bpresearch.chainrule.primitive({name!r})(bpresearch.autodiff.ByJax)"
+    )
 
 
 @contextmanager
@@ -38,103 +211,19 @@ def _setting(variable: ContextVar, value: Any) -> Iterator[None]:
         variable.reset(token)
 
 
-def inside(*name: Any):
-    """Context in which rules are at work on a part of the layer; `name` is the path from the layer to it."""
-    return _setting(_path, _path.get() + name)
+def replacing(replace: Replace):
+    """Context in which `replace(equation, rule)` takes the place of each rule; the verifier plants faults so.
 
-
-def location() -> str:
-    """Where in the model the rule that asks is at work, for its error messages."""
-    return format_path(_path.get()) or "the model itself"
-
-
-def own_rule(layer: Layer) -> tuple[Rule, dict[str, Any]]:
-    """The registered rule of a layer here, whatever replaces it, and the options bound to the layer."""
-    return rule_for(layer, _path.get())
-
-
-def rule_in_force(layer: Layer) -> tuple[Rule, dict[str, Any]]:
-    """The rule that answers for a layer here, and the options bound to the layer."""
-    rule, options = own_rule(layer)
-    return _replace.get()(_path.get(), layer, rule), options
-
-
-def replacing(replace: Callable[[Path, Layer, Rule], Rule]):
-    """Context in which each rule found is replaced by `replace(path, layer, rule)`.
-
-    The verifier watches a model's layers through it, and plants faults.
+    For the call of a layer, `rule` is the layer's own (see `registry.Rule`).
     """
     return _setting(_replace, replace)
 
 
-def forward(layer: Layer, *inputs: Any, name: Path = ()) -> tuple[Any, Any]:
-    """Output and residuals of a layer by its rule; `name` is the path from the parent to the layer."""
-    with inside(*name):
-        rule, options = rule_in_force(layer)
-        return rule.forward(layer, *inputs, **options)
+def watching(watch: Watch):
+    """Context in which `watch(equation, bars, answer)` sees each answer and returns what is handed on."""
+    return _setting(_watch, watch)
 
 
-def backward(layer: Layer, residuals: Any, y_bar: Any, name: Path = ()) -> tuple[dict, Any]:
-    """Cotangents of a layer's parameters and input from the cotangent of its output, by its rule."""
-    with inside(*name):
-        rule, options = rule_in_force(layer)
-        return rule.backward(layer, residuals, y_bar, **options)
-
-
-def gradient(
-    graphdef: nnx.GraphDef, loss_fn: Loss, *, inputs: bool = False, penalty: Loss | None = None
-) -> Callable[..., Any]:
-    """The pure function `(params, state, (x, y)) -> (loss, new_state), grads`, as `autodiff.gradient`.
-
-    Forward through the model and the loss; then backward, starting from the derivative of the mean. The
-    penalty's derivative adds to the gradient.
-    """
-
-    def value_and_grad(params: Params, state: State, batch: tuple[Any, Any]):
-        x, y = batch
-        model = merge(graphdef, params, state)
-        outputs, residuals = forward(model, *as_inputs(x))
-        values, of_loss = forward(loss_fn, *as_inputs(outputs), *as_inputs(y), name=("loss",))
-        values_bar = jnp.full(values.shape, 1 / values.size, values.dtype)
-        _, bars = backward(loss_fn, of_loss, values_bar, name=("loss",))
-        outputs_bar = bars[: len(outputs)] if isinstance(outputs, tuple) else as_inputs(bars)[0]
-        grads, x_bar = backward(model, residuals, outputs_bar)
-        loss, grads = jnp.mean(values), gather(model, grads)
-        if penalty is not None:
-            value, of_penalty = forward(penalty, params, name=("penalty",))
-            _, params_bar = backward(penalty, of_penalty, jnp.ones_like(value), name=("penalty",))
-            loss, grads = loss + value, jax.tree.map(jnp.add, grads, params_bar)
-        if inputs:
-            x_bar = (x_bar,) if isinstance(x, tuple) and len(x) == 1 else x_bar
-            return (loss, state_of(model)), (grads, _floating(x, x_bar))
-        return (loss, state_of(model)), grads
-
-    return value_and_grad
-
-
-def _floating(x: Any, x_bar: Any) -> Any:
-    """The cotangents of floating-point inputs; integers have none."""
-    if isinstance(x, tuple):
-        return tuple(_floating(part, bar) for part, bar in zip(x, x_bar, strict=True))
-    return x_bar if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else None
-
-
-def value_and_grad(
-    model: nnx.Module,
-    loss_fn: Loss,
-    x: Any,
-    y: Any,
-    *,
-    inputs: bool = False,
-    penalty: Loss | None = None,
-) -> tuple[jax.Array, Any]:
-    """Loss and gradient of a model on one batch, by the hand-written rules.
-
-    Takes and returns what `bpresearch.autodiff.value_and_grad` does. `loss_fn` is a function with a rule,
-    such as `optax.softmax_cross_entropy_with_integer_labels`; so is `penalty`.
-
-    Raises:
-        NoRuleError: a layer of the model, the loss or the penalty has no rule.
-    """
-    rules = _replace.get(), version()
-    return compiled_value_and_grad(gradient, model, loss_fn, x, y, inputs, rules, penalty)
+def rules_in_force() -> Any:
+    """What programs that were compiled with other rules, or watched by others, differ in."""
+    return _replace.get(), _watch.get()

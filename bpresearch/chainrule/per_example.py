@@ -1,111 +1,164 @@
-"""The gradient of every example by itself, from the residuals of one forward pass over the batch.
+"""The gradient of every example by itself.
 
-The forward pass is that of the batch. What it stored is cut into examples, and the backward pass runs on all
-of them at once (`jax.vmap` of the rules): the products that would sum over the batch, such as x^T y_bar of a
-linear layer, become one product for each example, here the outer product of x and y_bar.
+    l_i(w), the loss of example i in the batch;   g_i = dl_i/dw for each i,   mean of g_i = gradient of the mean
+
+The batch's program becomes a program of one of its examples (see `one_example.py`), that is walked forward and
+backward by the rules, and `jax.vmap` does so for all examples at once: the products that would sum over the
+batch, such as x^T y_bar of a linear layer, become one product for each example, here the outer product of x and
+y_bar.
 """
 
-from collections.abc import Callable
-from functools import partial
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from bpresearch.chainrule import engine
-from bpresearch.chainrule.gather import gather
-from bpresearch.chainrule.registry import version
-from bpresearch.functional import Params, Program, State, as_inputs, format_path, merge, split
+from bpresearch.chainrule import (
+    engine,
+    one_example_passes,  # noqa: F401  (importing it tells the walk how to go into programs inside an equation)
+)
+from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
+from bpresearch.chainrule.example_axis import Axis
+from bpresearch.chainrule.one_example import OneExample, Own, Shared
+from bpresearch.chainrule.primitives import Value, is_floating
+from bpresearch.chainrule.program import is_model, of_arrays, take_apart, trace
+from bpresearch.chainrule.registry import has_rule, version
+from bpresearch.functional import Loss, Params, Program, State, as_inputs, merge, split
+
+PARAMETER, SHARED, BATCH = "parameter", "shared", "batch"
 
 
 def per_example_gradients(
-    model: nnx.Module, loss_fn: Callable[..., jax.Array], x: Any, y: Any
-) -> tuple[jax.Array, Params]:
-    """Loss and gradient of each example, by hand-written rules.
+    f: nnx.Module | Callable[..., Any], loss_fn: Loss | None = None, x: Any = None, y: Any = None
+) -> Any:
+    """Loss and gradient of each example, by hand-written rules, in one of two forms.
 
-    Args:
-        model, loss_fn, x, y: as in `value_and_grad`; the batch is the first axis of all inputs and targets.
+    `per_example_gradients(model, loss_fn, x, y)` is of a model on one batch, compiled; the arguments are as in
+    `value_and_grad`, and the batch is the first axis of all inputs and targets.
+
+    `per_example_gradients(loss)` gives a function of a model, or of a pytree of parameters, and of batches: all
+    arrays in its other arguments have the examples first, and `loss(model, batch)` gives a value for each. The
+    model is not changed.
+
+    An example's loss is its value in the batch, or the mean of its values. Random draws are those of the batch:
+    each example has its own row of a dropout mask.
 
     Returns:
-        `(losses, grads)`: (batch,) and a nested dict like that of `value_and_grad` whose leaves have a first
-        axis for the examples. Their means over it are the loss and the gradient of the batch.
+        `(losses, grads)`: (batch,) and gradients like those of `value_and_grad` whose leaves have a first axis
+        for the examples. Their means over it are the loss and the gradient of the batch.
 
     Raises:
-        NoRuleError: a layer of the model, or the loss, has no rule.
-        ValueError: a layer mixes the examples, as `nnx.BatchNorm` does in training, or the loss gives no
-            value for each example.
+        NoPrimitiveRuleError: an operation has no rule.
+        ValueError: something mixes the examples, as `nnx.BatchNorm` does in training, or nothing tells that it
+            does not; the message names the layer and line. Or the loss gives no value for each example.
 
     >>> layer = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
     >>> x, y = jnp.array([[1.0, 0.0], [0.0, 3.0]]), jnp.zeros((2, 1))
     >>> losses, grads = bp.chainrule.per_example_gradients(layer, optax.l2_loss, x, y)
     >>> print(losses.shape, jax.tree.map(jnp.shape, grads))
     (2,) {'bias': (2, 1), 'kernel': (2, 2, 1)}
+    >>> loss = lambda w, x: (x @ w) ** 2
+    >>> print(bp.chainrule.per_example_gradients(loss)(jnp.array([1.0, 1.0]), x)[1])
+    [[ 2.  0.]
+     [ 0. 18.]]
     """
-    graphdef, params, state = split(model)
-    program = Program(_gradients, graphdef, (loss_fn, version()))
+    if loss_fn is None:
+        return functools.wraps(f)(functools.partial(_of_function, f))
+    graphdef, params, state = split(f)
+    program = Program(gradients, graphdef, (loss_fn, version(), engine.rules_in_force()))
     return _compiled(program, params, state, (x, y))
 
 
-@partial(jax.jit, static_argnums=0)
+def gradients(graphdef: nnx.GraphDef, loss_fn: Loss) -> Callable[..., tuple[Value, Params]]:
+    """The pure function `(params, state, (x, y)) -> losses, grads`."""
+    loss = WholeFunction(loss_fn, "loss") if has_rule(loss_fn) else loss_fn
+
+    def values(params, state, batch):
+        model = named(merge(graphdef, params, state))
+        with layers_whole([model]):
+            x, y = batch
+            return loss(*as_inputs(model(*as_inputs(x))), *as_inputs(y))
+
+    def of_batch(params: Params, state: State, batch: tuple[Any, Any]) -> tuple[Value, Params]:
+        parts = (params, PARAMETER), (state, SHARED), (batch, BATCH)
+        roles = [role for part, role in parts for _ in jax.tree.leaves(part)]
+        leaves, structure = jax.tree.flatten((params, state, batch))
+        name = getattr(loss_fn, "__name__", str(loss_fn))
+        losses, grads = _of_leaves(lambda leaves: values(*structure.unflatten(leaves)), leaves, roles, name)
+        return losses, structure.unflatten(grads)[0]
+
+    return of_batch
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _compiled(program: Program, params: Params, state: State, batch: Any):
     return program.gradient(program.graphdef, program.options[0])(params, state, batch)
 
 
-def _gradients(graphdef: nnx.GraphDef, loss_fn: Callable[..., jax.Array]):
-    """The pure function `(params, state, (x, y)) -> losses, grads`."""
-
-    def gradients(params: Params, state: State, batch: tuple[Any, Any]):
-        def pass_forward(batch):
-            x, y = batch
-            model = merge(graphdef, params, state)
-            _refuse_what_mixes(model)
-            outputs, residuals = engine.forward(model, *as_inputs(x))
-            values, of_loss = engine.forward(loss_fn, *as_inputs(outputs), *as_inputs(y), name=("loss",))
-            return residuals, of_loss, values, outputs
-
-        kept = pass_forward(batch)
-        size = jax.tree.leaves(batch[0])[0].shape[0]
-        doubled = jax.eval_shape(pass_forward, jax.tree.map(lambda a: jnp.concatenate([a, a]), batch))
-        axes = jax.tree.map(partial(_batch_axis, size), kept, doubled)
-        if axes[2] != 0:
-            name = getattr(loss_fn, "__name__", loss_fn)
-            raise ValueError(f"per_example_gradients: {name} gives no value for each example")
-
-        def of_one(kept):
-            residuals, of_loss, values, outputs = jax.tree.map(
-                lambda leaf, axis: leaf if axis is None else jnp.expand_dims(leaf, axis), kept, axes
-            )
-            model = merge(graphdef, params, state)
-            values_bar = jnp.full(values.shape, 1 / values.size, values.dtype)
-            _, bars = engine.backward(loss_fn, of_loss, values_bar, name=("loss",))
-            outputs_bar = bars[: len(outputs)] if isinstance(outputs, tuple) else as_inputs(bars)[0]
-            grads, _ = engine.backward(model, residuals, outputs_bar)
-            return jnp.mean(values), gather(model, grads)
-
-        return jax.vmap(of_one, in_axes=(axes,))(kept)
-
-    return gradients
+def _of_function(f: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> tuple[Value, Any]:
+    parts, of_model = take_apart(((model, *args), kwargs)), take_apart(model)
+    leaves, structure = jax.tree.flatten(parts.leaves)
+    roles = []
+    for place, leaf in enumerate(of_model.leaves):
+        of_leaf = leaf if place in of_model.models else (leaf, ())
+        for part, role in zip(of_leaf, (PARAMETER, SHARED), strict=True):
+            roles += [role] * len(jax.tree.leaves(part))
+    roles += [BATCH] * (len(leaves) - len(roles))
+    function, name = of_arrays(f, parts), getattr(f, "__name__", str(f))
+    losses, found = _of_leaves(lambda leaves: function(structure.unflatten(leaves))[0], leaves, roles, name)
+    grads = structure.unflatten(found)[: len(of_model.leaves)]
+    originals = jax.tree.leaves(model, is_leaf=is_model)
+    for place in of_model.models:
+        of_parameters = nnx.state(originals[place], nnx.Param)
+        nnx.replace_by_pure_dict(of_parameters, grads[place][0])
+        grads[place] = of_parameters
+    return losses, of_model.structure.unflatten(grads)
 
 
-def _refuse_what_mixes(model: nnx.Module) -> None:
-    for path, layer in nnx.iter_graph(model):
-        if isinstance(layer, nnx.BatchNorm) and not layer.use_running_average:
-            where = format_path(path) or "the model itself"
-            raise ValueError(
-                f"per_example_gradients: nnx.BatchNorm at {where} mixes the examples of the "
-                "batch, which have no gradients of their own; set use_running_average=True"
-            )
+def _of_leaves(
+    f: Callable[[list[Value]], Value], leaves: Sequence[Value], roles: Sequence[str], name: str
+) -> tuple[Value, list[Value]]:
+    """Losses of `f(leaves)`, and in the places of its parameters their gradients, for each example."""
+    size = _number_of_examples([leaf for leaf, role in zip(leaves, roles, strict=True) if role == BATCH])
+    program = trace(lambda *leaves: f(list(leaves)), *leaves)
+    types = [v.aval for v in program.jaxpr.outvars]
+    if len(types) != 1 or types[0].shape[:1] != (size,) or not jnp.issubdtype(types[0].dtype, jnp.floating):
+        raise ValueError(f"per_example_gradients: {name} gives no value for each example")
+
+    def loss(number, *leaves):
+        walk = OneExample(size, number)
+        held = [
+            Own(leaf, Axis(0)) if role == BATCH else Shared(leaf)
+            for leaf, role in zip(leaves, roles, strict=True)
+        ]
+        (values,) = walk.run(program.jaxpr, program.consts, held)
+        return jnp.mean(walk.part(values, Axis(0)))
+
+    def gradient(number, rows):
+        of_rows = {place: jnp.expand_dims(row, 0) for place, row in rows.items()}
+        given = [of_rows.get(place, leaf) for place, leaf in enumerate(leaves)]
+        one = trace(loss, number, *given)
+        asked = [False, *(role == PARAMETER and is_floating(x) for x, role in zip(leaves, roles, strict=True))]
+        (value,), tape = engine.forward(one.jaxpr, one.consts, [number, *given], asked)
+        _, *bars = engine.backward(one.jaxpr, tape, [jnp.ones_like(value)], asked)
+        return value, [
+            (jnp.zeros_like(x) if bar is None else bar) if role == PARAMETER else None
+            for x, bar, role in zip(leaves, bars, roles, strict=True)
+        ]
+
+    rows = {place: leaves[place] for place, role in enumerate(roles) if role == BATCH}
+    losses, grads = jax.vmap(gradient)(jnp.arange(size), rows)
+    return losses, grads
 
 
-def _batch_axis(size: int, leaf: Any, doubled: Any) -> int | None:
-    """The axis of a residual that holds the batch: the one that doubles with it."""
-    grown = [axis for axis, (n, m) in enumerate(zip(leaf.shape, doubled.shape, strict=True)) if n != m]
-    if not grown:
-        return None
-    if len(grown) > 1 or leaf.shape[grown[0]] != size:
-        raise ValueError(
-            f"per_example_gradients: a rule keeps a residual of shape {leaf.shape} that mixes the {size} "
-            "examples with something else"
-        )
-    return grown[0]
+def _number_of_examples(rows: Sequence[Value]) -> int:
+    """The length of the first axis of all arrays of a batch."""
+    sizes = {jnp.shape(row)[:1] for row in rows}
+    if len(sizes) != 1 or () in sizes:
+        shapes = ", ".join(str(np.shape(row)) for row in rows)
+        raise ValueError(f"per_example_gradients: the first axis of each array is the batch, not of {shapes}")
+    return sizes.pop()[0]

@@ -6,8 +6,6 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from flax import nnx
 
-from bpresearch.functional import format_path
-
 Layer: TypeAlias = nnx.Module | Callable[..., Any]
 
 
@@ -31,7 +29,11 @@ class Rule(Protocol):
 
 
 class NoRuleError(LookupError):
-    """A layer has no hand-written rule. The message names its path and type and shows the remedy."""
+    """A layer has no hand-written rule. The message names its type and shows the remedy."""
+
+
+class DoesNotApply(Exception):  # noqa: N818 (an answer of `forward`, not an error)
+    """What `forward` raises on a call that its rule does not take; the layer is opened then, and traced."""
 
 
 _rules: dict[Any, Rule] = {}
@@ -77,24 +79,37 @@ def version() -> int:
     return _version
 
 
-def rule_for(layer: Layer, path: tuple[Any, ...] = ()) -> tuple[Rule, dict[str, Any]]:
+def rule_for(layer: Layer) -> tuple[Rule, dict[str, Any]]:
     """The rule of a layer and the options bound to it; raises `NoRuleError` where there is none."""
     if isinstance(layer, nnx.Module):
         for base in type(layer).__mro__:
             if base in _rules:
-                if type(layer).__call__ is not base.__call__:
+                if plain_call(type(layer)) is not plain_call(base):
                     break  # a subclass that computes something else needs a rule of its own
                 return _rules[base], {}
     elif isinstance(layer, partial) and not layer.args:
-        found, options = rule_for(layer.func, path)
-        return found, {**options, **layer.keywords}
+        rule, options = rule_for(layer.func)
+        return rule, {**options, **layer.keywords}
     elif isinstance(layer, Hashable) and layer in _rules:
         return _rules[layer], {}
-    raise NoRuleError(_missing(layer, path))
+    raise NoRuleError(_missing(layer))
 
 
-def _missing(layer: Layer, path: tuple[Any, ...]) -> str:
-    where = format_path(path) or "the model itself"
+def has_rule(layer: Any) -> bool:
+    """Whether a module or function has a rule."""
+    try:
+        rule_for(layer)
+    except NoRuleError:
+        return False
+    return True
+
+
+def plain_call(type_: type) -> Any:
+    """The `__call__` of a module type as its author wrote it, also while calls of layers are kept whole."""
+    return getattr(type_.__call__, "plain_call", type_.__call__)
+
+
+def _missing(layer: Layer) -> str:
     if isinstance(layer, nnx.Module):
         name = type(layer).__name__
         what = f"{type(layer).__module__}.{type(layer).__qualname__}"
@@ -104,7 +119,7 @@ def _missing(layer: Layer, path: tuple[Any, ...]) -> str:
         name = getattr(layer, "__name__", repr(layer))
         what = f"the function {getattr(layer, '__module__', '?')}.{name}"
     return (
-        f"no chain-rule derivative for {what} at {where}: register one with "
+        f"no chain-rule derivative for {what}: register one with "
         f"@bpresearch.chainrule.rule({name}) on a class with forward(layer, x) -> y, residuals and "
         f"backward(layer, residuals, y_bar) -> {{parameter: cotangent}}, x_bar"
     )

@@ -1,188 +1,218 @@
-"""Hessian-vector products by the R-operator (Pearlmutter 1994): back-propagation, differentiated by hand.
+"""Products with second derivatives, forward over reverse: the program of a gradient, walked once with tangents.
 
-For a direction v of the parameters w, R{f} = d/dr f(w + r v) at r = 0. Applied to every line of a forward and
-a backward pass it gives a second pass of each: y_dot = R{y} flows forward, y_bar_dot = R{y_bar} backward, and
-R{w_bar} is the Hessian times v. Composites need nothing new: the chain rule is the same for pairs of a value
-and its R. So each value here is a `Dual`, composites run by their own first-order rules, and only the layers
-that compute something have a rule for R: its families are in `second_order_rules.py`.
+For a loss L(w) with gradient g(w) and Hessian H, the derivative of g along v is the product (Pearlmutter 1994)
+
+    H v = d/dr g(w + r v) at r = 0.
+
+So nothing is needed beside the rules: they make the program of g, and their tangents walk it. Where
+L(w) = l(z) with outputs z = f(w), J = dz/dw and H_l the Hessian of l, the Gauss-Newton matrix (Schraudolph 2002)
+leaves out the curvature of f:
+
+    G = J^T H_l J,   H = G + sum_k (dl/dz_k) d^2 z_k / dw^2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bpresearch.chainrule import engine
-from bpresearch.chainrule.gather import gather
-from bpresearch.chainrule.registry import Layer, NoRuleError, Rule, version
-from bpresearch.functional import Params, Program, State, as_inputs, format_path, merge, split
-
-_second: dict[Any, Any] = {}
-
-
-class Dual:
-    """A value and its R. Composites add them; everything else is done to both parts by the rules."""
-
-    def __init__(self, value: Any, dot: Any):
-        self.value, self.dot = value, dot
-
-    def __add__(self, other: "Dual") -> "Dual":
-        return Dual(self.value + other.value, self.dot + other.dot)
+from bpresearch.chainrule import engine, tangents, transforms
+from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
+from bpresearch.chainrule.primitives import Value, is_floating
+from bpresearch.chainrule.program import is_model, take_apart, trace
+from bpresearch.chainrule.registry import has_rule, version
+from bpresearch.functional import Loss, Params, Program, State, as_inputs, merge, split
 
 
-class Tangent(NamedTuple):
-    """What a second-order rule is given beside the layer.
+def hvp(f: nnx.Module | Callable[..., Any], *given: Any, argnums: int | Sequence[int] = 0) -> Any:
+    """The Hessian times a vector, by hand-written rules, in one of two forms.
 
-    `rule` is the layer's first-order rule, and `layer_dot` the layer with v in place of its parameters
-    (the layer itself, if it is a function).
-    """
+    `hvp(model, loss_fn, x, y, vector)` is of the loss of a model with respect to its parameters, compiled;
+    `model, loss_fn, x, y` are as in `value_and_grad`, and the vector is a nested dict with the paths and shapes of
+    the parameters, as gradients have them.
 
-    rule: Rule
-    layer_dot: Any
-
-
-def second_order_rule(*targets: Any) -> Callable[[Any], Any]:
-    """Class decorator that registers a second-order rule, as `rule` does one of the first order.
-
-    The class has `forward_dot(layer, tangent, residuals, inputs, inputs_dot, **options) -> y_dot,
-    residuals_dot` and `backward_dot(layer, tangent, residuals, residuals_dot, y_bar, y_bar_dot, **options) ->
-    grads_dot, x_bar_dot`, each the derivative of the first-order rule's function of that name. In place of a
-    class, `composite` says that the layer's own rule only calls its parts' rules and adds.
-    """
-
-    def register(class_: Any) -> Any:
-        for target in targets:
-            _second[target] = class_
-        return class_
-
-    return register
-
-
-composite = object()
-second_order_rule(nnx.Sequential)(composite)
-
-
-def hvp(model: nnx.Module, loss_fn: Callable[..., jax.Array], x: Any, y: Any, vector: Params) -> Params:
-    """The Hessian of the loss with respect to the parameters, times a vector, by hand-written rules.
+    `hvp(f, primals, vector)` is of a scalar function `f(*primals)`. The vector is like what `grad(f, argnums)`
+    gives; of a model among the primals, an `nnx.State` or a nested dict of its parameters.
 
     Args:
-        model, loss_fn, x, y: as in `value_and_grad`.
-        vector: a nested dict with the paths and shapes of the parameters, as gradients have them.
+        f: a model, or a function of pytrees and models that returns a scalar.
+        given: `loss_fn, x, y, vector` or `primals, vector`.
+        argnums: which primals the Hessian is of.
 
     Returns:
-        The product, a dict like the vector.
-
-    Raises:
-        NoRuleError: a layer of the model, or the loss, has no second-order rule.
+        The product, a pytree like the gradient.
 
     >>> model = nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0))
     >>> x, y = jnp.array([[1.0, 2.0]]), jnp.array([[3.0]])
     >>> product = bp.chainrule.hvp(model, optax.squared_error, x, y, {"kernel": jnp.array([[1.0], [0.0]])})
     >>> print(product["kernel"][:, 0])  # the Hessian is 2 x^T x
     [2. 4.]
+    >>> print(bp.chainrule.hvp(lambda w: jnp.sum(w**3), (jnp.array([1.0, 2.0]),), jnp.array([1.0, 1.0])))
+    [ 6. 12.]
     """
-    graphdef, params, state = split(model)
-    if jax.tree.map(jnp.shape, vector) != jax.tree.map(jnp.shape, params):
-        raise ValueError("hvp: the vector must have the paths and shapes of the model's parameters")
-    program = Program(hessian_vector_product, graphdef, (loss_fn, version(), tuple(_second.items())))
-    return _compiled(program, params, state, (x, y), vector)
+    if len(given) == 4:
+        return _of_model(hessian_vector_product, f, *given)
+    if len(given) != 2:
+        raise TypeError("hvp takes (model, loss_fn, x, y, vector) or (f, primals, vector)")
+    return _of_function(f, *given, argnums)
 
 
-def hessian_vector_product(
-    graphdef: nnx.GraphDef, loss_fn: Callable[..., jax.Array]
-) -> Callable[..., Params]:
+def gauss_newton(model: nnx.Module, loss_fn: Loss, x: Any, y: Any, vector: Params) -> Params:
+    """The Gauss-Newton matrix J^T H_l J of a loss times a vector, by hand-written rules, compiled.
+
+    J is the Jacobian of the model's outputs with respect to its parameters, and H_l the Hessian of the mean of
+    `loss_fn(outputs, y)` with respect to the outputs. It is the Hessian where the outputs are linear in the
+    parameters, and for the natural losses (squared error, cross-entropy of logits) the Fisher matrix.
+
+    Args:
+        model, loss_fn, x, y, vector: as in `hvp`.
+
+    >>> model = nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0))
+    >>> x, y = jnp.array([[1.0, 2.0]]), jnp.array([[3.0]])
+    >>> vector = {"kernel": jnp.array([[1.0], [0.0]])}
+    >>> print(bp.chainrule.gauss_newton(model, optax.squared_error, x, y, vector)["kernel"][:, 0])
+    [2. 4.]
+    """
+    return _of_model(gauss_newton_product, model, loss_fn, x, y, vector)
+
+
+def hessian_vector_product(graphdef: nnx.GraphDef, loss_fn: Loss) -> Callable[..., Params]:
     """The pure function `(params, state, (x, y), vector) -> H vector`."""
+    gradient = transforms.gradient(graphdef, loss_fn)
+
+    def product(params: Params, state: State, batch: tuple[Any, Any], vector: Params) -> Params:
+        return forward_over_reverse(lambda params: gradient(params, state, batch)[1], params, vector)
+
+    return product
+
+
+def gauss_newton_product(graphdef: nnx.GraphDef, loss_fn: Loss) -> Callable[..., Params]:
+    """The pure function `(params, state, (x, y), vector) -> G vector`."""
+    loss = WholeFunction(loss_fn, "loss") if has_rule(loss_fn) else loss_fn
 
     def product(params: Params, state: State, batch: tuple[Any, Any], vector: Params) -> Params:
         x, y = batch
-        vector = jax.tree.map(lambda v, w: v.astype(w.dtype), vector, params)
-        model = merge(graphdef, params, state)
-        dots = _by_variable(model, merge(graphdef, vector, state))
-        with engine.replacing(lambda path, layer, rule: _of_duals(path, layer, rule, dots)):
-            outputs, residuals = engine.forward(model, *(_constant(part) for part in as_inputs(x)))
-            values, of_loss = engine.forward(loss_fn, *as_inputs(outputs), *as_inputs(y), name=("loss",))
-            share = jnp.full(values.value.shape, 1 / values.value.size, values.value.dtype)
-            _, bars = engine.backward(loss_fn, of_loss, _constant(share), name=("loss",))
-            outputs_bar = bars[: len(outputs)] if isinstance(outputs, tuple) else bars[0]
-            grads_dot, _ = engine.backward(model, residuals, outputs_bar)
-        return gather(model, grads_dot)
+        weights, structure = jax.tree.flatten(params)
+
+        def outputs(*weights):
+            model = named(merge(graphdef, structure.unflatten(weights), state))
+            with layers_whole([model]):
+                return model(*as_inputs(x))
+
+        f = trace(outputs, *weights)
+        wanted = [is_floating(w) for w in weights]
+        z, tape = engine.forward(f.jaxpr, f.consts, weights, wanted)
+        _, z_dot = tangents.walk(f.jaxpr, f.consts, weights, _along(vector, weights))
+
+        def of_outputs(z):
+            return jnp.mean(loss(*as_inputs(f.structure.unflatten(z)), *as_inputs(y)))
+
+        z_bar_dot = _hessian_of_outputs(of_outputs, z, z_dot)  # H_l J v
+        found = engine.backward(f.jaxpr, tape, z_bar_dot, wanted)
+        return structure.unflatten(_filled(found, weights))
 
     return product
+
+
+def forward_over_reverse(gradient: Callable[[Any], Any], at: Any, vector: Any) -> Any:
+    """H v: the tangent of a gradient at a point along a vector."""
+    w, structure = jax.tree.flatten(at)
+    g = trace(lambda *w: gradient(structure.unflatten(w)), *w)
+    values, found = tangents.walk(g.jaxpr, g.consts, w, _along(vector, w))
+    return g.structure.unflatten(_filled(found, values))
+
+
+def _hessian_of_outputs(loss: Callable[..., Value], z: Sequence[Value], z_dot: Sequence[Any]) -> list[Any]:
+    """H_l z_dot for each output; None for those that are not floating point or do not move."""
+    places = [
+        i for i, (one, dot) in enumerate(zip(z, z_dot, strict=True)) if is_floating(one) and dot is not None
+    ]
+
+    def of_moving(moving):
+        filled = dict(enumerate(z)) | dict(zip(places, moving, strict=True))
+        return loss([filled[i] for i in range(len(z))])
+
+    product: list[Any] = [None] * len(z)
+    if places:
+        gradient = transforms.grad(of_moving)
+        found = forward_over_reverse(gradient, [z[i] for i in places], [z_dot[i] for i in places])
+        for i, z_bar_dot in zip(places, found, strict=True):
+            product[i] = z_bar_dot
+    return product
+
+
+def _of_function(
+    f: Callable[..., Any], primals: Sequence[Any], vector: Any, argnums: int | Sequence[int]
+) -> Any:
+    primals, chosen = tuple(primals), (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    chosen = tuple(n % len(primals) for n in chosen)
+    vectors = dict(zip(chosen, (vector,) if isinstance(argnums, int) else vector, strict=True))
+    parts = take_apart((primals, {}))
+    leaves, structure = jax.tree.flatten(parts.leaves)
+    dots: list[Any] = []
+    for n, primal in enumerate(primals):
+        dots += _directions(primal, vectors[n]) if n in vectors else [None] * len(_arrays(primal))
+
+    def gradient(*leaves):
+        (primals, _), _ = parts.together(structure.unflatten(leaves))
+        return transforms.grad(f, argnums=argnums)(*primals)
+
+    g = trace(gradient, *leaves)
+    values, found = tangents.walk(g.jaxpr, g.consts, leaves, _along(dots, leaves))
+    return g.structure.unflatten(_filled(found, values))
+
+
+def _arrays(primal: Any) -> list[Any]:
+    """The arrays of an argument in the order of `take_apart`: of a model, its parameters come first."""
+    return jax.tree.leaves(take_apart(primal).leaves)
+
+
+def _directions(primal: Any, vector: Any) -> list[Any]:
+    """A tangent for each array of an argument; None for variables of models that are no parameters."""
+    models = [leaf for leaf in jax.tree.leaves(primal, is_leaf=is_model) if is_model(leaf)]
+    if not models:
+        _require_like(vector, primal)
+        return jax.tree.leaves(vector)
+    if primal is not models[0]:
+        raise TypeError("hvp: a model is an argument of its own, not a part of one")
+    _, params, state = split(primal)
+    vector = nnx.to_pure_dict(vector) if isinstance(vector, nnx.State) else vector
+    _require_like(vector, params)
+    return [*jax.tree.leaves(vector), *[None] * len(jax.tree.leaves(state))]
+
+
+def _require_like(vector: Any, params: Any) -> None:
+    if jax.tree.map(jnp.shape, vector) != jax.tree.map(jnp.shape, params):
+        raise ValueError(
+            "the vector must have the paths and shapes of the model's parameters, or of the argument"
+        )
+
+
+def _along(vector: Any, leaves: Sequence[Value]) -> list[Value | None]:
+    """The vector's arrays in the types of what they move; None where there is no derivative."""
+    dots = jax.tree.leaves(vector, is_leaf=lambda dot: dot is None)
+    return [
+        jnp.asarray(dot, w.dtype) if dot is not None and is_floating(w) else None
+        for w, dot in zip(leaves, dots, strict=True)
+    ]
+
+
+def _filled(dots: Sequence[Value | None], values: Sequence[Value]) -> list[Value]:
+    return [jnp.zeros_like(value) if dot is None else dot for value, dot in zip(values, dots, strict=True)]
+
+
+def _of_model(
+    product: Callable[..., Any], model: nnx.Module, loss_fn: Loss, x: Any, y: Any, vector: Params
+) -> Params:
+    graphdef, params, state = split(model)
+    _require_like(vector, params)
+    program = Program(product, graphdef, (loss_fn, version(), engine.rules_in_force()))
+    return _compiled(program, params, state, (x, y), vector)
 
 
 @partial(jax.jit, static_argnums=0)
 def _compiled(program: Program, params: Params, state: State, batch: Any, vector: Params) -> Params:
     return program.gradient(program.graphdef, program.options[0])(params, state, batch, vector)
-
-
-def _constant(x: Any) -> Any:
-    """A value that the parameters do not change; integers have no R at all."""
-    return Dual(x, jnp.zeros_like(x)) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x
-
-
-def _by_variable(model: nnx.Module, model_dot: nnx.Module) -> dict[int, Any]:
-    """The part of v that belongs to each parameter of the model, by the identity of the parameter."""
-    pairs = zip(nnx.iter_graph(model), nnx.iter_graph(model_dot), strict=True)
-    return {id(node): dot[...] for (_, node), (_, dot) in pairs if isinstance(node, nnx.Param)}
-
-
-def _with_dots(layer: Layer, dots: dict[int, Any]) -> Layer:
-    """The layer with v in place of its parameters."""
-    if not isinstance(layer, nnx.Module):
-        return layer
-    copy = nnx.clone(layer)
-    for (_, node), (_, twin) in zip(nnx.iter_graph(layer), nnx.iter_graph(copy), strict=True):
-        if isinstance(node, nnx.Param):
-            twin[...] = dots[id(node)]
-    return copy
-
-
-def _of_duals(path: Any, layer: Layer, rule: Rule, dots: dict[int, Any]) -> Any:
-    """The rule of a layer whose inputs, outputs and cotangents are `Dual`."""
-    second = _find(path, layer)
-    if second is composite:
-        return rule
-
-    class OfDuals:
-        def forward(layer, *inputs, **options):
-            values = tuple(x.value if isinstance(x, Dual) else x for x in inputs)
-            inputs_dot = tuple(x.dot if isinstance(x, Dual) else None for x in inputs)
-            with engine.replacing(lambda path, layer, rule: rule):
-                tangent = Tangent(rule, _with_dots(layer, dots))
-                y, residuals = rule.forward(layer, *values, **options)
-                dot, of_dot = second.forward_dot(layer, tangent, residuals, values, inputs_dot, **options)
-            return Dual(y, dot), (residuals, of_dot)
-
-        def backward(layer, kept, y_bar, **options):
-            residuals, of_dot = kept
-            with engine.replacing(lambda path, layer, rule: rule):
-                tangent = Tangent(rule, _with_dots(layer, dots))
-                _, bars = rule.backward(layer, residuals, y_bar.value, **options)
-                grads_dot, dots_bar = second.backward_dot(
-                    layer, tangent, residuals, of_dot, y_bar.value, y_bar.dot, **options
-                )
-            if not isinstance(bars, tuple):
-                return grads_dot, None if bars is None else Dual(bars, dots_bar)
-            pairs = zip(bars, dots_bar, strict=True)
-            return grads_dot, tuple(None if bar is None else Dual(bar, dot) for bar, dot in pairs)
-
-    return OfDuals
-
-
-def _find(path: Any, layer: Layer) -> Any:
-    function = getattr(layer, "func", layer)
-    if isinstance(layer, nnx.Module):
-        for base in type(layer).__mro__:
-            if base in _second and type(layer).__call__ is base.__call__:
-                return _second[base]
-    elif function in _second:
-        return _second[function]
-    name = type(layer).__name__ if isinstance(layer, nnx.Module) else getattr(function, "__name__", layer)
-    where = format_path(path) or "the model itself"
-    raise NoRuleError(
-        f"no second-order rule for {name} at {where}: register one with "
-        f"@bpresearch.chainrule.second_order_rule({name}) on a class with forward_dot and backward_dot"
-    )

@@ -58,9 +58,7 @@ def network(anatomy: Anatomy, title: str) -> alt.TopLevelMixin:
 
 def unit_name(link: Link, unit: int) -> str:
     """A unit by its place in the layer's output: `[4]`, or `[12,3]` for position 12 of channel 3."""
-    if not link.shape:
-        return "loss"
-    return "[" + ",".join(str(i) for i in np.unravel_index(unit, link.shape)) + "]"
+    return link.unit_name(unit)
 
 
 def _height(link: Link, unit: int) -> float:
@@ -83,17 +81,15 @@ def _steps(anatomy: Anatomy) -> pd.DataFrame:
     """Every factor of the listed paths, once; of several examples the factor of the largest path."""
     rows: dict[tuple, dict] = {}
     for path in anatomy.paths:
-        before, height = "the weight", 0.5
-        for column, (link, factor, unit) in enumerate(
-            zip(anatomy.links, path.factors, path.units, strict=True)
-        ):
-            name, here = unit_name(link, unit), _height(link, unit)
+        start, before, height = 0, "the weight", 0.5
+        for link, factor, unit in zip(path.links, path.factors, path.units, strict=True):
+            name, here, column = unit_name(link, unit), _height(link, unit), anatomy.links.index(link) + 1
             row = rows.setdefault(
-                (column, before, name),
-                {"column": column, "height": height, "column2": column + 1, "height2": here,
+                (start, before, column, name),
+                {"column": start, "height": height, "column2": column, "height2": here,
                  "kind": link.kind, "layer": link.layer, "from": before, "to": name,
                  "factor": factor, "share": 0.0},
             )  # fmt: skip
             row["share"] += abs(path.product)
-            before, height = name, here
+            start, before, height = column, name, here
     return pd.DataFrame(rows.values())

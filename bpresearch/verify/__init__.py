@@ -1,9 +1,9 @@
 """Verification of hand-written derivatives: are they right, in which sense, and where are they wrong?"""
 
 from bpresearch.verify.assertion import assert_gradients
-from bpresearch.verify.calls import Plant
 from bpresearch.verify.check_function import FUNCTION_ORACLES, function
-from bpresearch.verify.check_model import DTYPES, model, prepare
+from bpresearch.verify.check_model import DTYPES, loss, model, prepare
+from bpresearch.verify.equations import Plant
 from bpresearch.verify.faults import FAULTS, Fault, FaultError
 from bpresearch.verify.mutations import MUTATIONS
 from bpresearch.verify.precision import cast, cast_model
@@ -26,6 +26,7 @@ __all__ = [
     "cast",
     "cast_model",
     "function",
+    "loss",
     "model",
     "prepare",
 ]

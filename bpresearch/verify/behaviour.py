@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bpresearch.verify.calls import Plant
+from bpresearch.verify.equations import Plant
 from bpresearch.verify.comparison import MATHEMATICS, largest_error, magnitude
 from bpresearch.verify.engines import by_autodiff, by_rules
 from bpresearch.verify.precision import is_floating, jittered, random_like
@@ -69,7 +69,7 @@ def behaviour_program(
         side_by_side, one_by_one = jax.vmap(lambda *pair: of_pair(pair))(*pairs), jax.lax.map(of_pair, pairs)
         answers = {"vmap": (side_by_side, one_by_one, noise)}
         examples = number_of_examples(x, y)
-        if examples > 1:
+        if examples > 1 and _takes_parts(expected_gradient, params, state, x, y):
             x_half, y_half = jax.tree.map(lambda leaf: leaf[: examples // 2], (x, y))
             found_of_half = gradient(params, state, x_half, y_half)[0]
             stacked = jittered((params, x_half), (eps, eps))
@@ -99,6 +99,16 @@ def behaviour_program(
         return answers
 
     return program
+
+
+def _takes_parts(gradient: Callable[..., Any], params: Any, state: Any, x: Any, y: Any) -> bool:
+    """Whether the model and the loss take half a batch, and one example; not all do whose first axes agree."""
+    try:
+        for some in (lambda leaf: leaf[: leaf.shape[0] // 2], lambda leaf: leaf[:1]):
+            jax.eval_shape(gradient, params, state, *jax.tree.map(some, (x, y)))
+    except Exception:  # any reason: it is the model's own
+        return False
+    return True
 
 
 def behaviour_rows(program: Callable[..., Any], *arguments: Any) -> tuple[list[Row], list[str]]:

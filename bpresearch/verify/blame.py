@@ -1,20 +1,15 @@
-"""Which layer's rule is wrong: every rule is asked about its own layer alone.
+"""Which equation's rule is wrong: every rule is asked about its own equation alone.
 
-A wrong rule spoils the gradients of all layers before it, so the leaves that are wrong say little about
-where the mistake is. Therefore each layer call is checked by itself. At the inputs that the layer sees in
-the model, and with the *reference* cotangent of its output, what its rule answers is compared with
-`jax.vjp` of the layer. The children of a composite are replaced by reference rules meanwhile, so that a
-composite answers for its own mistakes only. The culprits are the layers whose rule is wrong, whatever
-cotangents their neighbours hand on.
-
-The reference cotangents come from one run of the model in which every call's output has a zero added to
-it: the derivative of the loss with respect to that zero is the cotangent there. A layer called inside a
-transformation (the cell of a recurrent layer, inside `lax.scan`) is checked at random inputs of the right
-shape with a random cotangent instead.
+A wrong rule spoils the gradients of everything before it, so the leaves that are wrong say little about where
+the mistake is. Therefore the gradient is computed once while each equation is watched: what its rule answers,
+at the operands that it has in the model and with the *reference* cotangent of its results, is compared with
+`jax.vjp` of the equation, and the reference's answer is handed on. So cotangents are right at every equation,
+in the bodies of loops and branches as well, and the culprits are those whose own rule is wrong.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -22,25 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bpresearch.chainrule import replacing
-from bpresearch.chainrule.gather import gather
-from bpresearch.functional import format_path, merge
-from bpresearch.verify.calls import (
-    Call,
-    Path,
-    Plant,
-    Watch,
-    own_computation,
-    pullback,
-    put_together,
-    reference_rule,
-    take_apart,
-    walk,
-)
+from bpresearch import chainrule
+from bpresearch.chainrule.engine import filled, rule_of, several
+from bpresearch.chainrule.notes import collecting, note
+from bpresearch.chainrule.primitives import Equation, is_floating
+from bpresearch.functional import Loss
 from bpresearch.verify.comparison import MATHEMATICS, Comparison, compare, largest_error, magnitude
+from bpresearch.verify.equations import CALLS, Label, Plant, label, reference
 from bpresearch.verify.hints import cotangent_hint, hint
 from bpresearch.verify.kinks import BETWEEN, excuse
-from bpresearch.verify.precision import is_floating, jittered, random_like, random_signs
+from bpresearch.verify.precision import jittered, random_like, random_signs
 from bpresearch.verify.report import Row
 
 JITTER = (float(np.finfo("float64").eps),) * 2
@@ -49,111 +35,149 @@ NOT_DIFFERENTIABLE = (
     "the layer is not differentiable at some inputs; its rule takes a derivative between both sides"
 )
 AUTODIFF_IS_WRONG = "autodiff is wrong at some inputs of the layer: finite differences side with its rule"
-
-
-def blame_program(
-    graphdef: nnx.GraphDef,
-    loss_fn: Callable[..., jax.Array],
-    plant_of: Callable[[jax.Array], Plant],
-    calls: list[Call],
-) -> Callable[..., Any]:
-    """The pure function `(fault, params, state, x, y, key) -> answers`, one answer for each call.
-
-    Args:
-        graphdef: the model.
-        loss_fn: the loss.
-        plant_of: what is planted, by the number of the fault.
-        calls: filled, when the function is traced, with the calls that the answers belong to.
-    """
-
-    def program(fault, params, state, x, y, key):
-        plant = plant_of(fault)
-
-        def perturbed(perturbations):
-            watch = Watch(plant, perturbations)
-            return walk(merge(graphdef, params, state), loss_fn, x, y, watch.replace), watch
-
-        def outputs():
-            return [only_floating(outputs) for outputs in perturbed(None)[1].outputs]
-
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(outputs))
-        last: list[Watch] = []
-
-        def loss(perturbations):
-            value, watch = perturbed(perturbations)
-            last.append(watch)
-            return value, watch.values
-
-        cotangents, values = jax.grad(loss, has_aux=True)(zeros)
-        calls[:] = last[-1].calls
-        answers = [
-            check(call, params, state, inputs, y_bar)
-            for call, (params, state, inputs), y_bar in zip(calls, values, cotangents, strict=True)
-        ]
-        model = merge(graphdef, params, state)
-        for index, (call, shapes) in enumerate(last[-1].inside.values()):
-            layer = find_layer(model, call.path)
-            if layer is not None:
-                calls.append(call)
-                answers.append(check_at_random(call, layer, shapes, jax.random.fold_in(key, index)))
-        return answers
-
-    return program
-
-
-def only_floating(tree: Any) -> Any:
-    """The tree with None for every leaf that is not floating point."""
-    return jax.tree.map(lambda leaf: leaf if is_floating(leaf) else None, tree)
+BY_JAX = "by JAX: it has no rule of its own, so nothing was checked here"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the rule of one call says and what is expected, at the model's own cotangent and another one.
+    """What the rule of one equation says and what is expected.
 
-    `found` and `expected` are `(output, parameters' cotangents, inputs' cotangents...)`, where cotangents
-    have a first axis of length two; `mixed` is what the rule makes of twice the first cotangent less three
-    times the other one; `noise` is how far rounding moves what is expected.
+    All but `bars` are lists over results, or over the wanted operands. Cotangents have a first axis: at the
+    model's own cotangent and, where it was asked carefully, at another one.
+
+    Attributes:
+        outs: the results by the rule.
+        own_outs: by the equation itself.
+        found, expected: cotangents of the wanted operands.
+        noise: how far rounding moves what is expected; for results, then for operands.
+        mixed: what the rule makes of twice the first cotangent less three times the other one.
+        ins: all operands; None for random keys.
+        bars: cotangents of the results.
     """
 
+    outs: Any
+    own_outs: Any
     found: Any
-    mixed: Any
     expected: Any
     noise: Any
-    params: Any
-    state: Any
-    inputs: Any
-    y_bar: Any
+    mixed: Any
+    ins: Any
+    bars: Any
 
 
 jax.tree_util.register_dataclass(Answer)
 
 
-def check(call: Call, params: Any, state: Any, inputs: tuple, y_bar: Any) -> Answer:
-    """Asks the rule of a call and `jax.vjp` of the layer the same two questions."""
-    own = own_computation(call.layer, state, call.options)
-    other = jax.tree.map(_another_like, y_bar)
-    arguments, y_bars = jittered(((params, *inputs), y_bar), (*JITTER, 0.0))
-    y_bars = jax.tree.map(lambda stacked, last: stacked.at[-1].set(last), y_bars, other)
-    answers = jax.vmap(lambda arguments, y_bar: pullback(own, arguments, y_bar))(arguments, y_bars)
-    output, expected = answers[0], jax.tree.map(lambda v: v[jnp.array([0, -1])], answers[1])
-    noise = jax.tree.map(lambda v: jnp.max(jnp.abs(v[1:-1] - v[:1]), initial=0.0), answers)
-    elsewhere = pullback(own, (params, *random_like(inputs, jax.random.key(0))), y_bar)[1]
-    noise = noise[0], jax.tree.map(_at_least_one_rounding, noise[1], elsewhere)
+@dataclass(eq=False)
+class Blame:
+    """The program that watches every equation, and what it was asked about.
 
-    def backward(y_bar):
-        layer = put_together(call.layer, params, state)
-        grads, x_bar = call.rule.backward(layer, residuals, y_bar, **call.options)
-        grads = gather(layer, grads) if isinstance(layer, nnx.Module) else {}
-        return _matched(one_expected, (grads, *(tuple(x_bar) if len(inputs) > 1 else (x_bar,))))
+    Attributes:
+        graphdef, loss_fn: the model and its loss.
+        plant_of: what is planted, by the number of the fault.
+        careful: equations that are asked about a second cotangent, and about rounding; layers always are.
+        seen, order: filled, when the program is traced, with the equations, and with their labels in the order
+            of the forward pass.
+    """
 
-    with replacing(lambda path, layer, rule: reference_rule(rule)):
-        layer = put_together(call.layer, params, state)
-        outputs, residuals = call.rule.forward(layer, *inputs, **call.options)
-        one_expected = jax.tree.map(lambda v: v[0], answers[1])
-        three = jax.vmap(backward)(jax.tree.map(lambda a, b: jnp.stack([a, b, 2 * a - 3 * b]), y_bar, other))
-    found, mixed = jax.tree.map(lambda v: v[:2], three), jax.tree.map(lambda v: v[2], three)
-    output, noise = jax.tree.map(lambda v: v[0], output), (noise[0], *noise[1])
-    return Answer((outputs, *found), mixed, (output, *expected), noise, params, state, inputs, y_bar)
+    graphdef: nnx.GraphDef
+    loss_fn: Loss
+    plant_of: Callable[[jax.Array], Plant]
+    careful: frozenset[Label] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.seen: dict[Label, Equation] = {}
+        self.order: list[Label] = []
+
+    def __call__(self, fault: jax.Array, params: Any, state: Any, x: Any, y: Any) -> dict[Label, Any]:
+        """For each equation the error of its rule and its `Answer`; in a loop those of the worst step."""
+        gradient = chainrule.gradient(self.graphdef, self.loss_fn, inputs=True)
+        with chainrule.replacing(self.plant_of(fault)), chainrule.watching(self.watch), collecting() as notes:
+            gradient(params, state, (x, y))
+        self.order = list(reversed(notes))
+        return notes
+
+    def watch(self, e: Equation, bars: Sequence[Any], answer: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Compares an equation's answer with the reference's, and hands the latter on."""
+        if e.primitive.name in CALLS:
+            return answer
+        about = label(e)
+        self.seen[about] = e
+        ask = check_carefully if about.is_layer or about in self.careful else check
+        found = ask(e, bars, answer)
+        note(about, _size_of_error(found), found)
+        right = iter(found.expected)
+        return tuple(next(right)[0] if wanted else None for wanted in e.wanted)
+
+
+def _size_of_error(answer: Answer) -> jax.Array:
+    """The largest error of any cotangent, relative to the largest of them."""
+    pairs = [*zip(answer.found, answer.expected, strict=True), *zip(answer.outs, answer.own_outs, strict=True)]
+    apart = [jnp.max(jnp.abs(f - e), initial=0.0) for f, e in pairs]
+    sizes = [jnp.max(jnp.abs(e), initial=0.0) for _, e in pairs]
+    largest = jnp.stack([jnp.asarray(size, jnp.float64) for size in sizes]).max()
+    return jnp.stack([jnp.asarray(a, jnp.float64) for a in apart]).max() / jnp.where(largest > 0, largest, 1)
+
+
+def _wanted(e: Equation, answer: Sequence[Any]) -> list[Any]:
+    """An answer's cotangents of the wanted operands, with zeros for None, as rules may say it."""
+    return [
+        jnp.zeros_like(x) if bar is None else bar
+        for x, bar, wanted in zip(e.ins, answer, e.wanted, strict=True)
+        if wanted
+    ]
+
+
+def check(e: Equation, bars: Sequence[Any], answer: tuple[Any, ...]) -> Answer:
+    """Compares the answer that was given with `jax.vjp` of the equation."""
+    bars = _floating(filled(bars, e.outs), e.outs)
+    some = [x for x, wanted in zip(e.ins, e.wanted, strict=True) if wanted]
+    own, pull = jax.vjp(reference(e), some)
+    (expected,) = pull(bars)
+    outs = _floating(e.outs, e.outs)
+    zeros = [jnp.zeros(()) for _ in (*outs, *expected)]
+    found = [f[None] for f in _wanted(e, answer)]
+    return Answer(outs, own, found, [x[None] for x in expected], zeros, None, _kept(e.ins), bars)
+
+
+def check_carefully(e: Equation, bars: Sequence[Any], answer: tuple[Any, ...]) -> Answer:
+    """`check` for two cotangents, with a mixture of both and with what rounding does."""
+    bars = filled(bars, e.outs)
+    some = [x for x, wanted in zip(e.ins, e.wanted, strict=True) if wanted]
+    other = [_another_like(bar) if is_floating(y) else None for bar, y in zip(bars, e.outs, strict=True)]
+    mixed = [None if a is None else 2 * a - 3 * b for a, b in zip(bars, other, strict=True)]
+    function = reference(e)
+
+    def expected(some, bars):
+        own, pull = jax.vjp(function, some)
+        return own, pull(bars)[0]
+
+    floats, others = _floating(bars, e.outs), _floating(other, e.outs)
+    arguments, y_bars = jittered((some, floats), (*JITTER, 0.0))
+    y_bars = [stacked.at[-1].set(last) for stacked, last in zip(y_bars, others, strict=True)]
+    lanes = jax.vmap(expected)(arguments, y_bars)
+    own, right = lanes[0], [lane[jnp.array([0, -1])] for lane in lanes[1]]
+    noise = [[jnp.max(jnp.abs(v[1:-1] - v[:1]), initial=0.0) for v in part] for part in lanes]
+    elsewhere = expected(random_like(some, jax.random.key(0)), floats)[1]
+    noise[1] = [_at_least_one_rounding(n, v) for n, v in zip(noise[1], elsewhere, strict=True)]
+
+    def by_rule(bars):
+        return _wanted(e, several(rule_of(e).backward(e, *bars)))
+
+    of_other, of_mixed = by_rule(other), by_rule(mixed)
+    found = [jnp.stack([a, b]) for a, b in zip(_wanted(e, answer), of_other, strict=True)]
+    outs = _floating(e.outs, e.outs)
+    own = [lane[0] for lane in own]
+    return Answer(outs, own, found, right, [*noise[0], *noise[1]], of_mixed, _kept(e.ins), floats)
+
+
+def _kept(ins: Sequence[Any]) -> list[Any]:
+    """The operands; None for random keys, which are no numbers."""
+    return [None if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x for x in ins]
+
+
+def _floating(values: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    return [value for value, y in zip(values, like, strict=True) if is_floating(y)]
 
 
 def _at_least_one_rounding(noise: jax.Array, elsewhere: jax.Array) -> jax.Array:
@@ -167,153 +191,146 @@ def _at_least_one_rounding(noise: jax.Array, elsewhere: jax.Array) -> jax.Array:
 
 def _another_like(y_bar: jax.Array) -> jax.Array:
     """A cotangent of the same size with random signs; ones where `y_bar` is zero."""
-    size = jnp.sqrt(jnp.sum(y_bar**2) / max(y_bar.size, 1))
-    return random_signs(y_bar.shape, 7).astype(y_bar.dtype) * jnp.where(size > 0, size, 1)
+    size = jnp.sqrt(jnp.sum(jnp.abs(y_bar) ** 2) / max(y_bar.size, 1))
+    return random_signs(y_bar.shape, 7).astype(y_bar.dtype) * jnp.where(size > 0, size, 1).astype(y_bar.dtype)
 
 
-def _matched(expected: tuple, found: tuple) -> tuple:
-    """`found` in the structure of `expected`, with zeros where a rule gives None for a derivative."""
-    leaves, structure = jax.tree.flatten(expected, is_leaf=lambda leaf: leaf is None)
-    parts = structure.flatten_up_to(found)
-    return structure.unflatten(
-        [
-            None if leaf is None else jnp.zeros_like(leaf) if part is None else part
-            for leaf, part in zip(leaves, parts, strict=True)
-        ]
+def suspicious(answers: dict[Label, Any]) -> frozenset[Label]:
+    """The equations, not layers, that a first look does not find right: they are asked again, carefully."""
+    return frozenset(
+        about for about, (error, _) in answers.items() if not about.is_layer and not error <= MATHEMATICS
     )
 
 
-def check_at_random(call: Call, layer: Any, shapes: Any, key: jax.Array) -> Any:
-    """`check` at standard normal inputs, with a standard normal cotangent."""
-    inputs_key, y_bar_key = jax.random.split(key)
-
-    def first_of_stack(leaf, shape):  # of layers that were stacked for `lax.scan`
-        return leaf.reshape(-1, *shape.shape)[0]
-
-    _, *variables = take_apart(layer)
-    params, state = jax.tree.map(first_of_stack, tuple(variables), shapes[:2])
-    inputs = random_like(shapes[2], inputs_key)
-    own = own_computation(call.layer, state, call.options)
-    y_bar = random_like(only_floating(jax.eval_shape(own, params, *inputs)), y_bar_key)
-    return check(call, params, state, inputs, y_bar)
-
-
-def find_layer(model: nnx.Module, path: Path) -> Any:
-    """The module or function at a path of the model, None if there is none."""
-    node: Any = model
-    for name in path:
-        try:
-            node = getattr(node, name) if isinstance(name, str) and hasattr(node, name) else node[name]
-        except (TypeError, KeyError, IndexError, AttributeError):
-            return None
-    return node
-
-
-def where_it_is(model: nnx.Module, path: Path) -> str:
-    """A call's path as reports name it: that of the nearest enclosing layer that is part of the model.
-
-    A rule may give a name of its own to a part of its computation, as `nnx.Conv`'s does with `conv`; what
-    is wrong there is wrong in the layer.
-    """
-    if path == ("loss",):
-        return "loss"
-    while path and find_layer(model, path) is None:
-        path = path[:-1]
-    return format_path(path) or "model"
-
-
-def judge_rules(model: nnx.Module, calls: Sequence[Call], answers: Sequence[Answer]) -> list[Row]:
-    """A row for each call with its largest error; the rows that fail are the culprits."""
-    pairs = zip(calls, answers, strict=True)
-    return [_judge(where_it_is(model, call.path), call, answer) for call, answer in pairs]
-
-
-def _judge(path: str, call: Call, answer: Answer) -> Row:
-    trees = (answer.found, answer.expected, answer.noise)
-    columns = [jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None) for tree in trees]
-    places = jax.tree_util.tree_flatten_with_path(answer.expected, is_leaf=lambda leaf: leaf is None)[0]
-    names = [_name(place) for place, _ in places]
-    cotangents = [leaf for name, leaf in zip(names, columns[1], strict=True) if name != OUTPUT]
-    largest = max((magnitude(leaf) for leaf in [*cotangents, *jax.tree.leaves(answer.y_bar)]), default=0.0)
-    worst_name, worst, wrong = "", Comparison(0.0), None
-    for name, found, expected, noise in zip(names, *columns, strict=True):
-        if expected is None or not is_floating(expected):
+def judge_rules(seen: dict[Label, Equation], answers: dict[Label, Any]) -> list[Row]:
+    """A row for each layer and each wrong equation, and one for all right equations in the same layer."""
+    rows: list[Row] = []
+    glue: dict[str, Row] = {}
+    for about, (_, answer) in answers.items():
+        row = _judge(about, seen[about], answer)
+        if about.is_layer or row.passed is not True:
+            rows.append(row)
             continue
-        if np.shape(found) != np.shape(expected):
-            shapes = f"shape {np.shape(found)} for its {name}, not {np.shape(expected)}"
-            raise ValueError(f"the rule of {path} gives {shapes}")
-        most = magnitude(expected) if name == OUTPUT else largest
-        result = compare(np.asarray(found), np.asarray(expected), float(noise), most)
+        path = about.layer or "model"
+        before = glue.get(path)
+        count = 1 if before is None else int(before.detail.split()[0]) + 1
+        if before is None or row.error > before.error:
+            before = replace(row, path=path)
+        glue[path] = replace(before, detail=f"{count} equations outside of layers that have a rule")
+    return [*rows, *glue.values()]
+
+
+def _judge(about: Label, e: Equation, answer: Answer) -> Row:
+    names = [OUTPUT] * len(answer.outs) + _operand_names(e)
+    found, expected = [*answer.outs, *answer.found], [*answer.own_outs, *answer.expected]
+    largest = max((magnitude(leaf) for leaf in [*answer.expected, *answer.bars]), default=0.0)
+    worst_name, worst, wrong = "", Comparison(0.0), None
+    for name, f, x, noise in zip(names, found, expected, answer.noise, strict=True):
+        if np.shape(f) != np.shape(x):
+            raise ValueError(f"the rule of {about.where} gives shape {np.shape(f)} for its {name}, not {np.shape(x)}")
+        most = magnitude(x) if name == OUTPUT else largest
+        result = compare(_real(f), _real(x), float(noise), most)
         if result.error > worst.error:
-            worst_name, worst, wrong = name, result, (found, expected)
-    shape = np.shape(next(iter(jax.tree.leaves(answer.expected[0])), np.zeros(())))
-    passed = worst.error <= MATHEMATICS
+            worst_name, worst, wrong = name, result, (_real(f), _real(x))
+    shape = np.shape(answer.own_outs[0]) if answer.own_outs else ()
+    passed: bool | None = worst.error <= MATHEMATICS
     detail, said, element = "", "", worst.worst
-    if wrong is not None and not passed:
-        detail, said, element = _explain(call, worst_name, worst, wrong, answer.y_bar)
-        if reason := _excuse(call, answer):
+    if getattr(rule_of(e), "by_jax", False):
+        passed, detail = None, BY_JAX
+    elif wrong is not None and not passed:
+        detail, said, element = _explain(about, worst_name, worst, wrong, answer)
+        if reason := _excuse(about, e, answer):
             passed, said, detail = True, "", reason
-        elif not is_linear(answer):
+        elif answer.mixed is not None and not is_linear(answer):
             detail += ", and is not linear in the cotangent"
-    return Row(path, shape, "rule", worst.error, MATHEMATICS, passed, detail, element, said)
+    return Row(about.where, shape, "rule", worst.error, MATHEMATICS, passed, detail, element, said)
+
+
+def _real(leaf: Any) -> np.ndarray:
+    """Complex numbers as pairs of real ones, along a new last axis."""
+    leaf = np.asarray(leaf)
+    return np.stack([leaf.real, leaf.imag], axis=-1) if np.iscomplexobj(leaf) else leaf
+
+
+def _operand_names(e: Equation) -> list[str]:
+    call = e.params.get("call")
+    names = getattr(call, "names", None)
+    if names is None:
+        several_wanted = sum(e.wanted) > 1
+        names = [f"cotangent of operand {i}" if several_wanted else INPUT for i in range(len(e.ins))]
+    return [name for name, wanted in zip(names, e.wanted, strict=True) if wanted]
 
 
 def is_linear(answer: Answer) -> bool:
     """Whether J^T (2 u - 3 v) = 2 J^T u - 3 J^T v, as it is for the transpose of any Jacobian J."""
-    expected = jax.tree.map(lambda v: 2 * v[0] - 3 * v[1], answer.found[1:])
+    expected = [2 * v[0] - 3 * v[1] for v in answer.found]
     return largest_error(answer.mixed, expected) <= MATHEMATICS
 
 
-def _explain(call: Call, name: str, worst: Comparison, wrong: tuple, y_bar: Any) -> tuple[str, str, Any]:
+def _explain(about: Label, name: str, worst: Comparison, wrong: tuple, answer: Answer) -> tuple[str, str, Any]:
     """What is wrong with a rule, a hint, and the worst element as an index into the leaf itself."""
-    detail = f"its rule ({call.name}) is wrong in the {name}"
+    detail = f"its rule ({about.name}) is wrong in the {name}"
+    found, expected = wrong
     if name == OUTPUT:
-        return detail, hint(*wrong), worst.worst
-    (found, other_found), (expected, other_expected) = wrong
-    if compare(found, expected).error <= MATHEMATICS < compare(other_found, other_expected).error:
+        return detail, hint(found, expected), worst.worst
+    first: Any = next(iter(answer.bars), np.zeros(()))
+    of_found, of_expected = found[0], expected[0]
+    if len(found) == 2 and compare(found[0], expected[0]).error <= MATHEMATICS < compare(found[1], expected[1]).error:
         detail += ", for another cotangent than this model's own"
-        found, expected = other_found, other_expected
-    first: Any = next(iter(jax.tree.leaves(y_bar)), np.zeros(()))
-    said = hint(found, expected, first.shape[0] if first.ndim else None)
+        of_found, of_expected = found[1], expected[1]
+    said = hint(of_found, of_expected, first.shape[0] if np.ndim(first) else None)
     if name == INPUT:
-        said = cotangent_hint(found, expected, first) or said
+        said = cotangent_hint(of_found, of_expected, _real(first)) or said
     if worst.worst is None:
         return detail, said, None
     (_, *index), found_there, expected_there = worst.worst
     return detail, said, (tuple(index), found_there, expected_there)
 
 
-def _excuse(call: Call, answer: Answer) -> str:
-    """Why a rule may differ from `jax.vjp` in its inputs' cotangents; "" where it may not."""
-    if largest_error(answer.found[:2], answer.expected[:2]) > MATHEMATICS:
+def _excuse(about: Label, e: Equation, answer: Answer) -> str:
+    """Why a layer's rule may differ from `jax.vjp` in its inputs' cotangents; "" where it may not."""
+    if not about.is_layer or any(x is None or np.iscomplexobj(x) for x in answer.ins):
         return ""
-    point = [jnp.asarray(leaf) for leaf in jax.tree.leaves(answer.inputs) if is_floating(leaf)]
-    found, expected = ([leaf[0] for leaf in jax.tree.leaves(t[2:])] for t in (answer.found, answer.expected))
-    others = (answer.inputs, answer.params, answer.state, answer.y_bar)
-    reason = excuse(call.scalar, point, found, expected, MATHEMATICS, others)
+    names = _operand_names(e)
+    others = [(f, x) for n, f, x in zip(names, answer.found, answer.expected, strict=True) if n != INPUT]
+    both = [*zip(answer.outs, answer.own_outs, strict=True), *others]
+    if largest_error([f for f, _ in both], [x for _, x in both]) > MATHEMATICS:
+        return ""
+    places = [i for i, wanted in enumerate(e.wanted) if wanted]
+    chosen = [i for i, name in zip(places, names, strict=True) if name == INPUT]
+    picked = [n for n, name in enumerate(names) if name == INPUT]
+    point = [jnp.asarray(answer.ins[i]) for i in chosen]
+    found, expected = ([np.asarray(part[n])[0] for n in picked] for part in (answer.found, answer.expected))
+    scalar = _scalar(e.params["call"].apply, tuple(chosen), len(e.ins))
+    reason = excuse(scalar, point, found, expected, MATHEMATICS, (answer.ins, answer.bars))
     return reason and (NOT_DIFFERENTIABLE if reason == BETWEEN else AUTODIFF_IS_WRONG)
 
 
-def first_not_finite(model: nnx.Module, calls: Sequence[Call], answers: Sequence[Answer]) -> str:
-    """Path of the layer that makes NaN or infinity of a finite cotangent: innermost, first on the way back.
+@lru_cache(maxsize=256)
+def _scalar(apply: Callable[..., Any], chosen: tuple[int, ...], count: int) -> Callable[..., jax.Array]:
+    """<y_bar, y> of `(point, ins, bars)` for finite differences; `point` takes the places of some operands.
 
-    Such a layer may have a correct rule, as far as formulas go, and so may autodiff.
+    The same function for the same layer, so that programs compiled for it are found again.
     """
 
-    def finite(tree):
-        return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(only_floating(tree)))
+    def scalar(point, ins, bars):
+        whole = dict(enumerate(ins)) | dict(zip(chosen, point, strict=True))
+        outs = [y for y in apply(*(whole[i] for i in range(count))) if is_floating(y)]
+        return sum(jnp.sum(y * bar) for y, bar in zip(outs, bars, strict=True))
 
-    for call, answer in reversed(list(zip(calls, answers, strict=True))):
-        if finite((answer.y_bar, answer.found[0])) and not finite(
-            [leaf[0] for leaf in jax.tree.leaves(answer.found[1:])]
-        ):
-            return where_it_is(model, call.path)
+    return scalar
+
+
+def first_not_finite(answers: dict[Label, Any]) -> str:
+    """The equation that makes NaN or infinity of a finite cotangent: the first on the way back.
+
+    It may have a correct rule, as far as formulas go, and so may autodiff.
+    """
+
+    def finite(leaves):
+        return all(np.isfinite(leaf).all() for leaf in leaves)
+
+    for about, (_, answer) in reversed(answers.items()):
+        if finite((*answer.bars, *answer.outs)) and not finite([leaf[0] for leaf in answer.found]):
+            return about.where
     return ""
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    """`output`, `gradient of kernel` or `input's cotangent`, from a path into a check's answer."""
-    head, *rest = (getattr(key, "idx", getattr(key, "key", key)) for key in path)
-    if head == 0:
-        return OUTPUT
-    return f"gradient of {format_path(tuple(rest))}" if head == 1 else INPUT

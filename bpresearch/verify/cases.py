@@ -8,7 +8,6 @@ same shape; anything else takes one line of `LAYERS`, `SEVERAL_INPUTS` or `TARGE
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,14 +16,12 @@ import optax
 from flax import nnx
 
 from bpresearch import chainrule, models
-from bpresearch.functional import as_inputs, split
+from bpresearch.functional import as_inputs, merge, split
 from bpresearch.models.attention import CausalAttention, MaskedAttention, dot_product_attention
 from bpresearch.models.combinators import LayerStack, LearnedPositions, Masked, Parallel, Unembed
-from bpresearch.verify.blame import where_it_is
-from bpresearch.verify.calls import Path, Plant, list_calls, put_together, take_apart
 from bpresearch.verify.engines import by_rules
-from bpresearch.verify.faults import FAULTS
-from bpresearch.verify.mutations import MUTATIONS
+from bpresearch.verify.equations import Label, Plant, equations_of, with_backward
+from bpresearch.verify.faults import FAULTS, planted
 from bpresearch.verify.operations import change_operation, count_operations
 from bpresearch.verify.precision import is_floating
 
@@ -226,8 +223,7 @@ class Case:
 
     Attributes:
         name: of the module type or function that has the rule.
-        path: of the call, `where` as reports name it.
-        leaf: whether the rule calls no other.
+        place: the layer's equation in the model.
     """
 
     name: str
@@ -235,9 +231,12 @@ class Case:
     loss_fn: Any
     x: Any
     y: Any
-    path: Path
-    where: str
-    leaf: bool
+    place: Label
+
+    @property
+    def where(self) -> str:
+        """The layer as reports name it."""
+        return self.place.where
 
 
 class NoCaseError(LookupError):
@@ -272,23 +271,22 @@ def case_of(target: Any, seed: int = 0) -> Case:
         shape = shapes_of(model, *as_inputs(x)).shape
         y = TARGETS.get(getattr(loss_fn, "__name__", ""), probabilities)(rng, shape)
         perturb(model, rng)
-        calls = [(path, layer) for path, layer in list_calls(model, loss_fn, x, y)]
+        equations = equations_of(model, loss_fn, x, y)
     except Exception as error:  # any reason why a guess at how it is used does not fit
         raise NoCaseError(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     rule = chainrule.registered()[target]
-    paths = [path for path, layer in calls if chainrule.rule_for(layer)[0] is rule]
-    paths = [path for path in paths if path] or paths  # rather inside than the model itself
-    if not paths:
+    places = [at for at, e in equations.items() if at.is_layer and e.params["call"].rule is rule]
+    if not places:
         raise NoCaseError(f"{name}: its case does not use it")
-    path = paths[-1]
-    leaf = not any(other[: len(path)] == path and other != path for other, _ in calls)
-    return Case(name, model, loss_fn, x, y, path, where_it_is(model, path), leaf)
+    return Case(name, model, loss_fn, x, y, places[-1])
 
 
 def shapes_of(layer: Any, *inputs: Any) -> Any:
     """Shapes and dtypes of what a layer makes of inputs, without computing it."""
-    static, params, state = take_apart(layer)
-    return jax.eval_shape(lambda p, s, *inputs: put_together(static, p, s)(*inputs), params, state, *inputs)
+    if not isinstance(layer, nnx.Module):
+        return jax.eval_shape(layer, *inputs)
+    graphdef, params, state = split(layer)
+    return jax.eval_shape(lambda p, s, *inputs: merge(graphdef, p, s)(*inputs), params, state, *inputs)
 
 
 def perturb(model: nnx.Module, rng: np.random.Generator, scale: float = 0.3) -> None:
@@ -322,34 +320,30 @@ def faults_of(case: Case, each: int = 3) -> dict[str, Plant]:
         case: where.
         each: in how many operations, at most, a kind of mistake is made.
     """
-    layer = dict(list_calls(case.model, case.loss_fn, case.x, case.y))[case.path]
-    fitting = {n: fault for n, fault in FAULTS.items() if n in MUTATIONS or fault.fits(layer)}
-    faults = {name: planted(case.path, fault.plant) for name, fault in fitting.items()}
-    if case.leaf:
-        for name, count in operations_of(case).items():
-            for number in sorted({round(i) for i in np.linspace(0, count - 1, min(each, count))}):
-                change = partial(change_operation, name=name, number=number)
-                faults[f"{name} {number + 1}"] = planted(case.path, change)
+    layer = equations_of(case.model, case.loss_fn, case.x, case.y)[case.place]
+    faults = {n: planted(case.place, fault.plant) for n, fault in FAULTS.items() if fault.fits_equation(layer)}
+    for name, count in operations_of(case).items():
+        for number in sorted({round(i) for i in np.linspace(0, count - 1, min(each, count))}):
+
+            def change(e, rule, name=name, number=number):
+                return change_operation(rule, name, number)
+
+            faults[f"{name} {number + 1}"] = planted(case.place, change)
     return faults
-
-
-def planted(path: Path, mutate: Callable[[chainrule.Rule], chainrule.Rule]) -> Plant:
-    """What `chainrule.replacing` takes: the rule at a path mutated, the others as they are."""
-    return lambda at, layer, rule: mutate(rule) if at == path else rule
 
 
 def operations_of(case: Case) -> dict[str, int]:
     """In how many operations of the rule's backward pass each mistake of `operations.CHANGES` can be made."""
     counts: dict[str, int] = {}
 
-    def count(rule):
+    def count(e, rule):
         def backward(layer, residuals, y_bar, **options):
             counts.update(count_operations(rule, layer, residuals, y_bar, options))
             return rule.backward(layer, residuals, y_bar, **options)
 
-        return SimpleNamespace(forward=rule.forward, backward=backward)
+        return with_backward(rule, backward)
 
     graphdef, params, state = split(case.model)
-    gradient = by_rules(graphdef, case.loss_fn, planted(case.path, count))
+    gradient = by_rules(graphdef, case.loss_fn, planted(case.place, count))
     jax.eval_shape(gradient, params, state, case.x, case.y)
     return {name: number for name, number in counts.items() if number}

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bpresearch import chainrule
-from bpresearch.functional import as_inputs, format_path, merge
-from bpresearch.verify.calls import Plant, pullback
+from bpresearch.functional import format_path, merge, objective
+from bpresearch.verify.equations import Plant, pullback
 from bpresearch.verify.precision import is_floating
 
 
@@ -60,5 +60,4 @@ def by_autodiff(graphdef: nnx.GraphDef, loss_fn: Any) -> Callable[..., Any]:
 
 def mean_loss(graphdef: nnx.GraphDef, loss_fn: Any, params: Any, state: Any, x: Any, y: Any) -> jax.Array:
     """The scalar that is differentiated."""
-    outputs = merge(graphdef, params, state)(*as_inputs(x))
-    return jnp.mean(loss_fn(*as_inputs(outputs), *as_inputs(y)))
+    return objective(loss_fn)(merge(graphdef, params, state), params, x, y)

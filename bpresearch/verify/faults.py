@@ -4,8 +4,8 @@ A fault takes a rule and gives a wrong one. Each is a mistake seen in hand-writt
 forgotten transpose, a mean for a sum, the derivative at the wrong point, a constant copied wrongly.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +16,12 @@ import optax
 from flax import nnx
 from jax import lax
 
-from bpresearch.chainrule import Rule, rule_for
-from bpresearch.functional import format_path
-from bpresearch.models import Residual, patch_convolution
+from bpresearch.chainrule import Equation, rule_for
+from bpresearch.chainrule.engine import several
+from bpresearch.chainrule.primitives import LAYER
+from bpresearch.chainrule.primitives import is_floating as is_inexact
+from bpresearch.models import patch_convolution
+from bpresearch.verify.equations import Label, Plant, label, with_backward
 
 Backward = Callable[..., tuple[Any, Any]]
 
@@ -28,7 +31,9 @@ class Fault:
     """One mistake: what it is, which layers it fits, and the wrong backward pass.
 
     `backward(rule, layer, residuals, y_bar, **options)` takes the place of the rule's own, and where it is
-    given `forward(rule, layer, *inputs, **options)` too, for what is kept is wrong already.
+    given `forward(rule, layer, *inputs, **options)` too, for what is kept is wrong already. A fault that fits
+    anywhere is planted in rules for primitives as well: there the layer is None, the residuals are operands and
+    results, and the answer has no parameters.
     """
 
     name: str
@@ -37,11 +42,29 @@ class Fault:
     fits: Callable[[Any], bool]
     backward: Backward
     forward: Callable[..., tuple[Any, Any]] | None = None
+    anywhere: bool = False
 
-    def plant(self, rule: Rule) -> Rule:
-        """The rule with this mistake in it."""
-        forward = partial(self.forward, rule) if self.forward else rule.forward
-        return SimpleNamespace(forward=forward, backward=partial(self.backward, rule))
+    def plant(self, e: Equation, rule: Any) -> Any:
+        """The rule of an equation with this mistake in it."""
+        if e.primitive.name == LAYER:
+            forward = partial(self.forward, rule) if self.forward else None
+            return with_backward(rule, partial(self.backward, rule), forward)
+
+        def backward(e, *bars):
+            def of_operands(layer, residuals, bars, **options):
+                ins, outs = residuals
+                return {}, several(rule.backward(replace(e, ins=ins, outs=outs), *bars))
+
+            whole = SimpleNamespace(forward=None, backward=of_operands)
+            return self.backward(whole, None, (e.ins, e.outs), bars)[1]
+
+        return with_backward(rule, backward)
+
+    def fits_equation(self, e: Equation) -> bool:
+        """Whether the mistake can be made in the rule of an equation."""
+        if e.primitive.name == LAYER:
+            return self.fits(e.params["call"].layer_with_options)
+        return self.anywhere
 
 
 FAULTS: dict[str, Fault] = {}
@@ -52,38 +75,47 @@ class FaultError(ValueError):
     """There is no such fault, or it fits no layer of the model; the message says what would."""
 
 
-def fault(layers: str, fits: Callable[[Any], bool]) -> Callable[[Backward], Backward]:
+def fault(
+    layers: str, fits: Callable[[Any], bool], anywhere: bool = False
+) -> Callable[[Backward], Backward]:
     """Decorator: a wrong backward pass becomes the fault of its name, described by its docstring."""
 
     def enter(backward: Backward) -> Backward:
         name = backward.__name__
-        FAULTS[name] = Fault(name, (backward.__doc__ or "").strip(), layers, fits, backward)
+        description = (backward.__doc__ or "").strip()
+        FAULTS[name] = Fault(name, description, layers, fits, backward, anywhere=anywhere)
         return backward
 
     return enter
 
 
-def plant_fault(
-    text: str, calls: Sequence[tuple[tuple[Any, ...], Any]]
-) -> Callable[[tuple[Any, ...], Any, Rule], Rule]:
-    """What `chainrule.replacing` takes, from `NAME` (the first layer that fits) or `NAME@PATH`.
+def plant_fault(text: str, equations: Mapping[Label, Equation]) -> Plant:
+    """What `chainrule.replacing` takes, from `NAME` (the first equation that fits) or `NAME@PLACE`.
+
+    Layers come before other equations. A place is the path of a layer, the name of a primitive, both
+    (`blocks.0:tanh`), or `file.py:line`.
 
     Raises:
-        FaultError: no such fault, no such layer, or the fault does not fit.
+        FaultError: no such fault, no such place, or the fault does not fit.
     """
     name, _, where = text.partition("@")
     if name not in FAULTS:
         raise FaultError(f"fault {name!r} is not one of {', '.join(FAULTS)}")
     found = FAULTS[name]
-    fitting = [path for path, layer in calls if found.fits(layer)]
-    chosen = [path for path in fitting if not where or format_path(path) == where]
+    fitting = [label for label, e in equations.items() if found.fits_equation(e)]
+    fitting.sort(key=lambda label: not label.is_layer)
+    chosen = [label for label in fitting if not where or label.matches(where)]
     if not fitting:
         raise FaultError(f"fault {name} applies to {found.layers}, and the model has no such layer")
     if not chosen:
-        places = ", ".join(format_path(path) or "model" for path in fitting)
+        places = ", ".join(dict.fromkeys(label.where for label in fitting))
         raise FaultError(f"fault {name} applies to {found.layers}, here at {places}; not at {where}")
-    target = chosen[0]
-    return lambda path, layer, rule: found.plant(rule) if path == target else rule
+    return planted(chosen[0], found.plant)
+
+
+def planted(target: Label, change: Callable[[Equation, Any], Any]) -> Plant:
+    """What `chainrule.replacing` takes: the rule at a place changed, the others as they are."""
+    return lambda e, rule: change(e, rule) if label(e) == target else rule
 
 
 def function_of(layer: Any) -> Any:
@@ -130,7 +162,7 @@ def _is_convolution(layer: Any) -> bool:
 
 
 def _scaled(tree: Any, factor: float) -> Any:
-    return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor, leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor, leaf.dtype) if is_inexact(leaf) else leaf, tree)
 
 
 @fault("nnx.Linear with as many outputs as inputs", _is_square)
@@ -184,19 +216,6 @@ def relu_sign(rule, layer, residuals, y_bar):
     return {}, y_bar - rule.backward(layer, residuals, y_bar)[1]
 
 
-@fault("residual branches", is_module(Residual))
-def residual_branch_dropped(rule, layer, residuals, y_bar):
-    """x_bar = y_bar, without what comes back through the branch."""
-    return rule.backward(layer, residuals, y_bar)[0], y_bar
-
-
-@fault("residual branches", is_module(Residual))
-def residual_skip_dropped(rule, layer, residuals, y_bar):
-    """x_bar is what comes back through the branch, without y_bar."""
-    grads, x_bar = rule.backward(layer, residuals, y_bar)
-    return grads, x_bar - y_bar
-
-
 @fault("the losses", _is_loss)
 def loss_not_averaged(rule, layer, residuals, values_bar):
     """The derivative of the sum over examples instead of their mean."""
@@ -236,10 +255,10 @@ def one_element_scaled(rule, layer, residuals, y_bar):
     return {**grads, "kernel": kernel_bar.at[largest].multiply(1.01)}, x_bar
 
 
-@fault("nnx.Linear and nnx.Conv", is_module(*WITH_KERNEL))
-def scaled(rule, layer, residuals, y_bar):
+@fault("any layer or primitive", lambda layer: True, anywhere=True)
+def scaled(rule, layer, residuals, y_bar, **options):
     """All derivatives 0.1 % too large."""
-    return _scaled(rule.backward(layer, residuals, y_bar), 1.001)
+    return _scaled(rule.backward(layer, residuals, y_bar, **options), 1.001)
 
 
 def _without_epsilon(rule, layer, *inputs, **options):

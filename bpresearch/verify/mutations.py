@@ -10,25 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from bpresearch.models import Residual
 from bpresearch.verify.faults import FAULTS, Fault
 from bpresearch.verify.precision import is_floating
 
-COMPOSITES = (nnx.Sequential, Residual)
 MUTATIONS: dict[str, Fault] = {}
-
-
-def fits_any_rule(layer: Any) -> bool:
-    """Whether a layer computes something of its own, rather than calling its children."""
-    return not isinstance(layer, COMPOSITES)
 
 
 def mutation(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: a changed backward pass becomes the fault of its name, described by its docstring."""
     name = backward.__name__
-    found = Fault(name, (backward.__doc__ or "").strip(), "any layer but composites", fits_any_rule, backward)
+    description = (backward.__doc__ or "").strip()
+    found = Fault(name, description, "any layer or primitive", lambda layer: True, backward, anywhere=True)
     MUTATIONS[name] = FAULTS[name] = found
     return backward
 

@@ -8,7 +8,6 @@ that is written out (rather than calling its children's) has such faults, as man
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from bpresearch.chainrule import Rule
+from bpresearch.verify.equations import with_backward
 from bpresearch.verify.plain import evaluate
 
 Change = Callable[[Any, list[Any], Any], Any]
@@ -192,7 +192,7 @@ def change_operation(rule: Rule, name: str, number: int) -> Rule:
         outputs = evaluate(jaxpr, jax.tree.leaves((residuals, y_bar)), counter)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
-    return SimpleNamespace(forward=rule.forward, backward=backward)
+    return with_backward(rule, backward)
 
 
 def count_operations(

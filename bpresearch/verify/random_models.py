@@ -49,14 +49,14 @@ def random_architecture(rng: np.random.Generator) -> Architecture:
         optax = [n for n, t in registered.items() if getattr(t, "__module__", "").startswith("optax")]
         losses = [registered[name] for name in optax if name not in LAYERS]
         functions = [n for n, t in registered.items() if not isinstance(t, type) and t not in losses]
-        names = sorted({n for n in registered if n in LAYERS} | set(functions))
+        names = sorted({*LAYERS, *functions})
         rngs = nnx.Rngs(int(rng.integers(2**31)))
         batch = int(rng.integers(1, 5))
         shape: tuple[int, ...] = tuple(int(n) for n in rng.integers(1, 6, rng.integers(1, 4)))
         layers: list[Any] = []
         chosen: list[str] = []
         integers = 0
-        embeddings = [name for name in INTEGER_INPUTS if name in registered]
+        embeddings = list(INTEGER_INPUTS)
         if embeddings and rng.random() < 0.1:
             chosen.append(str(rng.choice(embeddings)))
             integers, make = INTEGER_INPUTS[chosen[0]]
@@ -67,7 +67,7 @@ def random_architecture(rng: np.random.Generator) -> Architecture:
         inputs, outputs = x, shapes_of(layers[0], x) if layers else x
         for _ in range(rng.integers(1, 6)):
             name = str(rng.choice(names))
-            layer, after = _fitting(name, registered[name], outputs, rngs)
+            layer, after = _fitting(name, registered.get(name), outputs, rngs)
             if layer is not None:
                 layers, chosen, outputs = [*layers, layer], [*chosen, name], after
         loss_fn = losses[rng.integers(len(losses))]

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,22 +12,25 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from bpresearch.chainrule import Rule
-from bpresearch.functional import as_inputs, merge, split
+from bpresearch.chainrule import Equation, Rule
+from bpresearch.chainrule.engine import several
+from bpresearch.chainrule.primitives import LAYER
+from bpresearch.functional import TrainingLoss, as_inputs, merge, split
 from bpresearch.verify.behaviour import behaviour_program, behaviour_rows, finite_row
 from bpresearch.verify.blame import (
     AUTODIFF_IS_WRONG,
     NOT_DIFFERENTIABLE,
-    blame_program,
+    Blame,
     first_not_finite,
     judge_rules,
+    suspicious,
 )
-from bpresearch.verify.calls import Plant
 from bpresearch.verify.comparison import MATHEMATICS, SAFETY, compare, magnitude
 from bpresearch.verify.differences import Verdict, judge, measure
 from bpresearch.verify.directions import MISSED, choose_directions
 from bpresearch.verify.engines import by_autodiff, by_rules, leaf_names, mean_loss
 from bpresearch.verify.plain import HeldInLoopError, loses_precision
+from bpresearch.verify.equations import Label, Plant, with_backward
 from bpresearch.verify.precision import cast, cast_model, compiled, is_floating, jittered
 from bpresearch.verify.report import Report, Row
 from bpresearch.verify.rounding import LARGEST_RATIO, rounding_ratio
@@ -40,24 +42,41 @@ ORACLES = ("autodiff", "finite differences", "rounding", "rule", "behaviour")
 def one_of(plants: Sequence[Plant], fault: jax.Array) -> Plant:
     """The plant with number `fault`, as a value of the program; a number below zero plants nothing."""
 
-    def plant(path: tuple[Any, ...], layer: Any, rule: Rule) -> Rule:
-        planted = {number: plant(path, layer, rule) for number, plant in enumerate(plants)}
+    def plant(e: Equation, rule: Any) -> Any:
+        planted = {number: plant(e, rule) for number, plant in enumerate(plants)}
         planted = {number: wrong for number, wrong in planted.items() if wrong is not rule}
         if not planted:
             return rule
         rules = [rule, *planted.values()]
 
         def index() -> jax.Array:
-            """Which of the few that touch this layer: 0 is its own rule. Asked where it is used, since a
-            rule that is met inside a loop is tested outside of it."""
+            """Which of the few that touch this equation: 0 is its own rule."""
             return jnp.sum(jnp.stack([jnp.where(fault == n, i, 0) for i, n in enumerate(planted, 1)]))
 
-        return SimpleNamespace(forward=_switched_forward(rules, index), backward=_switched(rules, index))
+        is_layer = e.primitive.name == LAYER
+        backward = (_switched_layer if is_layer else _switched)(rules, index)
+        return with_backward(rule, backward, _switched_forward(rules, index) if is_layer else None)
 
     return plant
 
 
-def _switched(rules: list[Rule], index: Callable[[], jax.Array]) -> Callable[..., Any]:
+def _switched(rules: list[Any], index: Callable[[], jax.Array]) -> Callable[..., Any]:
+    def backward(e, *bars):
+        def answer(rule):
+            found = several(rule.backward(e, *bars))
+            return [
+                jnp.zeros_like(x) if bar is None else bar.astype(x.dtype)
+                for x, bar, wanted in zip(e.ins, found, e.wanted, strict=True)
+                if wanted
+            ]
+
+        found = iter(lax.switch(index(), [lambda rule=rule: answer(rule) for rule in rules]))
+        return tuple(next(found) if wanted else None for wanted in e.wanted)
+
+    return backward
+
+
+def _switched_layer(rules: list[Rule], index: Callable[[], jax.Array]) -> Callable[..., Any]:
     def backward(layer, residuals, y_bar, **options):
         right = jax.eval_shape(lambda: rules[0].backward(layer, residuals, y_bar, **options))
 
@@ -104,11 +123,12 @@ class Verification:
     ):
         self.loss_fn, self.low, self.high = loss_fn, low, high
         self.dtype, self.oracles, self.plants = dtype, oracles, plants
+        self._blames: dict[frozenset[Label], tuple[Any, Blame]] = {}
 
     def _plant(self, fault: jax.Array) -> Plant:
         if len(self.plants) == 1:
             return self.plants[0]
-        return one_of(self.plants, fault) if self.plants else lambda path, layer, rule: rule
+        return one_of(self.plants, fault) if self.plants else lambda e, rule: rule
 
     @cached_property
     def gradients(self) -> Any:
@@ -121,8 +141,7 @@ class Verification:
 
         def program(fault, params, state, x, y):
             found, value = by_rules(self.high, self.loss_fn, self._plant(fault))(params, state, x, y)
-            outputs = jax.tree.leaves(merge(self.high, params, state)(*as_inputs(x)))
-            largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in outputs]).max()
+            largest = self._largest_output(params, state, x, value)
             if not {"autodiff", "rounding", "behaviour"} & set(self.oracles):
                 return found, [], [], [], value, largest
             stacked = jittered((params, x), (eps64, eps64, eps, eps))
@@ -135,6 +154,14 @@ class Verification:
 
         return compiled(program)
 
+    def _largest_output(self, params: Any, state: Any, x: Any, value: jax.Array) -> jax.Array:
+        """The largest magnitude of the model's outputs; of the loss, where this is a function of the model."""
+        if isinstance(self.loss_fn, TrainingLoss):
+            return jnp.abs(value)
+        outputs = jax.tree.leaves(merge(self.high, params, state)(*as_inputs(x)))
+        sizes = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in outputs if is_floating(leaf)]
+        return jnp.stack([jnp.abs(value), *sizes]).max()
+
     @cached_property
     def _in_working_precision(self) -> Any:
         def program(fault, params, state, x, y):
@@ -145,11 +172,11 @@ class Verification:
 
         return jax.jit(program)
 
-    @cached_property
-    def _blame(self) -> tuple[Any, list[Any]]:
-        calls: list[Any] = []
-        program = blame_program(self.high, self.loss_fn, self._plant, calls)
-        return compiled(program), calls
+    def _blame(self, careful: frozenset[Label] = frozenset()) -> tuple[Any, Blame]:
+        if careful not in self._blames:
+            blame = Blame(self.high, self.loss_fn, self._plant, careful)
+            self._blames[careful] = compiled(blame), blame
+        return self._blames[careful]
 
     @cached_property
     def _behaviour(self) -> Any:
@@ -207,7 +234,7 @@ class Verification:
             local: list[Row] = []
             trap, largest = "", 0.0
             if "rule" in self.oracles:
-                local, trap, largest = self._rules(high_model, number, high, seed)
+                local, trap, largest = self._rules(number, high)
             notes: list[str] = []
             if "behaviour" in self.oracles:
                 more, notes = behaviour_rows(self._behaviour, number, *high, answer[:3])
@@ -276,16 +303,23 @@ class Verification:
             return f"autodiff fails in {self.dtype}: {str(error).splitlines()[0]}"
         return ""
 
-    def _rules(
-        self, model: nnx.Module, number: jax.Array, high: Any, seed: int
-    ) -> tuple[list[Row], str, float]:
-        """A row for each layer's rule, the layer, if any, in which the gradient first is not finite, and the
-        magnitude of the largest cotangent of a layer's output."""
-        program, calls = self._blame
-        answers = jax.device_get(program(number, *high, jax.random.key(seed)))
-        cotangents = jax.tree.leaves([answer.y_bar for answer in answers])
+    def _rules(self, number: jax.Array, high: Any) -> tuple[list[Row], str, float]:
+        """Rows for the equations' rules, the equation, if any, in which the gradient first is not finite, and
+        the magnitude of the largest cotangent of a result."""
+        blame, answers = self._ask_rules(number, high, frozenset())
+        if doubtful := suspicious(answers):
+            blame, answers = self._ask_rules(number, high, doubtful)
+        cotangents = [bar for _, answer in answers.values() for bar in answer.bars]
         largest = max(map(magnitude, cotangents), default=0.0)
-        return judge_rules(model, calls, answers), first_not_finite(model, calls, answers), largest
+        return judge_rules(blame.seen, answers), first_not_finite(answers), largest
+
+    def _ask_rules(
+        self, number: jax.Array, high: Any, careful: frozenset[Label]
+    ) -> tuple[Blame, dict[Label, Any]]:
+        """What was asked and answered, in the order of the forward pass."""
+        program, blame = self._blame(careful)
+        answers = jax.device_get(program(number, *high))
+        return blame, {about: answers[about] for about in blame.order}
 
 
 def _clearly(verdict: Verdict) -> bool | None:

@@ -87,19 +87,7 @@ class Half(nnx.Module):
         return self.used(x)
 
 
-@pytest.fixture
-def half_rule():
-    @chainrule.rule(Half)
-    class HalfRule:
-        def forward(layer, x):
-            return chainrule.forward(layer.used, x, name=("used",))
-
-        def backward(layer, residuals, y_bar):
-            grads, x_bar = chainrule.backward(layer.used, residuals, y_bar, name=("used",))
-            return {"used": grads}, x_bar
-
-
-def test_an_unused_parameter_has_gradient_zero(half_rule, normal, random_model):
+def test_an_unused_parameter_has_gradient_zero(normal, random_model):
     model, x, y = random_model(Half, dtype=None), normal(1, 4, 3), normal(2, 4, 2)
     with jax.numpy_dtype_promotion("standard"):
         _, expected = autodiff.value_and_grad(model, optax.squared_error, x, y)

@@ -1,4 +1,4 @@
-"""The rules of recurrences over a sequence: back-propagation through time."""
+"""Recurrences over a sequence: back-propagation through time."""
 
 from types import SimpleNamespace
 
@@ -10,8 +10,6 @@ import pytest
 from flax import nnx
 
 from bpresearch import chainrule, verify
-from bpresearch.chainrule import rule_for
-from bpresearch.functional import merge, split
 
 pytestmark = pytest.mark.usefixtures("float64", "strict_promotion")
 
@@ -37,31 +35,6 @@ def everything(*outputs):
     """All outputs in one vector."""
     outputs = outputs[0] if len(outputs) == 1 else outputs
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(outputs)])
-
-
-@pytest.fixture(autouse=True)
-def rules():
-    @chainrule.rule(With)
-    class WithRule:
-        def forward(layer, x, *initial):
-            return rule_for(layer.layer)[0].forward(layer.layer, x, *initial, **layer.called_with())
-
-        def backward(layer, residuals, y_bar):
-            of_layer, options = rule_for(layer.layer)[0], layer.called_with()
-            grads, x_bar = of_layer.backward(layer.layer, residuals, y_bar, **options)
-            return {"layer": grads}, x_bar
-
-    @chainrule.rule(everything)
-    class EverythingRule:
-        def forward(function, *outputs):
-            return function(*outputs), outputs
-
-        def backward(function, outputs, y_bar):
-            leaves, structure = jax.tree.flatten(outputs)
-            parts = jnp.split(y_bar, np.cumsum([leaf.size for leaf in leaves])[:-1])
-            bars = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-            bars = structure.unflatten(bars)
-            return {}, bars if len(bars) > 1 else bars[0]
 
 
 @pytest.fixture
@@ -146,14 +119,7 @@ def test_what_comes_after_the_end_of_a_sequence_has_no_influence_on_the_carry(pr
         return With(rnn, LENGTHS)
 
     model, _, x, _ = problem(build, normal(1, 4, 5, 3))
-    graphdef, *variables = split(model.layers[0])
-
-    def of_the_carry(variables, x):
-        layer = merge(graphdef, *variables)
-        (carry, y), residuals = chainrule.forward(layer, x)
-        return chainrule.backward(layer, residuals, (jnp.ones_like(carry), jnp.zeros_like(y)))[1]
-
-    x_bar = jax.jit(of_the_carry, compiler_options={"xla_backend_optimization_level": 0})(variables, x)
+    x_bar = chainrule.grad(lambda model, x: jnp.sum(model(x)[0]), argnums=1)(model.layers[0], x)
     inside = np.arange(5) < np.array(LENGTHS)[:, None]
     assert np.all((np.abs(x_bar).max(axis=-1) > 0) == inside)
 
@@ -218,8 +184,8 @@ def test_a_linear_recurrence_by_hand(gradient_by_rules, random_model, normal):
     )
     rnn.cell.dense_i.kernel[...] = jnp.eye(2)
     x = normal(1, 1, 5, 2)
-    (carry, y), residuals = chainrule.forward(rnn, x)
-    grads, x_bar = chainrule.backward(rnn, residuals, (jnp.ones_like(carry), jnp.zeros_like(y)))
+    _, y = rnn(x)
+    grads, x_bar = chainrule.grad(lambda rnn, x: jnp.sum(rnn(x)[0]), argnums=(0, 1))(rnn, x)
     kernel = np.asarray(rnn.cell.dense_h.kernel[...])  # h W, with h a row
     bar, expected, kernel_bar = np.ones(2), [], np.zeros((2, 2))
     states = [np.zeros(2), *np.asarray(y)[0]]
@@ -232,7 +198,7 @@ def test_a_linear_recurrence_by_hand(gradient_by_rules, random_model, normal):
 
 
 class NoisyCell(nnx.RNNCellBase):
-    """h' = tanh(x W + n * h) with fresh noise n at each step: a cell with a rule in one piece, and state."""
+    """h' = tanh(x W + n * h) with fresh noise n at each step: a cell with state, and no rule."""
 
     def __init__(self, rngs):
         self.dense = nnx.Linear(3, 2, rngs=rngs)
@@ -249,25 +215,8 @@ class NoisyCell(nnx.RNNCellBase):
         return y, y
 
 
-@pytest.fixture
-def noisy_rule():
-    @chainrule.rule(NoisyCell)
-    class NoisyCellRule:
-        def forward(cell, h, x):
-            noise = jax.random.uniform(cell.rngs(), h.shape, h.dtype)
-            u, kept = chainrule.forward(cell.dense, x, name=("dense",))
-            y = jnp.tanh(u + noise * h)
-            return (y, y), (kept, noise, y)
-
-        def backward(cell, residuals, outputs_bar):
-            (kept, noise, y), (carry_bar, y_bar) = residuals, outputs_bar
-            a_bar = (1 - y) * (1 + y) * (carry_bar + y_bar)
-            grads, x_bar = chainrule.backward(cell.dense, kept, a_bar, name=("dense",))
-            return {"dense": grads}, (noise * a_bar, x_bar)
-
-
 @pytest.mark.parametrize("same_noise", [None, "dropout"])
-def test_a_users_own_cell(same_noise, noisy_rule, problem, normal, assert_engines_agree):
+def test_a_users_own_cell(same_noise, problem, normal, assert_engines_agree):
     def build(rngs):
         return nnx.RNN(NoisyCell(rngs), broadcast_rngs=same_noise, return_carry=True)
 
@@ -277,8 +226,8 @@ def test_a_users_own_cell(same_noise, noisy_rule, problem, normal, assert_engine
 def test_a_replaced_rule_of_the_cell_is_used_at_every_step(problem, normal):
     model, loss_fn, x, y = problem(lambda rngs: nnx.RNN(nnx.GRUCell(3, 2, rngs=rngs)), normal(1, 4, 5, 3))
 
-    def halved(path, layer, rule):
-        if not isinstance(layer, nnx.GRUCell):
+    def halved(equation, rule):
+        if rule is not chainrule.registered()[nnx.GRUCell]:
             return rule
 
         def backward(layer, residuals, outputs_bar):
@@ -300,9 +249,3 @@ def test_a_fault_inside_the_loop_is_found(random_model, normal):
     with jax.numpy_dtype_promotion("standard"):
         report = verify.model(model, optax.squared_error, x, y, plant="sign_wrong@cell.dense_h")
     assert report.culprits == ("cell.dense_h",)
-
-
-def test_state_axes_are_refused():
-    rnn = nnx.RNN(nnx.SimpleCell(3, 2, rngs=nnx.Rngs(0)), state_axes=nnx.StateAxes({nnx.Param: None}))
-    with pytest.raises(ValueError, match=r"nnx\.RNN at the model itself: state_axes"):
-        chainrule.forward(rnn, jnp.ones((1, 2, 3)))

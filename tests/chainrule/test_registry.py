@@ -51,7 +51,7 @@ class ScaleRule:
 
 def test_every_rule_is_registered_with_both_halves():
     rules = chainrule.registered()
-    assert {nnx.Linear, nnx.Conv, nnx.Sequential, nnx.relu, optax.squared_error} <= set(rules)
+    assert {nnx.Linear, nnx.Conv, nnx.relu, optax.squared_error} <= set(rules)
     for target, found in rules.items():
         assert callable(found.forward) and callable(found.backward), target
 
@@ -61,37 +61,27 @@ def test_the_list_of_rules_is_a_copy():
     assert nnx.Linear in chainrule.registered()
 
 
-def test_a_function_without_a_rule_is_named_with_its_place(normal):
-    model = nnx.Sequential(linear(3, 3), nnx.Sequential(nnx.relu, halve))
+def test_a_layer_without_a_rule_is_named_with_the_remedy():
     with pytest.raises(chainrule.NoRuleError) as error:
-        chainrule.value_and_grad(model, optax.squared_error, normal(1, 2, 3), normal(2, 2, 3))
+        rule_for(halve)
     message = str(error.value)
-    assert "halve at layers.1.layers.1:" in message and "\n" not in message
+    assert "halve" in message and "\n" not in message
     assert "@bpresearch.chainrule.rule(halve)" in message
     assert "forward(layer, x)" in message and "backward(layer, residuals, y_bar)" in message
+    with pytest.raises(chainrule.NoRuleError, match=r"test_registry.*Doubled.*rule\(Doubled\)"):
+        rule_for(linear(3, 2, Doubled))
 
 
-def test_a_module_without_a_rule_is_named_with_its_type(normal):
+def test_layers_and_losses_without_a_rule_are_traced(normal, assert_engines_agree):
     class Unknown(nnx.Module):
         def __call__(self, x):
-            return x
+            return jnp.sin(x)
 
-    model = nnx.Sequential(nnx.relu, Unknown())
-    with pytest.raises(chainrule.NoRuleError, match=r"Unknown at layers\.1: .*rule\(Unknown\)"):
-        chainrule.value_and_grad(model, optax.squared_error, normal(1, 2), normal(2, 2))
-
-
-def test_a_model_without_a_rule_is_called_the_model():
-    with pytest.raises(chainrule.NoRuleError, match="at the model itself: "):
-        rule_for(nnx.Module())
-
-
-def test_a_loss_without_a_rule_is_named(normal):
     def my_loss(outputs, targets):
         return (outputs - targets) ** 4
 
-    with pytest.raises(chainrule.NoRuleError, match=r"my_loss at loss: .*rule\(my_loss\)"):
-        chainrule.value_and_grad(linear(3, 2), my_loss, normal(1, 4, 3), normal(2, 4, 2))
+    model = nnx.Sequential(linear(3, 3), nnx.Sequential(nnx.relu, halve), Unknown())
+    assert assert_engines_agree(model, my_loss, normal(1, 4, 3), normal(2, 4, 3)) <= 1e-12
 
 
 def test_a_rule_that_is_missing_is_a_lookup_error():
@@ -135,10 +125,9 @@ def test_a_subclass_that_computes_the_same_has_the_rule_of_its_base(normal, asse
     assert assert_engines_agree(linear(3, 2, Relabelled), optax.squared_error, x, y) <= 1e-12
 
 
-def test_a_subclass_that_computes_something_else_needs_its_own(normal):
-    with pytest.raises(chainrule.NoRuleError, match=r"Doubled at layers\.0: .*rule\(Doubled\)"):
-        model = nnx.Sequential(linear(3, 2, Doubled))
-        chainrule.value_and_grad(model, optax.squared_error, normal(1, 4, 3), normal(2, 4, 2))
+def test_a_subclass_that_computes_something_else_does_not(normal, assert_engines_agree):
+    model = nnx.Sequential(linear(3, 2, Doubled))
+    assert assert_engines_agree(model, optax.squared_error, normal(1, 4, 3), normal(2, 4, 2)) <= 1e-12
 
 
 def test_a_layer_of_ones_own(normal, assert_engines_agree, assert_matches_finite_differences):
@@ -191,7 +180,7 @@ def test_a_corrected_rule_takes_effect_at_once(normal):
     ("grads", "message"),
     [
         ({"scale": jnp.ones(2)}, r"scale has shape \(2,\), not \(1, 3\)"),
-        ({"shift": jnp.ones(3)}, r"'shift' is not a parameter or layer of layers\.0"),
+        ({"shift": jnp.ones(3)}, r"'shift' is not a parameter or layer of"),
     ],
 )
 def test_a_rule_with_a_wrong_name_or_shape_is_told_so(grads, message, normal):

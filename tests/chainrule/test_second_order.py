@@ -1,4 +1,4 @@
-"""Hessian-vector products by hand against forward mode over reverse mode."""
+"""Products with second derivatives by hand: against JAX's forward over reverse mode, and dense matrices."""
 
 from functools import partial
 
@@ -161,20 +161,8 @@ def test_dropout_keeps_its_mask(normal):
     np.testing.assert_allclose(product["layers"][1]["kernel"], 2 * dropped.T @ (dropped @ v), rtol=1e-6)
 
 
-def test_a_layer_without_a_second_order_rule_is_named(normal):
-    model = nnx.Sequential(nnx.BatchNorm(3, use_running_average=True, rngs=nnx.Rngs(0)))
-    _, params, _ = split(model)
-    message = r"no second-order rule for BatchNorm at layers\.0: .*second_order_rule\(BatchNorm\)"
-    with pytest.raises(chainrule.NoRuleError, match=message):
-        chainrule.hvp(model, optax.l2_loss, normal(1, 4, 3), normal(2, 4, 3), params)
-    with pytest.raises(chainrule.NoRuleError, match=r"no second-order rule for log_cosh at loss"):
-        model = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
-        chainrule.hvp(model, optax.log_cosh, normal(1, 4, 3), normal(2, 4, 3), split(model)[1])
-
-
-def test_a_layer_of_ones_own(normal, monkeypatch):
-    """y = x^3 has one; without it there is an error, with it the product, at once."""
-    monkeypatch.setattr(second_order, "_second", dict(second_order._second))
+def test_a_layer_of_ones_own(normal):
+    """A rule of the first order is enough: y = x^3, and the derivative of its backward pass is taken by ours."""
 
     def cube(x):
         return x**3
@@ -188,23 +176,146 @@ def test_a_layer_of_ones_own(normal, monkeypatch):
             return {}, 3 * x**2 * y_bar
 
     model = nnx.Sequential(nnx.Linear(3, 2, param_dtype=jnp.float64, rngs=nnx.Rngs(0)), cube)
-    x, y = normal(1, 4, 3), normal(2, 4, 2)
-    with pytest.raises(chainrule.NoRuleError, match=r"no second-order rule for cube at layers\.1"):
-        chainrule.hvp(model, optax.l2_loss, x, y, split(model)[1])
+    assert_right(model, optax.l2_loss, normal(1, 4, 3), normal(2, 4, 2), normal)
 
-    @chainrule.second_order_rule(cube)
-    class CubeSecondOrder:
-        def forward_dot(layer, tangent, x, inputs, inputs_dot):
-            (x_dot,) = inputs_dot
-            return 3 * x**2 * x_dot, x_dot
 
-        def backward_dot(layer, tangent, x, x_dot, y_bar, y_bar_dot):
-            return {}, 3 * x**2 * y_bar_dot + 6 * x * x_dot * y_bar
+class Recurrent(nnx.Module):
+    """What no layer does: a loop of its own, a raw parameter, a batch's statistics, a dict as input."""
 
-    assert_right(model, optax.l2_loss, x, y, normal)
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(3, use_running_average=False, rngs=rngs)
+        self.cell = nnx.GRUCell(3, 4, rngs=rngs)
+        self.scale = nnx.Param(jnp.ones(()))
+        self.out = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, batch):
+        x = self.norm(batch["x"])
+        carry = self.cell.initialize_carry(x[:, 0].shape, nnx.Rngs(0)).astype(x.dtype)
+        carry, ys = jax.lax.scan(lambda h, x: self.cell(h, x), carry, jnp.moveaxis(x, 1, 0))
+        return jnp.exp(self.scale[...]) * self.out(ys[-1])
+
+
+def test_a_model_with_a_loop_of_its_own(random_model, normal):
+    model = random_model(lambda: Recurrent(nnx.Rngs(0)))
+    assert_right(model, optax.l2_loss, {"x": normal(1, 5, 4, 3)}, normal(2, 5, 2), normal, 1e-10)
 
 
 def test_a_vector_of_another_shape_is_refused(normal):
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="paths and shapes of the model's parameters"):
-        chainrule.hvp(model, optax.l2_loss, normal(1, 4, 3), normal(2, 4, 2), {"kernel": jnp.ones((3, 2))})
+    for product in (chainrule.hvp, chainrule.gauss_newton):
+        with pytest.raises(ValueError, match="paths and shapes of the model's parameters"):
+            product(model, optax.l2_loss, normal(1, 4, 3), normal(2, 4, 2), {"kernel": jnp.ones((3, 2))})
+    with pytest.raises(TypeError, match=r"\(model, loss_fn, x, y, vector\) or \(f, primals, vector\)"):
+        chainrule.hvp(model, optax.l2_loss)
+
+
+def test_of_a_function(normal):
+    """Of pytrees, with respect to some arguments; a cubic form's Hessian is known."""
+
+    def cubic(point, scale):
+        return scale * jnp.sum(point["a"] ** 3) + jnp.sum(point["a"]) * point["b"] ** 2
+
+    point, scale = {"a": normal(1, 3), "b": normal(2)}, normal(3)
+    v = {"a": normal(4, 3), "b": normal(5)}
+    product = chainrule.hvp(cubic, (point, scale), v)
+    np.testing.assert_allclose(product["a"], 6 * scale * point["a"] * v["a"] + 2 * point["b"] * v["b"])
+    np.testing.assert_allclose(
+        product["b"], 2 * point["b"] * jnp.sum(v["a"]) + 2 * jnp.sum(point["a"]) * v["b"]
+    )
+    of_both = chainrule.hvp(cubic, (point, scale), (v, jnp.ones(())), argnums=(0, 1))
+    np.testing.assert_allclose(of_both[0]["a"], product["a"] + 3 * point["a"] ** 2)
+    np.testing.assert_allclose(of_both[1], jnp.sum(3 * point["a"] ** 2 * v["a"]))
+    with pytest.raises(ValueError, match="or of the argument"):
+        chainrule.hvp(cubic, (point, scale), {"a": v["a"]})
+
+
+def test_of_a_training_loss(random_model, normal):
+    """`loss(model, batch)`: the product is like the gradient, and the model stays as it was."""
+    model = random_model(lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+    x, y, (_, params, _) = normal(1, 4, 3), normal(2, 4, 2), split(model)
+    v = jax.tree.map(lambda w: normal(3, *w.shape), params)
+
+    def loss(model, batch):
+        return jnp.mean(optax.squared_error(nnx.tanh(model(batch["x"])), batch["y"]))
+
+    product = chainrule.hvp(loss, (model, {"x": x, "y": y}), v)
+    expected = chainrule.hvp(nnx.Sequential(model, nnx.tanh), optax.squared_error, x, y, {"layers": {0: v}})
+    assert isinstance(product, nnx.State)
+    for name, leaf in expected["layers"][0].items():
+        np.testing.assert_allclose(product[name][...], leaf, rtol=1e-12)
+    again = chainrule.hvp(loss, (model, {"x": x, "y": y}), chainrule.grad(loss)(model, {"x": x, "y": y}))
+    assert jax.tree.structure(again) == jax.tree.structure(product)
+
+
+class TwoHeads(nnx.Module):
+    def __init__(self, rngs):
+        self.body, self.head = nnx.Linear(2, 3, rngs=rngs), nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x):
+        h = nnx.tanh(self.body(x))
+        return self.head(h), jnp.sum(h, -1), jnp.argmax(h, -1)
+
+
+def two_losses(logits, total, best, labels):
+    return cross_entropy(logits, labels) + jnp.log1p(total**2) * (best + 1)
+
+
+@pytest.fixture
+def two_heads(random_model, normal):
+    return random_model(lambda: TwoHeads(nnx.Rngs(0))), normal(1, 4, 2), jnp.array([0, 2, 1, 1])
+
+
+def test_gauss_newton_is_the_dense_product(two_heads, normal):
+    """J^T H_l J v with each factor written out by JAX; an output of integers has no derivative."""
+    model, x, labels = two_heads
+    graphdef, params, state = split(model)
+    flat, unflatten = jax.flatten_util.ravel_pytree(params)
+
+    def outputs(flat):
+        logits, total, _ = merge(graphdef, unflatten(flat), state)(x)
+        return jnp.concatenate([logits.ravel(), total])
+
+    best = model(x)[2]
+
+    def loss(z):
+        return jnp.mean(two_losses(z[:12].reshape(4, 3), z[12:], best, labels))
+
+    def dense(flat, v):
+        jacobian = jax.jacfwd(outputs)(flat)
+        return jacobian.T @ (jax.hessian(loss)(outputs(flat)) @ (jacobian @ v))
+
+    v = normal(3, flat.size)
+    expected = jax.jit(dense, compiler_options=QUICKLY)(flat, v)
+    product = chainrule.gauss_newton(model, two_losses, x, labels, unflatten(v))
+    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(product)[0], expected, rtol=1e-12, atol=1e-14)
+    full = chainrule.hvp(model, two_losses, x, labels, unflatten(v))
+    assert not np.allclose(jax.flatten_util.ravel_pytree(full)[0], expected, rtol=1e-2)
+
+
+def test_gauss_newton_of_a_linear_model_is_the_hessian(random_model, normal):
+    model = random_model(lambda: nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0))))
+    x, y, v = normal(1, 4, 3), normal(2, 4, 2), jax.tree.map(lambda w: normal(3, *w.shape), split(model)[1])
+    product = chainrule.gauss_newton(model, optax.squared_error, x, y, v)
+    expected = chainrule.hvp(model, optax.squared_error, x, y, v)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), product, expected)
+
+
+def test_a_planted_fault_reaches_the_products(two_heads):
+    """What is replaced is not what was compiled before: the products follow the rules in force."""
+    model, x, labels = two_heads
+    v = split(model)[1]
+
+    class Doubled:
+        def __init__(self, rule):
+            self.rule = rule
+
+        def backward(self, e, *bars):
+            return [None if bar is None else 2 * bar for bar in self.rule.backward(e, *bars)]
+
+        def __getattr__(self, name):
+            return getattr(self.rule, name)
+
+    right = chainrule.gauss_newton(model, two_losses, x, labels, v)
+    with chainrule.replacing(lambda e, rule: Doubled(rule) if e.name == "log1p" else rule):
+        wrong = chainrule.gauss_newton(model, two_losses, x, labels, v)
+    assert not np.allclose(wrong["body"]["kernel"], right["body"]["kernel"], rtol=1e-3)

@@ -44,10 +44,12 @@ def test_a_heatmap_keeps_the_order_of_the_frame():
     assert chart.to_dict()["layer"][0]["encoding"]["y"]["sort"] == ["z", "a"]
 
 
-@pytest.mark.parametrize("paths", [(), (Path(0.5, (1.0, 0.5), (1, 0), 0),)])
+LINKS = (Link("input", "layers.1", (2,)), Link("loss", "squared", ()))
+
+
+@pytest.mark.parametrize("paths", [(), (Path(0.5, (1.0, 0.5), (1, 0), 0, LINKS),)])
 def test_the_network_shows_each_factor_once(paths):
-    links = (Link("input", "layers.1", (2,)), Link("loss", "squared", ()))
-    chart = report.network(Anatomy(links, paths, len(paths), 0.5, 0.5), "T").to_dict()
+    chart = report.network(Anatomy(LINKS, paths, len(paths), 0.5, 0.5), "T").to_dict()
     data = chart["datasets"][chart["layer"][1]["data"]["name"]]
     assert [(row["kind"], row["from"], row["to"]) for row in data] == (
         [("input", "the weight", "[1]"), ("loss", "[1]", "loss")] if paths else []

@@ -25,7 +25,7 @@ def test_rules_have_cases():
     with jax.numpy_rank_promotion("allow"):  # Optax's generalized dice loss needs it
         found, missing = cases()
     assert missing == []
-    assert all(case.path for case in found)
+    assert all(case.place.is_layer for case in found)
     names = {getattr(target, "__name__", "") for target in chainrule.registered()}
     assert {case.name for case in found} == names - set(WITHOUT_CASE)
     assert set(WITHOUT_CASE) <= names
@@ -57,9 +57,9 @@ def test_a_planted_fault_is_what_its_number_says(tanh):
         np.testing.assert_allclose(*errors, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["SimpleCell", "WeightNorm"])
+@pytest.mark.parametrize("name", ["SimpleCell", "LSTMCell"])
 def test_faults_inside_a_transformation_are_told_apart_by_their_numbers(name):
-    """The rule of a cell is met inside a loop and tested outside of it; WeightNorm's works in a switch."""
+    """The rule of a cell is met inside a loop, and asked there."""
     case = case_of(target(name))
     plants = [faults_of(case)[name] for name in ("sign_wrong", "factor_doubled")]
     check = verify.prepare(case.model, case.loss_fn, case.x, case.y, "float64", ["rule"], plants)

@@ -66,7 +66,9 @@ def test_every_leaf_and_layer_has_its_rows():
     for oracle in ("autodiff", "finite differences", "rounding"):
         assert [row.path for row in report.rows if row.oracle == oracle] == leaves
     rules = [row.path for row in report.rows if row.oracle == "rule"]
-    assert rules == ["model", *(f"layers.{i}" for i in range(6)), "loss"]
+    assert rules == [*(f"layers.{i}" for i in range(1, 6)), "loss", "layers.0", "model"]
+    glue = {row.path: row.detail for row in report.rows if row.oracle == "rule" and row.detail}
+    assert all("outside of layers" in detail for detail in glue.values()) and set(glue) == {"layers.0", "model"}
 
 
 def test_json_and_text():
@@ -148,7 +150,7 @@ def test_kinks_are_decided_by_the_derivatives_to_either_side():
             forward=lambda layer, x: (nnx.relu(x), ()),
             backward=lambda layer, kept, y_bar: ({}, slope * y_bar),
         )
-        return lambda path, layer, old: rule if layer is nnx.relu else old
+        return lambda e, old: rule if e.name == "relu" else old
 
     def differences(slope):
         report = verify.model(
@@ -165,8 +167,8 @@ def test_kinks_are_decided_by_the_derivatives_to_either_side():
 
 
 def test_a_wrong_forward_is_blamed():
-    def forward_wrong(path, layer, rule):
-        if layer is not nnx.tanh:
+    def forward_wrong(e, rule):
+        if e.layer != "layers.2":
             return rule
         return SimpleNamespace(
             forward=lambda layer, x: (1.1 * nnx.tanh(x), nnx.tanh(x)), backward=rule.backward
@@ -185,20 +187,6 @@ def test_several_inputs_and_integers():
 
         def __call__(self, x, index):
             return self.dense(x)[jnp.arange(x.shape[0]), index][:, None]
-
-    @chainrule.rule(Both)
-    class BothRule:
-        def forward(layer, x, index):
-            y, kept = chainrule.forward(layer.dense, x, name=("dense",))
-            rows = jnp.arange(x.shape[0])
-            return y[rows, index][:, None], (kept, index)
-
-        def backward(layer, residuals, y_bar):
-            kept, index = residuals
-            dense_bar = jnp.zeros((y_bar.shape[0], 3), y_bar.dtype)
-            dense_bar = dense_bar.at[jnp.arange(y_bar.shape[0]), index].set(y_bar[:, 0])
-            grads, x_bar = chainrule.backward(layer.dense, kept, dense_bar, name=("dense",))
-            return {"dense": grads}, (x_bar, None)
 
     x, _ = batch((3,))
     inputs, y = (x, np.array([0, 1, 2, 0, 1])), np.ones((5, 1), np.float32)
@@ -220,57 +208,53 @@ def test_bad_options(options, message):
         verify.model(model, LABELS, *batch(shape), **options)
 
 
-def test_layer_without_a_rule():
-    model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.sort)
-    with pytest.raises(chainrule.NoRuleError, match=r"layers\.1"):
+def test_a_primitive_without_a_rule():
+    model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), lambda x: jax.lax.while_loop(always, twice, x))
+    with pytest.raises(chainrule.NoRuleError, match=r"while at .*test_check_model.py"):
         verify.model(model, LABELS, *batch((4,)))
 
 
+def always(x):
+    return jnp.sum(x) < 0
+
+
+def twice(x):
+    return 2 * x
+
+
+class Repeat(nnx.Module):
+    """The same layer three times, in a loop."""
+
+    def __init__(self, rngs):
+        self.cell = nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, x):
+        def step(x, _):
+            return jnp.sin(self.cell(x)), None
+
+        return jax.lax.scan(step, x, length=3)[0]
+
+
 def test_layer_called_inside_a_loop():
-    """A rule that scans over its child: the child is found wrong there too, and only the child."""
-
-    class Repeat(nnx.Module):
-        def __init__(self, rngs):
-            self.cell = nnx.Linear(4, 4, rngs=rngs)
-
-        def __call__(self, x):
-            for _ in range(3):
-                x = self.cell(x)
-            return x
-
-    @chainrule.rule(Repeat)
-    class RepeatRule:
-        def forward(layer, x):
-            return jax.lax.scan(lambda x, _: chainrule.forward(layer.cell, x, name=("cell",)), x, length=3)
-
-        def backward(layer, residuals, y_bar):
-            def back(y_bar, kept):
-                grads, x_bar = chainrule.backward(layer.cell, kept, y_bar, name=("cell",))
-                return x_bar, grads
-
-            x_bar, grads = jax.lax.scan(back, y_bar, residuals, reverse=True)
-            return {"cell": jax.tree.map(lambda g: jnp.sum(g, axis=0), grads)}, x_bar
-
+    """The layer is found wrong in the loop, and only the layer; so is a primitive beside it, with its line."""
     model = nnx.Sequential(Repeat(nnx.Rngs(0)), nnx.tanh)
     x, _ = batch((4,))
     y = np.ones((5, 4), np.float32)
     assert verify.model(model, SQUARES, x, y, dtype="float32").passed
-    report = verify.model(
-        model, SQUARES, x, y, dtype="float64", plant=lambda p, layer, rule: _scaled_at_cell(p, rule)
-    )
-    assert not report.passed
-    assert report.culprits == ("layers.0.cell",)
-
-
-def _scaled_at_cell(path, rule):
-    return verify.FAULTS["scaled"].plant(rule) if path[-1:] == ("cell",) else rule
+    plants = ["scaled@layers.0.cell", "scaled@sin"]
+    check = verify.prepare(model, SQUARES, x, y, "float64", ["autodiff", "rule"], plants)
+    of_layer, of_primitive = (check(model, x, y, fault=number) for number in range(2))
+    assert of_layer.passed is False and of_layer.culprits == ("layers.0.cell",)
+    assert of_primitive.passed is False
+    (culprit,) = of_primitive.culprits
+    assert culprit.startswith("sin at layers.0, ") and "test_check_model.py" in culprit
 
 
 def test_a_rule_that_is_right_for_the_models_own_cotangents_only():
     """Cotangents of softmax cross-entropy sum to zero; a rule must be right for others too."""
 
-    def sum_added(path, layer, rule):
-        if path != ("layers", 3):
+    def sum_added(e, rule):
+        if e.layer != "layers.3":
             return rule
 
         def backward(layer, kept, y_bar):
@@ -282,16 +266,17 @@ def test_a_rule_that_is_right_for_the_models_own_cotangents_only():
     model = models.mlp((4,), 3, widths=(5,), rngs=nnx.Rngs(0))
     report = verify.model(model, LABELS, *batch((4,)), dtype="float64", oracles=["rule"], plant=sum_added)
     assert report.culprits == ("layers.3",)
-    assert "for another cotangent than this model's own" in report.rows[-2].detail
+    (wrong,) = [row for row in report.rows if row.passed is False]
+    assert "for another cotangent than this model's own" in wrong.detail
 
 
 def test_batch_size_known_by_heart():
-    def divides_by_five(path, layer, rule):
+    def divides_by_five(e, rule):
         def backward(layer, kept, values_bar):
             grads, inputs_bar = rule.backward(layer, kept, values_bar)
             return grads, jax.tree.map(lambda bar: bar * values_bar.size / 5, inputs_bar)
 
-        return SimpleNamespace(forward=rule.forward, backward=backward) if path == ("loss",) else rule
+        return SimpleNamespace(forward=rule.forward, backward=backward) if e.layer == "loss" else rule
 
     model, shape = small("linear")
     report = verify.model(model, LABELS, *batch(shape), dtype="float64", plant=divides_by_five)
@@ -302,13 +287,13 @@ def test_batch_size_known_by_heart():
 def test_a_fault_of_a_small_leaf_that_shows_in_half_a_batch_only(oracles):
     """The first weights hardly matter, and their gradient is off by 1e-5 if there are not five examples."""
 
-    def five_by_heart(path, layer, rule):
+    def five_by_heart(e, rule):
         def backward(layer, kept, y_bar):
             grads, x_bar = rule.backward(layer, kept, y_bar)
             wrong = 1.0 if len(y_bar) == 5 else 1 + 1e-5
             return jax.tree.map(lambda bar: bar * wrong, grads), x_bar
 
-        return SimpleNamespace(forward=rule.forward, backward=backward) if path == ("layers", 0) else rule
+        return SimpleNamespace(forward=rule.forward, backward=backward) if e.layer == "layers.0" else rule
 
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(nnx.Linear(3, 3, rngs=rngs), nnx.tanh, nnx.Linear(3, 3, rngs=rngs))

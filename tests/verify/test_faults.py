@@ -40,8 +40,6 @@ CASES = {
     "activation_at_output": (partial(perceptron, nnx.silu), LABELS, "layers.2"),
     "gelu_constant": (partial(perceptron, nnx.gelu), LABELS, "layers.2"),
     "relu_sign": (perceptron, LABELS, "layers.2"),
-    "residual_branch_dropped": (residual, LABELS, "layers.3"),
-    "residual_skip_dropped": (residual, LABELS, "layers.3"),
     "loss_not_averaged": (perceptron, SQUARES, "loss"),
     "softmax_minus_onehot_missing": (perceptron, LABELS, "loss"),
     "kernel_not_flipped": (convolutional, LABELS, "layers.1"),

@@ -55,7 +55,7 @@ def test_another_derivative_at_a_kink_is_no_mistake():
             forward=lambda layer, x: (nnx.relu(x), x),
             backward=lambda layer, x, y_bar: ({}, y_bar * jnp.where(x == 0, slope, (x > 0).astype(x.dtype))),
         )
-        return lambda path, layer, old: rule if layer is nnx.relu else old
+        return lambda e, old: rule if e.name == "relu" else old
 
     report = verify.model(model, SQUARES, x, y[:, :2], dtype="float64", plant=at_zero(0.5))
     assert report.passed, str(report)
@@ -74,12 +74,12 @@ def test_where_autodiff_is_wrong_differences_decide():
     (row,) = (row for row in report.rows if row.path == "loss" and row.oracle == "rule")
     assert row.error > 1e-3 and row.detail.startswith("autodiff is wrong at some inputs of the layer")
 
-    def wrong_there(path, layer, rule):
+    def wrong_there(e, rule):
         def backward(layer, residuals, y_bar, **options):
             grads, (z_bar, t_bar) = rule.backward(layer, residuals, y_bar, **options)
             return grads, (z_bar, 1.01 * t_bar)
 
-        return SimpleNamespace(forward=rule.forward, backward=backward) if path == ("loss",) else rule
+        return SimpleNamespace(forward=rule.forward, backward=backward) if e.layer == "loss" else rule
 
     report = verify.model(model, optax.losses.sigmoid_focal_loss, x, y, dtype="float64", plant=wrong_there)
     assert report.culprits == ("loss",)

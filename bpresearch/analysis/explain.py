@@ -1,0 +1,218 @@
+"""Why is the gradient of this weight what it is? Its paths, and their sum beside what `jax.grad` says."""
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from bpresearch import verify
+from bpresearch.analysis.anatomy import Anatomy, Link, Path, gradient_by_jax, leaf_at, take_apart
+from bpresearch.functional import Loss, TrainingLoss, format_path
+
+NAMES = {"activation": "f'", "loss": "c'", "one": "1"}
+WIDTH = 80
+"""Of the text, in characters."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The gradient of one weight, path by path; `str` is a table of the largest paths.
+
+    Attributes:
+        weight: the element, as `layers.1.kernel[3,5]`.
+        about: of what it is the gradient, in words.
+        gradient: by `jax.grad`.
+        anatomy: the gradient taken apart.
+        rounding: what rounding does to gradients of the size of the model's largest.
+    """
+
+    weight: str
+    about: str
+    gradient: float
+    anatomy: Anatomy
+    rounding: float
+
+    @property
+    def total(self) -> float:
+        """The sum over all paths."""
+        return self.anatomy.total
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The largest paths, the largest first."""
+        return self.anatomy.paths
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The steps that these paths take."""
+        return self.anatomy.links
+
+    @property
+    def number(self) -> int:
+        """Of all paths."""
+        return self.anatomy.number
+
+    @property
+    def difference(self) -> float:
+        """Between the sum over all paths and what `jax.grad` says."""
+        return abs(self.total - self.gradient)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both are equal but for rounding: to 1e-12 of the sum of the paths' absolute values."""
+        return bool(self.difference <= 1e-12 * self.anatomy.size + self.rounding)
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+        console.print(self)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        return "\n".join(line.rstrip() for line in text.splitlines())
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        rest = written(self.number - len(self.paths))
+        yield Text(f"dl/d {self.weight} of {self.about}")
+        yield f"Paths from the weight to the loss: {written(self.number)}. The largest:\n"
+        yield self._table(console, options)
+        yield f"\nsum of the other {rest} paths  {self.anatomy.rest: .15e}"
+        yield f"sum of all paths{'':{len(rest) + 9}}{self.total: .15e}"
+        yield f"jax.grad{'':{len(rest) + 17}}{self.gradient: .15e}"
+        yield f"They {'agree' if self.agrees else 'DIFFER'}: difference {self.difference:.1e}"
+
+    def _table(self, console: Console, options: ConsoleOptions) -> Table:
+        """A column for each factor if all paths take the same steps and there is room; else a row."""
+        wide = across(self.anatomy)
+        alike = all(path.links == self.links for path in self.paths)
+        fits = Measurement.get(console, options.update(max_width=10_000), wide).maximum <= options.max_width
+        return wide if alike and fits else down(self.anatomy)
+
+
+def explain(
+    model: nnx.Module,
+    loss: Loss,
+    x: Any,
+    y: Any = None,
+    weight: str | None = None,
+    *,
+    paths: int = 5,
+) -> Explanation:
+    """Every factor of every path from one weight to the loss, in float64.
+
+    The gradient of a weight is a sum over paths and, for each path, a product of factors: what the weight was
+    multiplied with (input), weights and derivatives of activations on the way, the derivative of the loss. The
+    sum over all paths stands beside what `jax.grad` says.
+
+    Args:
+        model: any NNX model; it is not changed.
+        loss: `(outputs, targets) -> values`, whose mean is differentiated; without `y`, a training loss
+            `(model, batch) -> value`.
+        x, y: inputs and targets, tuples where there are several; for a training loss x is the batch.
+        weight: the element; by default that of the first kernel with the largest gradient.
+        paths: how many of the largest paths to list.
+
+    Raises:
+        ValueError: there is no such element, or the model has no paths (see `take_apart`).
+
+    >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    >>> found = bp.explain(model, optax.l2_loss, jnp.ones((3, 2)), jnp.zeros((3, 1)), "kernel[1,0]")
+    >>> print(found.number, found.agrees)
+    3 True
+    """
+    loss_fn, inputs, targets = (TrainingLoss(loss), (), x) if y is None else (loss, x, y)
+    with jax.enable_x64(True):
+        wide = verify.cast_model(model, "float64")
+        inputs, targets = verify.cast((inputs, targets), "float64")
+        _, grads = gradient_by_jax(wide, loss_fn)(inputs, targets)
+        path, index = element(grads, weight)
+        anatomy = take_apart(wide, loss_fn, inputs, targets, path, index, paths=paths)
+        gradient = float(leaf_at(grads, path)[index])
+        largest = max(float(np.max(np.abs(leaf), initial=0)) for leaf in jax.tree.leaves(grads))
+    name = f"{format_path(path)}[{','.join(map(str, index))}]"
+    return Explanation(name, type(model).__name__, gradient, anatomy, largest * sys.float_info.epsilon)
+
+
+def element(grads: Any, weight: str | None) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """The parameter's path and the element's index that `weight` names.
+
+    Args:
+        grads: the gradient.
+        weight: such as `layers.1.kernel[3,5]`; None is the first kernel's with the largest gradient.
+    """
+    leaves = {tuple(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(grads)}
+    if weight is None:
+        path = next((path for path in leaves if path[-1] == "kernel"), next(iter(leaves)))
+        largest = np.unravel_index(np.argmax(np.abs(leaves[path])), leaves[path].shape)
+        return path, tuple(int(i) for i in largest)
+    named = {format_path(path): path for path in leaves}
+    match = re.fullmatch(r"(.+?)\[(\d+(?:,\s*\d+)*)?\]", weight.strip())
+    if not match or match[1] not in named:
+        shapes = ", ".join(f"{n}[{','.join(map(str, leaves[p].shape))}]" for n, p in named.items())
+        raise ValueError(f"weight={weight}: takes an element, such as layers.1.kernel[3,5], of one of {shapes}")
+    path, index = named[match[1]], tuple(int(part) for part in (match[2] or "").split(",") if part)
+    shape = leaves[path].shape
+    if len(index) != len(shape) or any(i >= n for i, n in zip(index, shape, strict=True)):
+        raise ValueError(f"weight={weight}: {match[1]} has the shape {shape}, and indices start from 0")
+    return path, index
+
+
+def written(number: int) -> str:
+    """A number of paths; a large one is known to 53 bits."""
+    return f"{number:,}" if number < 2**53 else f"{number:.4g}"
+
+
+CAPTION = "f': derivative of the activation, c': of the loss; below each number: the unit it leads to"
+
+
+def heading(link: Link) -> str:
+    """Kind and layer of a link."""
+    layer = "loss" if link.kind == "loss" else link.layer.removeprefix("layers.")
+    return f"{NAMES.get(link.kind, link.kind)}\n{layer}"
+
+
+def across(anatomy: Anatomy) -> Table:
+    """A row for each path; a column for each factor: its kind, its layer, its number, the unit it leads to."""
+    grid = Table(padding=(0, 1, 0, 0), box=None, header_style="bold", caption=CAPTION)
+    many = len({path.example for path in anatomy.paths}) > 1
+    for link in anatomy.links:
+        grid.add_column(escape(heading(link)))
+    grid.add_column("product\n" + ("example" if many else ""), justify="right")
+    for path in anatomy.paths:
+        cells = [
+            escape(f"{factor:.4g}\n{link.unit_name(unit)}")
+            for link, factor, unit in zip(path.links, path.factors, path.units, strict=True)
+        ]
+        grid.add_row(*cells, f"{path.product:.2e}\n{path.example if many else ''}")
+    return grid
+
+
+def down(anatomy: Anatomy) -> Table:
+    """A column for each path; a row for each factor, empty where the path takes another way."""
+    grid = Table(padding=(0, 1, 0, 0), box=None, header_style="bold", caption=CAPTION)
+    many = len({path.example for path in anatomy.paths}) > 1
+    grid.add_column("kind")
+    grid.add_column("layer", overflow="fold")
+    for path in anatomy.paths:
+        grid.add_column(f"example {path.example}" if many else "", justify="right", no_wrap=True)
+    for link in anatomy.links:
+        kind, layer = heading(link).split("\n")
+        grid.add_row(kind, escape(layer), *[escape(factor_at(path, link)) for path in anatomy.paths])
+    grid.add_row("product", "", *[f"{path.product:.2e}" for path in anatomy.paths])
+    return grid
+
+
+def factor_at(path: Path, link: Link) -> str:
+    """A path's factor at a link and the unit that it leads to; nothing where the path does not pass it."""
+    if link not in path.links:
+        return ""
+    place = path.links.index(link)
+    return f"{path.factors[place]:.4g}\n{link.unit_name(path.units[place])}"

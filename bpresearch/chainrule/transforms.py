@@ -1,0 +1,251 @@
+"""Derivatives of any JAX function, or NNX model, by hand-written rules: what `jax.grad` and its kin do.
+
+All of them trace the function into a program and walk it, so they work inside `jit`, `vmap`, `scan` and
+`shard_map`, and inside each other.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bpresearch.chainrule import engine, tangents
+from bpresearch.chainrule.primitives import is_floating
+from bpresearch.chainrule.program import Parts, of_arrays, take_apart, trace
+from bpresearch.functional import Loss, compiled_value_and_grad, objective, merge, state_of
+from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
+from bpresearch.chainrule.registry import has_rule, version
+
+
+def value_and_grad(
+    f: nnx.Module | Callable[..., Any],
+    loss_fn: Loss | None = None,
+    x: Any = None,
+    y: Any = None,
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    inputs: bool = False,
+    penalty: Loss | None = None,
+) -> Any:
+    """Value and gradient by the hand-written rules, in one of two forms.
+
+    `value_and_grad(model, loss_fn, x, y)` gives `(loss, grads)` of a model on one batch, compiled; see
+    `bpresearch.autodiff.value_and_grad`, which takes and returns the same.
+
+    `value_and_grad(f)` gives a function, as `jax.value_and_grad` does, of any pytrees. An `nnx.Module` among the
+    arguments is differentiated with respect to its `nnx.Param`s, as by `nnx.value_and_grad`: its gradient is an
+    `nnx.State`, and what the call changes in the model's other variables is changed in the model.
+
+    Args:
+        f: a model, or a function of pytrees and models that returns a scalar.
+        loss_fn, x, y, inputs, penalty: of the first form.
+        argnums: which positional arguments of `f` to differentiate.
+        has_aux: whether `f` returns a pair whose second part is not differentiated.
+
+    Raises:
+        NoPrimitiveRuleError: an operation has no rule; the message names it and the line it is in.
+        TypeError: `f` does not return a real scalar, or an argument to differentiate is not floating point.
+
+    >>> print(bp.chainrule.value_and_grad(lambda x: jnp.sum(jnp.sin(x)))(jnp.zeros(2)))
+    (Array(0., dtype=float32), Array([1., 1.], dtype=float32))
+    >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    >>> def loss(model, batch):
+    ...     return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
+    >>> value, grads = bp.chainrule.value_and_grad(loss)(model, {"x": jnp.ones((3, 2)), "y": jnp.ones((3, 1))})
+    >>> print(grads["kernel"].shape)
+    (2, 1)
+    """
+    if loss_fn is not None:
+        if not callable(loss_fn):
+            raise TypeError(f"value_and_grad: {loss_fn!r} is not a loss function; argnums= is a keyword")
+        rules = engine.rules_in_force(), version()
+        return compiled_value_and_grad(gradient, f, loss_fn, x, y, inputs, rules, penalty)
+    return functools.wraps(f)(functools.partial(_value_and_grad, f, argnums, has_aux))
+
+
+def grad(f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[..., Any]:
+    """The gradient of a scalar function by the hand-written rules, as `jax.grad`; see `value_and_grad`.
+
+    >>> print(bp.chainrule.grad(bp.chainrule.grad(jnp.sin))(0.5) + jnp.sin(0.5))
+    0.0
+    """
+
+    @functools.wraps(f)
+    def gradient(*args, **kwargs):
+        value, grads = _value_and_grad(f, argnums, has_aux, *args, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return gradient
+
+
+def _value_and_grad(f: Any, argnums: Any, has_aux: bool, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    parts = take_apart((args, kwargs))
+    numbers = (argnums,) if isinstance(argnums, int) else argnums
+    if not all(-len(args) <= n < len(args) for n in numbers):
+        raise ValueError(f"argnums={argnums} of a function that is given {len(args)} positional arguments")
+    chosen = tuple(n % len(args) for n in numbers)
+    program, wanted, flat = _program_of(f, parts, args, chosen)
+    for flag, leaf in zip(wanted, flat, strict=True):
+        if flag and not is_floating(leaf):
+            raise TypeError(f"the gradient with respect to an argument of type {leaf.dtype} is not defined")
+    live = [i == 0 for i in range(program.structure.num_leaves)]  # the value alone is differentiated
+    outs, tape = engine.forward(program.jaxpr, program.consts, flat, wanted, live)
+    result, states = program.structure.unflatten(outs)
+    value = result[0] if has_aux else result
+    _require_real_scalar(value)
+    bars = [jnp.ones_like(value), *[None] * (len(outs) - 1)]
+    bars = engine.backward(program.jaxpr, tape, bars, wanted, live)
+    bars = engine.filled(bars, flat)
+    _write_back(parts, args, kwargs, states)
+    grads = _gradients(parts, args, kwargs, chosen, bars)
+    return result, grads if not isinstance(argnums, int) else grads[0]
+
+
+def _program_of(f: Any, parts: Parts, args: Any, chosen: Sequence[int]) -> tuple[Any, list[bool], list[Any]]:
+    """The program of `f` as a function of flat arrays, which of them are differentiated, and the arrays."""
+    flat, structure = jax.tree.flatten(parts.leaves)
+    function = of_arrays(f, parts)
+    program = trace(lambda *flat: function(structure.unflatten(flat)), *flat)
+    wanted = []
+    for place, leaf in enumerate(parts.leaves):
+        on = _argument_of(place, args) in chosen
+        if place in parts.models:
+            params, state = leaf
+            wanted += [on] * len(jax.tree.leaves(params)) + [False] * len(jax.tree.leaves(state))
+        else:
+            wanted += [on] * len(jax.tree.leaves(leaf))
+    return program, wanted, flat
+
+
+def _argument_of(place: int, args: Any) -> int:
+    """The number of the argument that a leaf of `(args, kwargs)` belongs to."""
+    counts = np.cumsum([len(jax.tree.leaves(arg, is_leaf=lambda v: isinstance(v, nnx.Module))) for arg in args])
+    return int(np.searchsorted(counts, place, side="right"))
+
+
+def _gradients(parts: Parts, args: Any, kwargs: Any, chosen: Sequence[int], bars: list[Any]) -> tuple[Any, ...]:
+    """For each chosen argument its gradient: arrays as they are, of a model an `nnx.State`."""
+    leaves = jax.tree.structure(parts.leaves).unflatten(bars)
+    originals = jax.tree.leaves((args, kwargs), is_leaf=lambda v: isinstance(v, nnx.Module))
+    for place in parts.models:
+        gradient = nnx.state(originals[place], nnx.Param)
+        nnx.replace_by_pure_dict(gradient, leaves[place][0])
+        leaves[place] = gradient
+    whole_args, _ = parts.structure.unflatten(leaves)
+    return tuple(whole_args[n] for n in chosen)
+
+
+def _write_back(parts: Parts, args: Any, kwargs: Any, states: list[Any]) -> None:
+    originals = jax.tree.leaves((args, kwargs), is_leaf=lambda v: isinstance(v, nnx.Module))
+    for place, state in zip(parts.models, states, strict=True):
+        if state:
+            nnx.update(originals[place], nnx.State(state))
+
+
+def _require_real_scalar(value: Any) -> None:
+    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise TypeError(
+            f"a gradient is of a function with one real number as its value, not shape {jnp.shape(value)} and "
+            f"type {jnp.result_type(value)}; vjp takes others"
+        )
+
+
+def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
+    """What `f(*primals)` returns and the function that takes cotangents back, as `jax.vjp`.
+
+    Returns:
+        `(outputs, pullback)`, with `has_aux` also the second part of what `f` returns. `pullback(bars)` takes a
+        cotangent for each output and gives a tuple of one for each primal; integers have those of type float0.
+
+    >>> y, pullback = bp.chainrule.vjp(lambda a, b: a * b, 2.0, 3.0)
+    >>> print(y, *pullback(1.0))
+    6.0 3.0 2.0
+    """
+    flat, structure = jax.tree.flatten(primals)
+    flat = [jnp.asarray(x) for x in flat]
+    wanted = [is_floating(x) for x in flat]
+    program = trace(lambda *flat: f(*structure.unflatten(flat)), *flat)
+    outs, tape = engine.forward(program.jaxpr, program.consts, flat, wanted)
+    whole = program.structure.unflatten(outs)
+    outputs = whole[0] if has_aux else whole
+    results, of_outputs = jax.tree.flatten(outputs)
+
+    def pullback(bars):
+        bars = [
+            jnp.asarray(bar, y.dtype) if is_floating(y) else None
+            for bar, y in zip(of_outputs.flatten_up_to(bars), results, strict=True)
+        ]
+        for bar, y in zip(bars, results, strict=True):
+            if bar is not None and bar.shape != y.shape:
+                raise ValueError(f"the cotangent of an output of shape {y.shape} has shape {bar.shape}")
+        given = [*bars, *[None] * (len(outs) - len(bars))]
+        found = engine.filled(engine.backward(program.jaxpr, tape, given, wanted), flat)
+        return structure.unflatten([_float0(x) if bar is None else bar for bar, x in zip(found, flat, strict=True)])
+
+    return (outputs, pullback, whole[1]) if has_aux else (outputs, pullback)
+
+
+def jvp(
+    f: Callable[..., Any], primals: Sequence[Any], tangents_: Sequence[Any], *, has_aux: bool = False
+) -> tuple[Any, ...]:
+    """What `f(*primals)` returns and how it changes along the tangents, as `jax.jvp`.
+
+    >>> print(*bp.chainrule.jvp(jnp.sin, (0.0,), (2.0,)))
+    0.0 2.0
+    """
+    flat, structure = jax.tree.flatten(tuple(primals))
+    flat = [jnp.asarray(x) for x in flat]
+    dots = [
+        jnp.asarray(dot, x.dtype) if is_floating(x) else None
+        for dot, x in zip(structure.flatten_up_to(tuple(tangents_)), flat, strict=True)
+    ]
+    program = trace(lambda *flat: f(*structure.unflatten(flat)), *flat)
+    outs, found = tangents.walk(program.jaxpr, program.consts, flat, dots)
+    found = [
+        _float0(y) if not is_floating(y) else jnp.zeros_like(y) if dot is None else dot
+        for y, dot in zip(outs, found, strict=True)
+    ]
+    whole, moved = program.structure.unflatten(outs), program.structure.unflatten(found)
+    return (whole[0], moved[0], whole[1]) if has_aux else (whole, moved)
+
+
+def _float0(x: Any) -> np.ndarray:
+    return np.zeros(jnp.shape(x), jax.dtypes.float0)
+
+
+def gradient(
+    graphdef: nnx.GraphDef, loss_fn: Loss, *, inputs: bool = False, penalty: Loss | None = None
+) -> Callable[..., Any]:
+    """The pure function `(params, state, (x, y)) -> (loss, new_state), grads`, as `autodiff.gradient`."""
+    whole_loss = WholeFunction(loss_fn, "loss") if has_rule(loss_fn) else loss_fn
+    of_batch = objective(whole_loss, penalty)
+
+    def loss(params, x, state, y):
+        model = named(merge(graphdef, params, state))
+        with layers_whole([model]):
+            return of_batch(model, params, x, y), state_of(model)
+
+    def value_and_grad(params, state, batch):
+        x, y = batch
+        flat, structure = jax.tree.flatten((params, x, state, y))
+        of_params, of_inputs = len(jax.tree.leaves(params)), len(jax.tree.leaves(x)) if inputs else 0
+        program = trace(lambda *flat: loss(*structure.unflatten(flat)), *flat)
+        count = of_params + of_inputs
+        wanted = [i < count and is_floating(leaf) for i, leaf in enumerate(flat)]
+        live = [i == 0 for i in range(program.structure.num_leaves)]  # the loss, not the new state
+        outs, tape = engine.forward(program.jaxpr, program.consts, flat, wanted, live)
+        value, new_state = program.structure.unflatten(outs)
+        bars = [jnp.ones_like(value), *[None] * (len(outs) - 1)]
+        bars = engine.backward(program.jaxpr, tape, bars, wanted, live)
+        bars = engine.filled(bars[:count], flat[:count])
+        grads = jax.tree.structure(params).unflatten(bars[:of_params])
+        if inputs:
+            return (value, new_state), (grads, jax.tree.structure(x).unflatten(bars[of_params:]))
+        return (value, new_state), grads
+
+    return value_and_grad
