@@ -5,10 +5,14 @@ from functools import partial
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import beartype
 import jaxtyping
+from jax.extend import source_info_util
 
 # From here on, every function of the package checks its annotations, shapes included, at each call.
 jaxtyping.install_import_hook("bpresearch", "beartype.beartype")
+for checker in (os.path.dirname(jaxtyping.__file__), os.path.dirname(beartype.__file__), "<@beartype"):
+    source_info_util.register_exclusion(checker)  # its frames are in between ours, and no user's
 
 import jax
 import jax.numpy as jnp

@@ -88,7 +88,9 @@ def value_and_grad(
     return compiled_value_and_grad(gradient, f, loss_fn, x, y, inputs, penalty=penalty)
 
 
-def grad(f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[..., Any]:
+def grad(
+    f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
     """The gradient of a scalar function of pytrees and models, `nnx.grad(f)`; see `value_and_grad`.
 
     >>> print(bp.autodiff.grad(jnp.sin)(0.0))

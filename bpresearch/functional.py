@@ -55,8 +55,8 @@ def format_path(path: tuple[Any, ...]) -> str:
 class TrainingLoss:
     """A loss `(model, batch) -> values`, as `nnx.value_and_grad` takes it, in the place of the short form's.
 
-    It is differentiated with respect to the model alone: x is (), and y is the batch. Where it returns a pair,
-    the second part, metrics say, is not looked at.
+    It is differentiated with respect to the model alone: x is (), and y is the batch. Where it returns a
+    pair, the second part, metrics say, is not looked at.
     """
 
     loss: Callable[..., Any]
@@ -65,7 +65,7 @@ class TrainingLoss:
     def __name__(self) -> str:  # type: ignore[override]
         return getattr(self.loss, "__name__", "loss")
 
-    def values(self, model: nnx.Module, batch: Any) -> jax.Array:
+    def __call__(self, model: nnx.Module, batch: Any) -> jax.Array:
         """One value, or one for each example."""
         found = self.loss(model, batch)
         return found[0] if isinstance(found, tuple) else found
@@ -80,7 +80,7 @@ def objective(loss_fn: Loss | TrainingLoss, penalty: Loss | None = None) -> Call
 
     def loss(model: nnx.Module, params: Params, x: Any, y: Any) -> jax.Array:
         if isinstance(loss_fn, TrainingLoss):
-            return jnp.mean(loss_fn.values(model, y))
+            return jnp.mean(loss_fn(model, y))
         values = loss_fn(*as_inputs(model(*as_inputs(x))), *as_inputs(y))
         return jnp.mean(values) if penalty is None else jnp.mean(values) + penalty(params)
 

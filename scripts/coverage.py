@@ -1,9 +1,9 @@
 """Which of JAX's primitives, Flax's layers and activations and Optax's losses have a hand-written rule?
 
-Walks the namespaces of the installed versions and JAX's table of derivatives. With --functions, the derivatives
-of JAX's own public functions are compared with JAX's and with finite differences, in minutes. Exit code 0: each
-has a rule or a stated reason for having none, and no function is wrong, 1: not so. With --quick, the counts and
-what is missing alone, and a sample of the functions.
+Walks the namespaces of the installed versions and JAX's table of derivatives. With --functions, the
+derivatives of JAX's own public functions are compared with JAX's and with finite differences, in minutes.
+With --quick, the counts and what is missing alone, and a sample of the functions. Exit code 0: each has a
+rule or a stated reason for having none, and no function is wrong, 1: not so.
 
     scripts/run scripts/coverage.py
     scripts/run scripts/coverage.py --functions --json=coverage.json
@@ -18,7 +18,7 @@ from bpresearch import flags as shared
 from bpresearch.flags.command import output_file
 from bpresearch.verify.functions import Functions, functions
 
-SAMPLE = 40
+SAMPLE = 30
 """With --quick one function of so many is tried."""
 
 flags.DEFINE_bool("functions", False, "compare the derivatives of JAX's public functions, too")

@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 from flax import nnx
 
-from bpresearch import chainrule
+from bpresearch.chainrule import registry
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,35 +124,32 @@ class SideBySide(nnx.Module):
         return jnp.concatenate([layer(*inputs).ravel() for layer in self.layers])
 
 
-class SideBySideRule:
-    """x_bar is the sum over the layers; each gets its part of y_bar."""
-
-    def forward(layer, *inputs):
-        outputs, residuals = [], []
-        for index, child in enumerate(layer.layers):
-            output, kept = chainrule.forward(child, *inputs, name=("layers", index))
-            outputs.append(output)
-            residuals.append(kept)
-        row = jnp.concatenate([output.ravel() for output in outputs])
-        return row, ([jnp.zeros_like(output) for output in outputs], residuals)
-
-    def backward(layer, residuals, y_bar):
-        shapes, residuals = residuals
-        ends = np.cumsum([shape.size for shape in shapes])[:-1]
-        grads, x_bars = {}, []
-        for index, (child, bar) in enumerate(zip(layer.layers, jnp.split(y_bar, ends), strict=True)):
-            bar = bar.reshape(shapes[index].shape)
-            found = chainrule.backward(child, residuals[index], bar, name=("layers", index))
-            grads[index] = found[0]
-            x_bars.append(found[1])
-        return {"layers": grads}, jax.tree.map(lambda *bars: sum(bars), *x_bars)
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def side_by_side():
-    """`side_by_side(*layers)`: a model of many layers, for one compilation of all of them.
-
-    Each has the same inputs, and the output is one row of numbers.
-    """
-    chainrule.rule(SideBySide)(SideBySideRule)
+    """`side_by_side(*layers)`: a model of many layers, for one compilation of all of them."""
     return SideBySide
+
+
+@pytest.fixture(scope="session")
+def equations():
+    """`equations(jaxpr)`: the equations of a program, those of inner programs after the one they are in."""
+    return _equations
+
+
+def _equations(jaxpr):
+    found = []
+    for eqn in jaxpr.eqns:
+        found.append(eqn)
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda value: hasattr(value, "eqns")):
+            found += _equations(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+@pytest.fixture(autouse=True)
+def rules_of_a_test_end_with_it(monkeypatch):
+    """What a test registers is forgotten after it, compiled programs and all."""
+    monkeypatch.setattr(registry, "_rules", registry.registered())
+    before = registry.version()
+    yield
+    if registry.version() != before:
+        registry.changed()

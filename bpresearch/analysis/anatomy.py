@@ -3,7 +3,8 @@
 The gradient of a weight is a sum over paths and, for each path, a product of factors: what the weight was
 multiplied with (input), then the weights and activation derivatives that the path meets, and last the
 derivative of the loss. The factors come from the chain rule's hand-written rules. Paths run through the
-equations of the traced loss (see `steps`), so any model has them; where branches are added, they part and meet.
+equations of the traced loss (see `steps`), so any model has them; where there are branches, they part and
+meet.
 """
 
 import functools
@@ -39,7 +40,7 @@ class Link(NamedTuple):
         layer: its path; of an equation outside of layers with rules, what is computed, and in which layer.
         shape: of what comes out; a complex number is two units.
         step: its number in the program.
-        line: the user's own file and line.
+        line: the user's own file and line; of the loss, which is many equations, none.
     """
 
     kind: str
@@ -133,15 +134,22 @@ def take_apart(
     links = [_link(program, slope, name, single is not None) for slope in slopes.listed]
     _refuse_too_large(slopes, links)
     graphs = [_edges(slopes, values) for values in _evaluated(slopes, index, batches)]
+    return _anatomy(graphs, slopes.end, links, paths, single is not None)
+
+
+def _anatomy(
+    graphs: list[list[routes.Edge]], end: int, links: list[Link | None], paths: int, single: bool
+) -> Anatomy:
+    """All examples' paths together."""
     listed = [
-        _path(route, links, None if single is None else n)
+        _path(route, links, n if single else None)
         for n, edges in enumerate(graphs)
-        for route in routes.largest(edges, WEIGHT, slopes.end, paths)
+        for route in routes.largest(edges, WEIGHT, end, paths)
     ]
     listed = sorted(listed, key=lambda path: -abs(path.product))[:paths]
     passed = {link for path in listed for link in path.links} or {link for link in links if link}
-    number, total, size = np.sum([_sums(edges, slopes.end) for edges in graphs], axis=0)
     ordered = sorted(passed, key=lambda link: (link.kind == "loss", link.step))
+    number, total, size = np.sum([_sums(edges, end) for edges in graphs], axis=0)
     return Anatomy(tuple(ordered), tuple(listed), round(number), float(total), float(size))
 
 
@@ -178,7 +186,9 @@ def independent_examples(
     return single if np.all(differences <= rounding + np.finfo(float).tiny) else None
 
 
-def gradient_by_jax(model: nnx.Module, loss_fn: Loss | TrainingLoss) -> Callable[..., tuple[jax.Array, Params]]:
+def gradient_by_jax(
+    model: nnx.Module, loss_fn: Loss | TrainingLoss
+) -> Callable[..., tuple[jax.Array, Params]]:
     """The function `(x, y) -> loss, grads` by `jax.grad`, compiled."""
     graphdef, params, state = split(model)
     of_batch = objective(loss_fn)
@@ -203,7 +213,7 @@ def _link(program: LossProgram, slope: Slope, loss: str, single: bool) -> Link |
     """The link that a slope is; None where paths pass without a factor."""
     step = program.steps.steps[slope.step]
     if slope.form == "loss":
-        return Link("loss", loss, (), slope.step, step.line)
+        return Link("loss", loss, (), slope.step)
     if slope.unseen:
         return None
     shape = slope.shape_after[1:] if single and slope.shape_after[:1] == (1,) else slope.shape_after

@@ -83,7 +83,8 @@ class Explanation:
         rest = written(self.number - len(self.paths))
         yield Text(f"dl/d {self.weight} of {self.about}")
         yield f"Paths from the weight to the loss: {written(self.number)}. The largest:\n"
-        yield self._table(console, options)
+        if self.paths:
+            yield self._table(console, options)
         yield f"\nsum of the other {rest} paths  {self.anatomy.rest: .15e}"
         yield f"sum of all paths{'':{len(rest) + 9}}{self.total: .15e}"
         yield f"jax.grad{'':{len(rest) + 17}}{self.gradient: .15e}"
@@ -108,9 +109,9 @@ def explain(
 ) -> Explanation:
     """Every factor of every path from one weight to the loss, in float64.
 
-    The gradient of a weight is a sum over paths and, for each path, a product of factors: what the weight was
-    multiplied with (input), weights and derivatives of activations on the way, the derivative of the loss. The
-    sum over all paths stands beside what `jax.grad` says.
+    The gradient of a weight is a sum over paths and, for each path, a product of factors: what the weight
+    was multiplied with (input), weights and derivatives of activations on the way, the derivative of the
+    loss. The sum over all paths stands beside what `jax.grad` says.
 
     Args:
         model: any NNX model; it is not changed.
@@ -157,7 +158,9 @@ def element(grads: Any, weight: str | None) -> tuple[tuple[Any, ...], tuple[int,
     match = re.fullmatch(r"(.+?)\[(\d+(?:,\s*\d+)*)?\]", weight.strip())
     if not match or match[1] not in named:
         shapes = ", ".join(f"{n}[{','.join(map(str, leaves[p].shape))}]" for n, p in named.items())
-        raise ValueError(f"weight={weight}: takes an element, such as layers.1.kernel[3,5], of one of {shapes}")
+        raise ValueError(
+            f"weight={weight}: takes an element, such as layers.1.kernel[3,5], of one of {shapes}"
+        )
     path, index = named[match[1]], tuple(int(part) for part in (match[2] or "").split(",") if part)
     shape = leaves[path].shape
     if len(index) != len(shape) or any(i >= n for i, n in zip(index, shape, strict=True)):
@@ -180,7 +183,7 @@ def heading(link: Link) -> str:
 
 
 def across(anatomy: Anatomy) -> Table:
-    """A row for each path; a column for each factor: its kind, its layer, its number, the unit it leads to."""
+    """A row for each path; a column for each factor: kind, layer, number, and the unit it leads to."""
     grid = Table(padding=(0, 1, 0, 0), box=None, header_style="bold", caption=CAPTION)
     many = len({path.example for path in anatomy.paths}) > 1
     for link in anatomy.links:

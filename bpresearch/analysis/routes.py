@@ -1,7 +1,7 @@
 """Sums over all paths through a graph of matrices, and its largest paths, by dynamic programming.
 
-A node is a vector of units, an edge from a to b the matrix of factors from each unit of a to each of b. A path
-is a chain of elements of matrices, its product that of their values. The last node has one unit.
+A node is a vector of units, an edge from a to b the matrix of factors from each unit of a to each of b. A
+path is a chain of elements of matrices, its product that of their values. The last node has one unit.
 """
 
 from collections import defaultdict
@@ -30,7 +30,7 @@ class Edge(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A path: its product, and for each edge that it takes its index, the unit it leads to, and the factor."""
+    """A path: its product, and for each edge on it its index, the unit that it leads to, and the factor."""
 
     product: float
     edges: tuple[int, ...]

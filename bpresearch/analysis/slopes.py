@@ -18,23 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpresearch.analysis.routes import Factors
-from bpresearch.analysis.steps import CALLS, CUSTOM, LossProgram, Step, acts_on_each
+from bpresearch.analysis.steps import CALLS, CUSTOM, LossProgram, Step, acts_on_each, shape_of
 from bpresearch.chainrule import engine, tangents
 from bpresearch.chainrule.primitives import LAYER, Equation, Value
 
 WEIGHT = -1
 """The node that paths start from: one element of a parameter."""
 
-COPIES = frozenset(
-    """reshape squeeze transpose rev broadcast_in_dim tile split unstack slice dynamic_slice gather pad
-    concatenate stack dynamic_update_slice""".split()
-)
+COPIES = frozenset({
+    "broadcast_in_dim", "concatenate", "dynamic_slice", "dynamic_update_slice", "gather", "pad", "reshape",
+    "rev", "slice", "split", "squeeze", "stack", "tile", "transpose", "unstack",
+})  # fmt: skip
 """Each element of the result is an element of an operand, or a constant."""
 
-UNSEEN = COPIES | frozenset(
-    """add add_any sub reduce_sum convert_element_type real imag complex copy stage name reduce_precision
-    sharding_constraint""".split()
-)
+UNSEEN = COPIES | {
+    "add", "add_any", "complex", "convert_element_type", "copy", "imag", "name", "real", "reduce_precision",
+    "reduce_sum", "sharding_constraint", "stage", "sub",
+}  # fmt: skip
 """Steps all of whose factors are 1 (but those of what is subtracted): paths pass without noticing."""
 
 MOST_ELEMENTS = 2**24
@@ -98,10 +98,13 @@ class Slopes:
 
     def _slope(self, i: int, k: int, r: int) -> Slope:
         step = self.steps[i]
-        before, is_weight = step.ins[k], step.ins[k] in self.weights
+        is_weight = step.ins[k] in self.weights
+        before = WEIGHT if is_weight else step.ins[k]
         shapes = units_of(step.eqn.invars[k].aval), units_of(step.eqn.outvars[r].aval)
         unseen = is_unseen(step, k) and not is_weight
-        return Slope(i, k, r, WEIGHT if is_weight else before, step.outs[r], form_of(step, k), unseen, *shapes)
+        return Slope(
+            i, k, r, WEIGHT if is_weight else before, step.outs[r], form_of(step, k), unseen, *shapes
+        )
 
     def _of_loss(self) -> list[Slope]:
         """The loss as one step, from all that enters it."""
@@ -141,12 +144,10 @@ class Slopes:
             if any(out in self.weights for out in step.outs):
                 given = [dots.get(v) for v in step.ins]
                 _, found = tangents.push(e, given)
-                dots.update(pair for pair in zip(step.outs, found, strict=True) if pair[1] is not None)
+                dots.update((v, dot) for v, dot in zip(step.outs, found, strict=True) if dot is not None)
         return dots
 
-    def _value(
-        self, slope: Slope, e: Equation, dots: dict[int, Value], bars: dict[int, Value]
-    ) -> Value:
+    def _value(self, slope: Slope, e: Equation, dots: dict[int, Value], bars: dict[int, Value]) -> Value:
         """The numbers in a slope's matrix; from the weight, whose matrix is a column, that column."""
         if slope.form == "loss":
             return self._loss_value(slope, dots, bars)
@@ -209,9 +210,13 @@ def form_of(step: Step, k: int) -> str:
         return "copy"
     if name == "reduce_sum":
         return "sum"
-    alike = step.eqn.invars[k].aval.shape == step.eqn.outvars[0].aval.shape
-    may_repeat = name not in CALLS | CUSTOM | {LAYER}
-    return "each" if acts_on_each(step.eqn) and (alike or may_repeat) else "dense"
+    alike = shape_of(step.eqn.invars[k]) == shape_of(step.eqn.outvars[0])
+    return "each" if acts_on_each(step.eqn) and (alike or repeats(name)) else "dense"
+
+
+def repeats(name: str) -> bool:
+    """Whether a primitive that acts on each element may repeat operands of length one."""
+    return name not in CALLS | CUSTOM | {LAYER}
 
 
 # ------------------------------------------------------------------------------ complex numbers as two units
@@ -236,13 +241,13 @@ def cotangent(units: Value, like: Value) -> Value:
     return (u - 1j * v).astype(like.dtype)
 
 
-# ------------------------------------------------------------------------------------------- local derivatives
+# ------------------------------------------------------------------------------------------ local derivatives
 
 
 def each(e: Equation, k: int, dot: Value | None) -> Value:
-    """Of a function of each element: (parts after, parts before, elements), by one backward pass for each part."""
+    """Of a function of each element: (parts after, parts before, elements), a backward pass for each part."""
     y, *others = e.outs
-    if e.primitive.name != LAYER and not e.kept:  # operands of length one are repeated first
+    if repeats(e.primitive.name):
         e = replace(e, ins=tuple(jnp.broadcast_to(x, y.shape) for x in e.ins))
         dot = None if dot is None else jnp.broadcast_to(dot, y.shape)
     rows = []

@@ -6,7 +6,7 @@ order in which they are made.
 """
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -27,10 +27,11 @@ from bpresearch.functional import Loss, TrainingLoss, as_inputs, merge, split
 
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "remat"})
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
-ON_EACH = frozenset(
-    """add add_any sub mul div neg integer_pow polynomial abs sign clamp select_n convert_element_type real
-    imag conj complex copy stage name reduce_precision sharding_constraint""".split()
-)
+ON_EACH = frozenset({
+    "abs", "add", "add_any", "clamp", "complex", "conj", "convert_element_type", "copy", "div", "imag",
+    "integer_pow", "mul", "name", "neg", "polynomial", "real", "reduce_precision", "select_n",
+    "sharding_constraint", "sign", "stage", "sub",
+})  # fmt: skip
 """Primitives that act on each element, besides those that are declared by their partial derivatives."""
 
 OUTPUTS = "outputs of the model"
@@ -39,12 +40,17 @@ OUTPUTS = "outputs of the model"
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """An equation, the numbers of its operands and results, and the path of the layer that it is in."""
+    """An equation, the numbers of its operands and results, and the path of the layer around its call."""
 
     eqn: JaxprEqn
     ins: list[int]
     outs: list[int]
-    layer: str
+    around: str
+
+    @property
+    def layer(self) -> str:
+        """Path of the layer that the equation is in, or is."""
+        return self.equation([]).layer or self.around
 
     @property
     def name(self) -> str:
@@ -93,7 +99,15 @@ class Steps:
     inputs: list[int] = field(default_factory=list)
     loss: int = 0
     consts: dict[int, Value] = field(default_factory=dict)
-    _numbers: Any = field(default_factory=itertools.count)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @classmethod
+    def of(cls, program: chainrule.Program) -> "Steps":
+        """The steps of a traced loss."""
+        steps = cls()
+        steps.inputs = [next(steps._numbers) for _ in program.jaxpr.invars]
+        (steps.loss,) = steps.add(program.jaxpr, program.consts, steps.inputs)
+        return steps
 
     def add(self, jaxpr: Jaxpr, consts: Sequence[Value], ins: Sequence[int], layer: str = "") -> list[int]:
         """Adds the equations of a program, calls opened; the numbers of its results."""
@@ -105,10 +119,10 @@ class Steps:
 
         for eqn in jaxpr.eqns:
             operands = list(map(number_of, eqn.invars))
-            step = Step(eqn, operands, [], "")
-            step = Step(eqn, operands, [], step.equation([]).layer or layer)
+            step = Step(eqn, operands, [], layer)
             if eqn.primitive.name in CALLS and not acts_on_each(eqn):
-                outs = self.add(*body(eqn.params), operands, step.layer)
+                inner, values = body(eqn.params)
+                outs = self.add(inner, values, operands, step.layer)
             else:
                 step.outs.extend(next(self._numbers) for _ in eqn.outvars)
                 self.steps.append(step)
@@ -159,10 +173,10 @@ def acts_on_each(eqn: JaxprEqn) -> bool:
 
     Of a call that is so if its operands have the shape of the result, or are numbers, and so on inside.
     """
-    name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
+    name, shape = eqn.primitive.name, shape_of(eqn.outvars[0])
     if name in CALLS or name == "custom_jvp_call":
         jaxpr, _ = body(eqn.params)
-        alike = all(v.aval.shape in (shape, ()) for v in jaxpr.invars)
+        alike = all(shape_of(v) in (shape, ()) for v in jaxpr.invars)
         return alike and len(jaxpr.outvars) == 1 and all(map(_stays_in_place(shape), jaxpr.eqns))
     if name == LAYER:
         call = eqn.params["call"]
@@ -175,12 +189,17 @@ def _stays_in_place(shape: tuple[int, ...]) -> Callable[[JaxprEqn], bool]:
         if all(isinstance(v, Literal) for v in eqn.invars):
             return True
         if eqn.primitive.name == "broadcast_in_dim":
-            return eqn.invars[0].aval.shape == ()
-        alike = all(isinstance(v, Literal) or v.aval.shape in (shape, ()) for v in eqn.invars)
+            return shape_of(eqn.invars[0]) == ()
+        alike = all(isinstance(v, Literal) or shape_of(v) in (shape, ()) for v in eqn.invars)
         elementwise = eqn.primitive.name in table.constants or acts_on_each(eqn)
-        return alike and elementwise and all(v.aval.shape in (shape, ()) for v in eqn.outvars)
+        return alike and elementwise and all(shape_of(v) in (shape, ()) for v in eqn.outvars)
 
     return stays
+
+
+def shape_of(v: Any) -> tuple[int, ...]:
+    """The shape of a variable or constant of a program."""
+    return v.aval.shape
 
 
 def _declared_elementwise(rule: Any) -> bool:
@@ -193,14 +212,12 @@ class LossProgram:
 
     Attributes:
         steps: its steps.
-        paths: of the parameters, whose arrays are the first arguments.
-        of_state: how many arguments are the model's other variables; the rest is data.
+        paths: of the parameters, whose arrays are the first arguments; then come other variables, x and y.
         flatten: `(x, y) -> arguments` for a batch like that which was traced.
     """
 
     steps: Steps
     paths: list[tuple[Any, ...]]
-    of_state: int
     flatten: Callable[[Any, Any], list[Value]]
 
     @cached_property
@@ -231,23 +248,14 @@ class LossProgram:
         return found
 
 
-def trace(
-    model: nnx.Module, loss_fn: Loss | TrainingLoss, x: Any, y: Any, scale: float = 1.0
-) -> LossProgram:
+def trace(model: nnx.Module, loss_fn: Loss | TrainingLoss, x: Any, y: Any, scale: float = 1.0) -> LossProgram:
     """The mean loss, times `scale`, as steps."""
     graphdef, params, state = split(model)
-
-    def values(model, x, y):
-        if isinstance(loss_fn, TrainingLoss):
-            return loss_fn.values(model, y)
-        whole = WholeFunction(loss_fn, "loss") if has_rule(loss_fn) else loss_fn
-        outputs = jax.tree.map(lambda v: checkpoint_name(v, OUTPUTS), model(*as_inputs(x)))
-        return whole(*as_inputs(outputs), *as_inputs(y))
 
     def loss(params, state, x, y):
         model = named(merge(graphdef, params, state))
         with layers_whole([model]):
-            return scale * jnp.mean(values(model, x, y))
+            return scale * jnp.mean(_values(model, loss_fn, x, y))
 
     structure = jax.tree.structure((params, state, x, y))
 
@@ -255,8 +263,14 @@ def trace(
         return [jnp.asarray(leaf) for leaf in structure.flatten_up_to((params, state, x, y))]
 
     program = chainrule.trace(lambda *flat: loss(*structure.unflatten(flat)), *flatten(x, y))
-    steps = Steps()
-    steps.inputs = [next(steps._numbers) for _ in program.jaxpr.invars]
-    (steps.loss,) = steps.add(program.jaxpr, program.consts, steps.inputs)
     paths = [tuple(key.key for key in path) for path, _ in jax.tree.leaves_with_path(params)]
-    return LossProgram(steps, paths, len(jax.tree.leaves(state)), flatten)
+    return LossProgram(Steps.of(program), paths, flatten)
+
+
+def _values(model: nnx.Module, loss_fn: Loss | TrainingLoss, x: Any, y: Any) -> jax.Array:
+    """The loss's values. In the short form the outputs are named, and a loss that has a rule stays whole."""
+    if isinstance(loss_fn, TrainingLoss):
+        return loss_fn(model, y)
+    whole = WholeFunction(loss_fn, "loss") if has_rule(loss_fn) else loss_fn
+    outputs = jax.tree.map(lambda value: checkpoint_name(value, OUTPUTS), model(*as_inputs(x)))
+    return whole(*as_inputs(outputs), *as_inputs(y))

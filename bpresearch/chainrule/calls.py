@@ -1,7 +1,8 @@
 """Catching the calls of layers while a model is traced.
 
-Modules with a rule, and functions with one that are attributes of modules, bind one equation (see `whole.py`).
-All other modules open a scope with their path, so that each equation knows the layer it was made in.
+Modules with a rule, and functions with one that are attributes of modules, bind one equation (see
+`whole.py`). All other modules open a scope with their path, so that each equation knows the layer it was
+made in.
 """
 
 import functools
@@ -21,7 +22,8 @@ from bpresearch.functional import format_path
 _lock = threading.Lock()
 _users: dict[type, int] = {}
 
-# JAX keeps inner traces (of `jax.jit` inside a model, say). Those in which layers are whole are no one else's.
+# JAX keeps inner traces (of `jax.jit` inside a model, say). Those in which layers are whole are no one
+# else's.
 _traced_with = jax.make_user_context(None)
 
 
@@ -49,7 +51,7 @@ def _catch(owners: set[type]) -> None:
         for owner in owners:
             _users[owner] = _users.get(owner, 0) + 1
             if _users[owner] == 1:
-                owner.__call__ = _caught(owner, owner.__call__)
+                setattr(owner, "__call__", _caught(owner.__call__))  # noqa: B010
 
 
 def _release(owners: set[type]) -> None:
@@ -57,10 +59,10 @@ def _release(owners: set[type]) -> None:
         for owner in owners:
             _users[owner] -= 1
             if _users[owner] == 0:
-                owner.__call__ = owner.__call__.plain_call
+                setattr(owner, "__call__", registry.plain_call(owner))  # noqa: B010
 
 
-def _caught(owner: type, plain: Callable[..., Any]) -> Callable[..., Any]:
+def _caught(plain: Callable[..., Any]) -> Callable[..., Any]:
     """The `__call__` of a module type, which binds one equation where it is active and there is a rule."""
 
     @functools.wraps(plain)
@@ -78,7 +80,7 @@ def _caught(owner: type, plain: Callable[..., Any]) -> Callable[..., Any]:
         with jax.named_scope(f"{SCOPE}{path}"):
             return plain(layer, *args, **kwargs)
 
-    call.plain_call = plain
+    setattr(call, "plain_call", plain)  # noqa: B010
     return call
 
 
@@ -115,10 +117,9 @@ def named(model: nnx.Module) -> nnx.Module:
     """
     for path, module in list(nnx.iter_modules(model)):
         for name, value in list(vars(module).items()):
-            if isinstance(module, nnx.List | nnx.Dict) or not registry.has_rule(module):
-                if _is_function(value) and registry.has_rule(value):
-                    where = format_path((*path, name))
-                    object.__setattr__(module, name, WholeFunction(value, where))
+            plain = isinstance(module, nnx.List | nnx.Dict) or not registry.has_rule(module)
+            if plain and _is_function(value) and registry.has_rule(value):
+                object.__setattr__(module, name, WholeFunction(value, format_path((*path, name))))
         if not isinstance(module, nnx.List | nnx.Dict):
             setattr(module, PATH, format_path(path))
     return model

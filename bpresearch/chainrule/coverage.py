@@ -1,8 +1,8 @@
 """Which of JAX's primitives, of Flax's layers and activations and of Optax's losses have a hand-written rule.
 
-The table is made by walking the namespaces of the installed versions and JAX's table of derivatives. What has no
-rule needs a reason, or it is missing: what a new version brings shows up by itself. The reasons for names are
-here, those for primitives in `rules/lax`.
+The table is made by walking the namespaces of the installed versions and JAX's table of derivatives. What has
+no rule needs a reason, or it is missing: what a new version brings shows up by itself. The reasons for names
+are here, those for primitives in `rules/lax`.
 """
 
 import inspect
@@ -30,6 +30,7 @@ REASONS = {
     "flax.nnx.MultiHeadAttention": COMPOSITE,
     "flax.nnx.WeightNorm": COMPOSITE,
     "flax.nnx.SpectralNorm": COMPOSITE,
+    "flax.nnx.dot_product_attention_with_rope": "a composite: it is traced, and its parts answer",
     "flax.nnx.Module": "the base class of layers",
     "flax.nnx.RNNCellBase": "the base class of recurrent cells",
     "flax.nnx.Dict": "a container, which is not called",
@@ -72,13 +73,17 @@ ORIGINS = {
 }
 
 
-EXTENSIONS = ("jax.experimental.pallas", "jax.experimental.buffer_callback")
+EXTENSIONS = (
+    "jax.experimental.pallas",
+    "jax.experimental.buffer_callback",
+    "jax.experimental.multihost_utils",
+)
 """Parts of JAX that bring primitives when they are imported."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One exported name or primitive: file and formula of its rule, or the reason for having none, or neither."""
+    """One exported name or primitive: file and formula of its rule, or the reason for having none."""
 
     namespace: str
     name: str
@@ -171,8 +176,8 @@ def _primitives() -> Iterable[Row]:
 def _file_and_formula(rule: Any) -> str:
     """Where a rule is written, and its first line.
 
-    `elementwise` and `linear` make the rule of functions that are written elsewhere; where an elementwise one has
-    no formula in words, its derivative is one.
+    `elementwise` and `linear` make the rule of functions that are written elsewhere; where an elementwise one
+    has no formula in words, its derivative is one.
     """
     written, formula = rule, inspect.getdoc(rule) or inspect.getdoc(inspect.getmodule(rule)) or ""
     if rule.__module__ == table.__module__:

@@ -1,8 +1,8 @@
 """The chain-rule engine: a program walked forward and backward. It knows no derivative itself.
 
-Forward evaluates each equation by its rule and keeps what the way back needs, the tape. Backward goes from the
-last equation to the first: it takes the cotangents of an equation's results, asks the rule for those of its
-operands, and adds up what flows into the same variable from several uses.
+Forward evaluates each equation by its rule and keeps what the way back needs, the tape. Backward goes from
+the last equation to the first: it takes the cotangents of an equation's results, asks the rule for those of
+its operands, and adds up what flows into the same variable from several uses.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ Tape: TypeAlias = list[Any]
 Replace: TypeAlias = Callable[[Equation, Any], Any]
 Watch: TypeAlias = Callable[[Equation, Sequence[Value | None], tuple[Value | None, ...]], Any]
 
+_enclosing: ContextVar[Equation | None] = ContextVar("enclosing", default=None)
 _replace: ContextVar[Replace] = ContextVar("replace", default=lambda e, rule: rule)
 _watch: ContextVar[Watch] = ContextVar("watch", default=lambda e, bars, answer: answer)
 
@@ -48,7 +49,8 @@ def forward(
     for eqn in jaxpr.eqns:
         e = equation(eqn, [read(v, values) for v in eqn.invars], on)
         moves = any(e.live)
-        with source_info_util.user_context(eqn.source_info.traceback):  # what is made here is of this line, too
+        # What is made here is of the same line.
+        with source_info_util.user_context(eqn.source_info.traceback):
             outs, kept = evaluate(e) if moves else (e.bind(*e.ins), ())
         outs = [given.get(v, out) for v, out in zip(eqn.outvars, outs, strict=True)]
         values.update(zip(eqn.outvars, outs, strict=True))
@@ -63,8 +65,11 @@ def backward(
     wanted: Sequence[bool],
     live: Sequence[bool] | None = None,
 ) -> list[Value | None]:
-    """Cotangents of a program's arguments from those of its results; None is zero. `live` is as in `forward`."""
-    on, cotangents = passed(jaxpr, wanted, live), {}
+    """Cotangents of a program's arguments from those of its results; None is zero. `live` is as in
+    `forward`.
+    """
+    on = passed(jaxpr, wanted, live)
+    cotangents: dict[Any, Value] = {}
 
     def add(v, bar):
         if bar is not None and not isinstance(v, Literal) and v in on:
@@ -85,7 +90,8 @@ def backward(
 def evaluate(e: Equation) -> tuple[Sequence[Value], Any]:
     """The results of an equation and what its rule keeps besides its operands and results."""
     rule = rule_of(e)
-    return rule.forward(e) if hasattr(rule, "forward") else (e.bind(*e.ins), ())
+    with inside(e):
+        return rule.forward(e) if hasattr(rule, "forward") else (e.bind(*e.ins), ())
 
 
 def pull_back(e: Equation, bars: Sequence[Value | None]) -> tuple[Value | None, ...]:
@@ -93,7 +99,8 @@ def pull_back(e: Equation, bars: Sequence[Value | None]) -> tuple[Value | None, 
     rule = rule_of(e)
     if not hasattr(rule, "forward"):
         bars = filled(bars, e.outs)
-    answer = several(rule.backward(e, *bars))
+    with inside(e):
+        answer = several(rule.backward(e, *bars))
     for x, bar, wanted in zip(e.ins, answer, e.wanted, strict=True):
         if wanted and bar is not None and (jnp.shape(bar), bar.dtype) != (jnp.shape(x), x.dtype):
             raise ValueError(
@@ -142,7 +149,8 @@ def equation(
     """An equation of a program with its values."""
     wanted = tuple(not isinstance(v, Literal) and v in on for v in eqn.invars)
     live = tuple(v in on for v in eqn.outvars)
-    return Equation(eqn.primitive, eqn.params, tuple(ins), tuple(outs), wanted, live, kept, eqn.source_info)
+    values = tuple(ins), tuple(outs), wanted, live, kept
+    return Equation(eqn.primitive, eqn.params, *values, eqn.source_info, _enclosing.get())
 
 
 def read(v: Any, values: dict[Any, Value]) -> Value:
@@ -209,6 +217,11 @@ def _setting(variable: ContextVar, value: Any) -> Iterator[None]:
         yield
     finally:
         variable.reset(token)
+
+
+def inside(e: Equation):
+    """Context in which equations are those of a program in this one, and in its layer if they name none."""
+    return _setting(_enclosing, e)
 
 
 def replacing(replace: Replace):

@@ -26,16 +26,17 @@ class Axis:
         """What one example has of the axis."""
         return self.before * self.after
 
-    def at(self, dim: int) -> "Axis":
+    def at(self, dim: Any) -> "Axis":
         """The axis, moved."""
-        return replace(self, dim=dim)
+        return replace(self, dim=int(dim))
 
     def cut(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Sizes of axes of the batch's value, for one example."""
         return (*sizes[: self.dim], self.length, *sizes[self.dim + 1 :])
 
 
-Axes: TypeAlias = Sequence[Axis | None]
+Axes: TypeAlias = Sequence[Any]
+"""For each operand its axis, or None."""
 
 TERM = Axis(-1)
 """In the place of an axis: what one example adds to a sum over the batch; on the way back only."""
@@ -62,8 +63,8 @@ class Operation:
     """
 
     params: dict[str, Any]
-    operands: list[tuple[int, ...]]
-    results: list[tuple[int, ...]]
+    operands: list[Any]
+    results: list[Any]
     size: int
     adds: bool = False
     numbered: dict[int, Axis] = field(default_factory=dict)
@@ -183,7 +184,7 @@ def squeeze(o: Operation, axes: Axes) -> Passage:
     return _without(o.params["dimensions"], o, axes)
 
 
-def _without(gone: Sequence[int], o: Operation, axes: Axes) -> Passage:
+def _without(gone: Sequence[Any], o: Operation, axes: Axes) -> Passage:
     """Axes are taken away, but not that of the examples; operands of no axes are as they are."""
     axis = _common(axes)
     _apart(axis.dim not in gone)
@@ -208,17 +209,11 @@ def reduce(o: Operation, axes: Axes) -> Passage:
     return _without(o.params["dimensions"], o, axes)
 
 
-@_rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split", "top_k")
+@_rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split", "top_k", "sort", "concatenate")
 def along_an_axis(o: Operation, axes: Axes) -> Passage:
     """What happens along one axis leaves the others apart."""
-    _apart(o.params.get("axis", -1) % len(o.operands[0]) != axes[0].dim)
-    return Passage((axes[0],), (axes[0],) * len(o.results))
-
-
-@_rule("sort", "concatenate")
-def along_a_dimension(o: Operation, axes: Axes) -> Passage:
-    axis = _common(axes)
-    _apart(o.params["dimension"] % len(o.operands[0]) != axis.dim)
+    axis, p = _common(axes), o.params
+    _apart(p.get("axis", p.get("dimension", -1)) % len(o.operands[0]) != axis.dim)
     return Passage((axis,) * len(o.operands), (axis,) * len(o.results))
 
 
@@ -368,7 +363,7 @@ def gather(o: Operation, axes: Axes) -> Passage:
     if x.dim in n.operand_batching_dims:
         index = x.at(n.start_indices_batching_dims[n.operand_batching_dims.index(x.dim)])
         return Passage((x, index), (x.at(picks[index.dim]),))
-    column = n.start_index_map.index(x.dim) if x.dim in n.start_index_map else None
+    column = n.start_index_map.index(x.dim) if x.dim in n.start_index_map else -1
     _apart(column in o.numbered and x == Axis(x.dim))
     index = o.numbered[column]
     return Passage((x, index), (index.at(picks[index.dim]),), column=column)

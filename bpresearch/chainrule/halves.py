@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.interpreters import partial_eval
@@ -33,8 +32,8 @@ class Halves:
         live: which of its results have a cotangent.
         jaxpr: the pass forward, from the operands to the results and everything that it could store.
         results: number of the results.
-        places: for each leaf of the tape where it is: `(kind, index)`, `(LITERAL, literal)` or, if backward does
-            not read it, `(UNREAD, type)`.
+        places: for each leaf of the tape where it is: `(kind, index)`, `(LITERAL, literal)` or, if backward
+            does not read it, `(UNREAD, type)`.
         extras: the variables that are stored.
         structure: of the tape.
     """
@@ -112,7 +111,8 @@ def halves(
     (traced,) = traced
     _, _, reads = partial_eval.dce_jaxpr_consts(traced, [True] * len(traced.outvars))
     structure, count = jax.tree.structure(tape), len(results)
-    jaxpr, extras = passed.jaxpr, {}
+    jaxpr = passed.jaxpr
+    extras: dict[Var, int] = {}
     known = {v: (CONSTANT, i) for i, v in enumerate(jaxpr.constvars)}
     there = [True] * count if there is None else there
     known |= {v: (RESULT, i) for i, v in enumerate(jaxpr.outvars[:count]) if isinstance(v, Var) and there[i]}

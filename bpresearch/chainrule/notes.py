@@ -1,7 +1,8 @@
 """Notes that a watch takes on the way back, out of loops and branches as well.
 
-A note is the worst that was seen of something: an error, a number, and what goes with it, a tree of arrays. The
-body of a loop is traced once and run many times, so notes travel as values: of all steps the worst is kept.
+A note is the worst that was seen of something: an error, a number, and what goes with it, a tree of arrays.
+The body of a loop is traced once and run many times, so notes travel as values: of all steps the worst is
+kept.
 """
 
 from collections.abc import Hashable, Iterator

@@ -3,12 +3,13 @@
 The batch's program is walked forward once. What does not depend on the examples, weights and random draws for
 instance, is what it is in the batch: an example uses it whole, or its own part, such as its row of a dropout
 mask. What does depend on them is computed for the example alone, on slices of length one. So the values are
-those of the batch; and where two examples meet there is no such program, and the reason is kept instead. It is
-an error only if the loss depends on it: the running averages of a BatchNorm that evaluates may do what they like.
+those of the batch; and where two examples meet there is no such program, and the reason is kept instead. It
+is an error only if the loss depends on it: the running averages of a BatchNorm that evaluates may do what
+they like.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -50,7 +51,8 @@ class Shared:
 
 @dataclass(frozen=True)
 class Own:
-    """The example's own part of a value: a slice along an axis, or a term of a sum over the examples (`TERM`).
+    """The example's own part of a value: a slice along an axis, or a term of a sum over the examples
+    (`TERM`).
 
     Attributes:
         numbered: columns, along the last axis, that hold the number of the example.
@@ -76,7 +78,8 @@ Held: TypeAlias = Shared | Own | Mixed
 Enter: TypeAlias = Callable[["OneExample", JaxprEqn, list[Held]], list[Held]]
 
 entered: dict[str, Enter] = {}
-"""How the walk goes into equations that hold programs of their own: `one_example_inner.py`, `one_example_passes.py`."""
+"""How the walk goes into equations that hold programs of their own: `one_example_inner.py`,
+`one_example_passes.py`."""
 
 
 @dataclass
@@ -86,7 +89,8 @@ class OneExample:
     Attributes:
         size: number of examples.
         number: of the example.
-        adds: whether the program is a way back, in which the cotangents of what is shared are sums over examples.
+        adds: whether the program is a way back, in which the cotangents of what is shared are sums over
+            examples.
         cuts: whether a part has been cut out of something shared.
         place: of the innermost equation that the walk has gone into and that has one.
     """
@@ -129,7 +133,9 @@ class OneExample:
             return self.own(eqn, ins)
         except ExamplesMeet as error:
             where = f"{name} at {place_of(eqn) or self.place}"
-            return [Mixed(NO_RULE.format(where) if isinstance(error, CannotTell) else MIX.format(where))] * len(eqn.outvars)
+            return [
+                Mixed(NO_RULE.format(where) if isinstance(error, CannotTell) else MIX.format(where))
+            ] * len(eqn.outvars)
         finally:
             self.place = outside
 
@@ -178,6 +184,8 @@ class OneExample:
             return x.value
         if isinstance(x, Mixed):
             raise ValueError(x.reason)
+        if axis == TERM:
+            raise ExamplesMeet
         if x.part is not None:
             return x.part(axis)
         self.cuts = True
@@ -226,7 +234,8 @@ class OneExample:
         """The columns of indices that are put side by side."""
         if eqn.params["dimension"] != eqn.outvars[0].aval.ndim - 1:
             return {}
-        found, start = {}, 0
+        found: dict[int, Axis] = {}
+        start = 0
         for x, v in zip(ins, eqn.invars, strict=True):
             found |= {start + column: axis for column, axis in self.numbered(x).items()}
             start += v.aval.shape[-1]
@@ -288,4 +297,4 @@ def like(x: Held, value: Value) -> Held:
     """The same kind of value."""
     if isinstance(x, Shared):
         return Shared(value)
-    return replace(x, value=value) if isinstance(x, Own) else x
+    return Own(value, x.axis) if isinstance(x, Own) else x

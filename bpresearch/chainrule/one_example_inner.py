@@ -1,7 +1,7 @@
 """How the walk for one example goes into equations that hold programs of their own.
 
-Calls are walked where they stand. A loop, a branch or a `remat` becomes one whose body is that of one example.
-Derivatives that someone wrote stay what they are; see `one_example_passes.py`.
+Calls are walked where they stand. A loop, a branch or a `remat` becomes one whose body is that of one
+example. Derivatives that someone wrote stay what they are; see `one_example_passes.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from bpresearch.chainrule.example_axis import TERM, Axis, CannotTell, ExamplesMe
 from bpresearch.chainrule.one_example import Held, Mixed, OneExample, Own, Shared, entered, like
 from bpresearch.chainrule.primitives import Value
 from bpresearch.chainrule.rules.lax.inner_calls import body
+from bpresearch.chainrule.rules.lax.loops import sizes
 
 
 def enters(*names: str) -> Callable[[Any], Any]:
@@ -51,7 +52,8 @@ class Noted:
     """A function of held values as one of arrays; of what kind its results are is noted when it is called."""
 
     def __init__(self, function: Callable[[list[Held]], list[Held]]):
-        self.function, self.kinds = function, []
+        self.function = function
+        self.kinds: list[Held] = []
 
     def __call__(self, ins: Sequence[Held], values: Sequence[Any]) -> list[Value | None]:
         outs = self.function(with_values(ins, values))
@@ -83,7 +85,8 @@ def call(walk, eqn, ins):
     return walk.run(jaxpr, consts, ins)
 
 
-entered["jit"] = entered["pjit"] = call  # also where all is shared: what is a copy there is made for one example
+# Also where all is shared: copies that are made there for all examples are made for one.
+entered["jit"] = entered["pjit"] = call
 
 
 @enters("remat2", "checkpoint", "remat")
@@ -119,7 +122,7 @@ def scan(walk, eqn, ins):
     What is carried becomes the example's own as soon as it is so in any step.
     """
     p, closed = eqn.params, eqn.params["jaxpr"]
-    a, b = p["num_consts"], p["num_consts"] + p["num_carry"]
+    a, b = sizes(p)
     consts, init, xs = ins[:a], ins[a:b], ins[b:]
     own = [x.axis for x in ins if isinstance(x, Own)]
     if TERM in own:
@@ -133,9 +136,7 @@ def scan(walk, eqn, ins):
 
     def step(kinds):
         def one_step(carry, slice_values):
-            outs = run.function(
-                [*consts, *with_values(kinds, carry), *with_values(slices, slice_values)]
-            )
+            outs = run.function([*consts, *with_values(kinds, carry), *with_values(slices, slice_values)])
             run.kinds = kinds_of(outs)
             as_before = [joined(pair) for pair in zip(kinds, outs, strict=False)] == kinds
             carried = as_kinds(walk, outs[: b - a], kinds) if as_before else ()
@@ -151,6 +152,8 @@ def scan(walk, eqn, ins):
         if grown == kinds:
             break
         kinds = grown
+    if any(isinstance(kind, Own) and kind.axis == TERM for kind in run.kinds):
+        raise CannotTell
     options = {name: p[name] for name in ("length", "reverse", "unroll")}
     carry, ys = lax.scan(step(kinds), as_kinds(walk, init, kinds), values_of(xs), **options)
     stacked = [
@@ -162,7 +165,7 @@ def scan(walk, eqn, ins):
 
 def over_examples(walk, eqn, ins):
     """`lax.map` over the examples: the example's own step, by itself."""
-    closed, count = eqn.params["jaxpr"], eqn.params["num_consts"]
+    closed, (count, _) = eqn.params["jaxpr"], sizes(eqn.params)
     if any(isinstance(x, Own) for x in ins[:count]):
         raise ExamplesMeet
     types = [v.aval.shape[1:] for v in eqn.invars[count:]]
@@ -201,7 +204,7 @@ def linear_solve(walk, eqn, ins):
         return None if closed is None else apply
 
     matvec, solve, transposed = map(applied, ("matvec", "solve", "transpose_solve"))
-    # That it is symmetric only says that nobody need find the transpose of `matvec`; no rule of ours reads it.
+    # That it is symmetric only says that nobody need find the transpose of `matvec`, which no rule reads.
     found = lax.custom_linear_solve(
         lambda v: matvec(None, v), as_kinds(walk, b, kinds), solve, transposed, symmetric=True
     )

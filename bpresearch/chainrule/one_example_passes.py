@@ -1,8 +1,8 @@
 """Derivatives that someone wrote, for one example: `custom_jvp`, `custom_vjp` and the rules of layers.
 
 They stay what they are. The author's programs for the batch are walked for one example, backward as well:
-there, the cotangent of what an example has of its own is its own, and that of what all share is a sum over the
-batch, of which the example's term is taken.
+there, the cotangent of what an example has of its own is its own, and that of what all share is a sum over
+the batch, of which the example's term is taken.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import JaxprEqn
 from jax.interpreters import ad
 
-from bpresearch.chainrule.example_axis import TERM
-from bpresearch.chainrule.one_example import Held, MIX, Mixed, OneExample, Own, Shared
+from bpresearch.chainrule import engine
+from bpresearch.chainrule.example_axis import TERM, ExamplesMeet
+from bpresearch.chainrule.one_example import MIX, Held, Mixed, OneExample, Own, Shared
 from bpresearch.chainrule.one_example_inner import (
     Noted,
     as_kinds,
@@ -115,7 +117,7 @@ def custom_vjp(walk, eqn, ins):
     def backward(kept_values, bars):
         number, values, residuals = kept_values
         held, types = with_values([x for x, _ in kept], residuals), [t for _, t in kept]
-        here, outs = replace(walk, number=number), (eqn.outvars, run.kinds)
+        here, outs = replace(walk, number=number), (eqn, run.kinds)
         found = way_back(here, bwd, held, types, outs, bars, ins[count:])
         found = [nothing(x) if bar is None else bar for x, bar in zip(values[count:], found, strict=True)]
         return nothing(number), *map(nothing, values[:count]), *found
@@ -130,7 +132,7 @@ def way_back(
     backward: Callable[[Any, Any], list[Value | None]],
     residuals: Sequence[Held],
     types: Sequence[Any],
-    outs: tuple[Sequence[Any], Sequence[Held]],
+    outs: tuple[JaxprEqn, Sequence[Held]],
     bars: Sequence[Value | None],
     ins: Sequence[Held],
 ) -> list[Value | None]:
@@ -138,15 +140,15 @@ def way_back(
 
     Args:
         residuals, types: what it reads, for one example, and the types of that in the batch.
-        outs, bars: variables and kinds of the results, and their cotangents.
+        outs, bars: the equation, the kinds of its results, and their cotangents.
         ins: kinds of the operands.
     """
-    moving = [is_floating(v.aval) for v in outs[0]]
-    of_bars = [type_ if f else None for type_, f in zip(types_of(outs[0]), moving, strict=True)]
+    (eqn, kinds), moving = outs, [is_floating(v.aval) for v in outs[0].outvars]
+    of_bars = [type_ if f else None for type_, f in zip(types_of(eqn.outvars), moving, strict=True)]
     closed, shapes = jax.make_jaxpr(backward, return_shape=True)(list(types), of_bars)
     held = [
         Own(bar, kind.axis if isinstance(kind, Own) else TERM)
-        for bar, kind, f in zip(bars, outs[1], moving, strict=True)
+        for bar, kind, f in zip(bars, kinds, moving, strict=True)
         if f
     ]
     back = replace(walk, adds=True)
@@ -157,7 +159,11 @@ def way_back(
         if bar is None or (isinstance(x, Shared) and isinstance(bar, Shared)):
             answers.append(None if bar is None else bar.value)
         else:
-            answers.append(back.part(bar, x.axis if isinstance(x, Own) else TERM))
+            try:
+                answers.append(back.part(bar, x.axis if isinstance(x, Own) else TERM))
+            except ExamplesMeet as error:
+                e = engine.equation(eqn, (), {})
+                raise ValueError(MIX.format(f"the backward pass of {e.name} at {e.place}")) from error
     return answers
 
 
@@ -165,8 +171,8 @@ def way_back(
 def layer(walk, eqn, ins):
     """A layer stays one, with its rule.
 
-    Where its values are others for one example alone, because it draws random numbers, it is opened. So much is
-    known of the rules of this package; of any other, forward and backward are walked.
+    Where its values are others for one example alone, because it draws random numbers, it is opened. So much
+    is known of the rules of this package; of any other, forward and backward are walked.
     """
     call = eqn.params["call"]
     if mixed := first_mixed(ins):
@@ -231,7 +237,7 @@ def walked(walk, eqn, ins, values, kinds):
             return call.backward(rule, operands, residuals, bars)
 
         held = with_values([*ins, *(kind for kind, _ in kept)], [*operands[:-1], *residuals])
-        here, outs = replace(walk, number=operands[-1]), (eqn.outvars, kinds)
+        here, outs = replace(walk, number=operands[-1]), (eqn, kinds)
         found = way_back(here, program, held, [*types, *(t for _, t in kept)], outs, bars, ins)
         return [*found, None]
 

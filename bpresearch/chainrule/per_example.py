@@ -1,11 +1,12 @@
 """The gradient of every example by itself.
 
-    l_i(w), the loss of example i in the batch;   g_i = dl_i/dw for each i,   mean of g_i = gradient of the mean
+    l_i(w), the loss of example i in the batch;   g_i = dl_i/dw for each i,   mean of g_i = gradient of the
+    mean
 
-The batch's program becomes a program of one of its examples (see `one_example.py`), that is walked forward and
-backward by the rules, and `jax.vmap` does so for all examples at once: the products that would sum over the
-batch, such as x^T y_bar of a linear layer, become one product for each example, here the outer product of x and
-y_bar.
+The batch's program becomes a program of one of its examples (see `one_example.py`), that is walked forward
+and backward by the rules, and `jax.vmap` does so for all examples at once: the products that would sum over
+the batch, such as x^T y_bar of a linear layer, become one product for each example, here the outer product
+of x and y_bar.
 """
 
 import functools
@@ -22,7 +23,7 @@ from bpresearch.chainrule import (
     one_example_passes,  # noqa: F401  (importing it tells the walk how to go into programs inside an equation)
 )
 from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
-from bpresearch.chainrule.example_axis import Axis
+from bpresearch.chainrule.example_axis import Axis, ExamplesMeet
 from bpresearch.chainrule.one_example import OneExample, Own, Shared
 from bpresearch.chainrule.primitives import Value, is_floating
 from bpresearch.chainrule.program import is_model, of_arrays, take_apart, trace
@@ -37,24 +38,24 @@ def per_example_gradients(
 ) -> Any:
     """Loss and gradient of each example, by hand-written rules, in one of two forms.
 
-    `per_example_gradients(model, loss_fn, x, y)` is of a model on one batch, compiled; the arguments are as in
-    `value_and_grad`, and the batch is the first axis of all inputs and targets.
+    `per_example_gradients(model, loss_fn, x, y)` is of a model on one batch, compiled; the arguments are as
+    in `value_and_grad`, and the batch is the first axis of all inputs and targets.
 
-    `per_example_gradients(loss)` gives a function of a model, or of a pytree of parameters, and of batches: all
-    arrays in its other arguments have the examples first, and `loss(model, batch)` gives a value for each. The
-    model is not changed.
+    `per_example_gradients(loss)` gives a function of a model, or of a pytree of parameters, and of batches:
+    all arrays in its other arguments have the examples first, and `loss(model, batch)` gives a value for
+    each. The model is not changed.
 
-    An example's loss is its value in the batch, or the mean of its values. Random draws are those of the batch:
-    each example has its own row of a dropout mask.
+    An example's loss is its value in the batch, or the mean of its values. Random draws are those of the
+    batch: each example has its own row of a dropout mask.
 
     Returns:
-        `(losses, grads)`: (batch,) and gradients like those of `value_and_grad` whose leaves have a first axis
-        for the examples. Their means over it are the loss and the gradient of the batch.
+        `(losses, grads)`: (batch,) and gradients like those of `value_and_grad` whose leaves have a first
+        axis for the examples. Their means over it are the loss and the gradient of the batch.
 
     Raises:
         NoPrimitiveRuleError: an operation has no rule.
-        ValueError: something mixes the examples, as `nnx.BatchNorm` does in training, or nothing tells that it
-            does not; the message names the layer and line. Or the loss gives no value for each example.
+        ValueError: something mixes the examples, as `nnx.BatchNorm` does in training, or nothing tells that
+            it does not; the message names the layer and line. Or the loss gives no value for each example.
 
     >>> layer = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
     >>> x, y = jnp.array([[1.0, 0.0], [0.0, 3.0]]), jnp.zeros((2, 1))
@@ -136,13 +137,19 @@ def _of_leaves(
             for leaf, role in zip(leaves, roles, strict=True)
         ]
         (values,) = walk.run(program.jaxpr, program.consts, held)
-        return jnp.mean(walk.part(values, Axis(0)))
+        try:
+            return jnp.mean(walk.part(values, Axis(0)))
+        except ExamplesMeet as error:  # they are along another axis
+            raise ValueError(f"per_example_gradients: {name} gives no value for each example") from error
 
     def gradient(number, rows):
         of_rows = {place: jnp.expand_dims(row, 0) for place, row in rows.items()}
         given = [of_rows.get(place, leaf) for place, leaf in enumerate(leaves)]
         one = trace(loss, number, *given)
-        asked = [False, *(role == PARAMETER and is_floating(x) for x, role in zip(leaves, roles, strict=True))]
+        asked = [
+            False,
+            *(role == PARAMETER and is_floating(x) for x, role in zip(leaves, roles, strict=True)),
+        ]
         (value,), tape = engine.forward(one.jaxpr, one.consts, [number, *given], asked)
         _, *bars = engine.backward(one.jaxpr, tape, [jnp.ones_like(value)], asked)
         return value, [

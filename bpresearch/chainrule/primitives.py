@@ -20,7 +20,7 @@ from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import Primitive
 
-from bpresearch.chainrule.registry import NoRuleError
+from bpresearch.chainrule.registry import NoRuleError, changed
 
 source_info_util.register_exclusion(str(Path(__file__).parent))  # lines of the engine are no user's
 
@@ -47,6 +47,7 @@ class Equation:
         live: for each result, whether a cotangent may come back to it.
         kept: what the rule's own `forward` kept, if it has one.
         source: JAX's record of where the equation comes from.
+        enclosing: the equation in whose program this one is.
     """
 
     primitive: Primitive
@@ -57,6 +58,7 @@ class Equation:
     live: tuple[bool, ...] = ()
     kept: Any = None
     source: Any = None
+    enclosing: "Equation | None" = None
 
     def bind(self, *ins: Value) -> tuple[Value, ...]:
         """The equation's results for other operands."""
@@ -79,7 +81,7 @@ class Equation:
         if self.primitive.name == LAYER:
             return self.params["call"].path
         scopes = re.findall(rf"{SCOPE}([^/()]*)", str(self.source.name_stack)) if self.source else ()
-        return scopes[-1] if scopes else ""
+        return scopes[-1] if scopes else self.enclosing.layer if self.enclosing else ""
 
     @property
     def line(self) -> str:
@@ -111,8 +113,8 @@ class PrimitiveRule(Protocol):
 
     A rule whose equation holds programs of its own (a loop, say) has more: `forward(e) -> outs, kept`, whose
     second part `backward` finds in `e.kept`; `pushforward(e, *dots) -> outs, out_dots` instead of `tangent`;
-    and `flow(params, flags)`, which tells the results that depend on the flagged operands. Its `backward` gets
-    None for results on which nothing depends.
+    and `flow(params, flags)`, which tells the results that depend on the flagged operands. Its `backward`
+    gets None for results on which nothing depends.
     """
 
     backward: Callable[..., Any]
@@ -126,7 +128,7 @@ class NoPrimitiveRuleError(NoRuleError):
 class Table:
     """Rules and reasons by the name of the primitive."""
 
-    rules: dict[str, PrimitiveRule] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -138,8 +140,8 @@ def primitive(*names: str) -> Callable[[Any], Any]:
     """Class decorator that registers the rule of one or more primitives."""
 
     def register(class_: Any) -> Any:
-        for name in names:
-            table.rules[name] = class_
+        table.rules.update(dict.fromkeys(names, class_))
+        changed()
         return class_
 
     return register
@@ -173,11 +175,12 @@ def elementwise(name: str, *partials: Callable[..., Value] | None, doc: str = ""
             return total(terms, e.outs[0])
 
     ElementwiseRule.__doc__ = doc
-    table.rules[name] = ElementwiseRule
+    primitive(name)(ElementwiseRule)
 
 
 def linear(*names: str) -> Callable[[Callable], Callable]:
-    """Decorator: from the transpose `(e, y_bar) -> x_bar` of a map that is linear in its first operand to its rule.
+    """Decorator: from the transpose `(e, y_bar) -> x_bar` of a map that is linear in its first operand to
+    its rule.
 
     The tangent is the map itself, at the tangent of the first operand; others (indices, say) have none.
     """
@@ -191,8 +194,7 @@ def linear(*names: str) -> Callable[[Callable], Callable]:
                 return None if x_dot is None else e.bind(x_dot, *e.ins[1:])
 
         LinearRule.__doc__ = transpose.__doc__
-        for name in names:
-            table.rules[name] = LinearRule
+        primitive(*names)(LinearRule)
         return transpose
 
     return register
@@ -204,7 +206,9 @@ def constant(*names: str, why: str) -> None:
 
 
 def refused(*names: str, why: str) -> None:
-    """Declares primitives that have no rule for a reason: JAX refuses them as well, or users cannot bind them."""
+    """Declares primitives that have no rule for a reason: JAX refuses them as well, or users cannot bind
+    them.
+    """
     table.refused.update(dict.fromkeys(names, why))
 
 

@@ -6,16 +6,31 @@ stay whole there. What its variables have become is part of the results.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import numpy as np
+import optax
 from flax import nnx
+from jax.extend import source_info_util
 from jax.extend.core import Jaxpr
 
 from bpresearch.chainrule.calls import layers_whole, named
 from bpresearch.chainrule.primitives import Value
 from bpresearch.functional import merge, split, state_of
+
+# The line of an equation is the user's, not one of the libraries that the user's line has called.
+_package = Path(__file__).parents[1]
+for _place in (
+    flax.__path__[0],
+    optax.__path__[0],
+    _package / "chainrule",
+    _package / "verify",
+    _package / "functional.py",
+):
+    source_info_util.register_exclusion(str(_place))
 
 
 @dataclass(frozen=True, eq=False)

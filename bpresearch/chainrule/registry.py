@@ -32,7 +32,7 @@ class NoRuleError(LookupError):
     """A layer has no hand-written rule. The message names its type and shows the remedy."""
 
 
-class DoesNotApply(Exception):  # noqa: N818 (an answer of `forward`, not an error)
+class DoesNotApply(Exception):
     """What `forward` raises on a call that its rule does not take; the layer is opened then, and traced."""
 
 
@@ -62,8 +62,7 @@ def rule(*targets: Layer | type) -> Callable[[Any], Any]:
     def register(class_: Any) -> Any:
         for target in targets:
             _rules[target] = class_
-        global _version
-        _version += 1
+        changed()
         return class_
 
     return register
@@ -72,6 +71,12 @@ def rule(*targets: Layer | type) -> Callable[[Any], Any]:
 def registered() -> dict[Any, Rule]:
     """Every module type and function that has a rule, with its rule."""
     return dict(_rules)
+
+
+def changed() -> None:
+    """To be called when a rule has changed, of a layer or a primitive: compiled programs hold the old one."""
+    global _version
+    _version += 1
 
 
 def version() -> int:

@@ -1,12 +1,14 @@
-"""Products with second derivatives, forward over reverse: the program of a gradient, walked once with tangents.
+"""Products with second derivatives, forward over reverse: the program of a gradient, walked once with
+tangents.
 
-For a loss L(w) with gradient g(w) and Hessian H, the derivative of g along v is the product (Pearlmutter 1994)
+For a loss L(w) with gradient g(w) and Hessian H, the derivative of g along v is the product (Pearlmutter
+1994)
 
     H v = d/dr g(w + r v) at r = 0.
 
 So nothing is needed beside the rules: they make the program of g, and their tangents walk it. Where
-L(w) = l(z) with outputs z = f(w), J = dz/dw and H_l the Hessian of l, the Gauss-Newton matrix (Schraudolph 2002)
-leaves out the curvature of f:
+L(w) = l(z) with outputs z = f(w), J = dz/dw and H_l the Hessian of l, the Gauss-Newton matrix (Schraudolph
+2002) leaves out the curvature of f:
 
     G = J^T H_l J,   H = G + sum_k (dl/dz_k) d^2 z_k / dw^2.
 """
@@ -31,11 +33,11 @@ def hvp(f: nnx.Module | Callable[..., Any], *given: Any, argnums: int | Sequence
     """The Hessian times a vector, by hand-written rules, in one of two forms.
 
     `hvp(model, loss_fn, x, y, vector)` is of the loss of a model with respect to its parameters, compiled;
-    `model, loss_fn, x, y` are as in `value_and_grad`, and the vector is a nested dict with the paths and shapes of
-    the parameters, as gradients have them.
+    `model, loss_fn, x, y` are as in `value_and_grad`, and the vector is a nested dict with the paths and
+    shapes of the parameters, as gradients have them.
 
-    `hvp(f, primals, vector)` is of a scalar function `f(*primals)`. The vector is like what `grad(f, argnums)`
-    gives; of a model among the primals, an `nnx.State` or a nested dict of its parameters.
+    `hvp(f, primals, vector)` is of a scalar function `f(*primals)`. The vector is like what `grad(f,
+    argnums)` gives; of a model among the primals, an `nnx.State` or a nested dict of its parameters.
 
     Args:
         f: a model, or a function of pytrees and models that returns a scalar.
@@ -63,9 +65,9 @@ def hvp(f: nnx.Module | Callable[..., Any], *given: Any, argnums: int | Sequence
 def gauss_newton(model: nnx.Module, loss_fn: Loss, x: Any, y: Any, vector: Params) -> Params:
     """The Gauss-Newton matrix J^T H_l J of a loss times a vector, by hand-written rules, compiled.
 
-    J is the Jacobian of the model's outputs with respect to its parameters, and H_l the Hessian of the mean of
-    `loss_fn(outputs, y)` with respect to the outputs. It is the Hessian where the outputs are linear in the
-    parameters, and for the natural losses (squared error, cross-entropy of logits) the Fisher matrix.
+    J is the Jacobian of the model's outputs with respect to its parameters, and H_l the Hessian of the mean
+    of `loss_fn(outputs, y)` with respect to the outputs. It is the Hessian where the outputs are linear in
+    the parameters, and for the natural losses (squared error, cross-entropy of logits) the Fisher matrix.
 
     Args:
         model, loss_fn, x, y, vector: as in `hvp`.

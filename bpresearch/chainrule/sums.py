@@ -32,7 +32,8 @@ LARGEST_FACTORS = 4
 def step_by_step(
     step: Callable[[Any, Any], tuple[Any, list[Value | None], Any]], carry: Any, slices: Any, **options: Any
 ) -> tuple[Any, list[Value | None], Any]:
-    """`lax.scan` of `(carry, slice) -> carry, terms, outputs`: the last carry, the sums of the terms, all outputs.
+    """`lax.scan` of `(carry, slice) -> carry, terms, outputs`: the last carry, the sums of the terms, all
+    outputs.
 
     Notes that are taken in a step are noted outside.
     """

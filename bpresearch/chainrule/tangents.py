@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, Literal
 
-from bpresearch.chainrule.engine import equation, read, rule_of, several
+from bpresearch.chainrule.engine import equation, inside, read, rule_of, several
 from bpresearch.chainrule.primitives import Equation, Value, is_floating, table
 
 
@@ -41,6 +41,7 @@ def push(e: Equation, dots: Sequence[Value | None]) -> tuple[Sequence[Value], Se
         return outs, [None] * len(outs)
     rule = rule_of(e)
     if hasattr(rule, "pushforward"):
-        return rule.pushforward(e, *dots)
+        with inside(e):
+            return rule.pushforward(e, *dots)
     outs = e.bind(*e.ins)
     return outs, several(rule.tangent(e.with_results(outs), *dots))

@@ -14,11 +14,11 @@ import numpy as np
 from flax import nnx
 
 from bpresearch.chainrule import engine, tangents
+from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
 from bpresearch.chainrule.primitives import is_floating
 from bpresearch.chainrule.program import Parts, of_arrays, take_apart, trace
-from bpresearch.functional import Loss, compiled_value_and_grad, objective, merge, state_of
-from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
 from bpresearch.chainrule.registry import has_rule, version
+from bpresearch.functional import Loss, compiled_value_and_grad, merge, objective, state_of
 
 
 def value_and_grad(
@@ -37,9 +37,10 @@ def value_and_grad(
     `value_and_grad(model, loss_fn, x, y)` gives `(loss, grads)` of a model on one batch, compiled; see
     `bpresearch.autodiff.value_and_grad`, which takes and returns the same.
 
-    `value_and_grad(f)` gives a function, as `jax.value_and_grad` does, of any pytrees. An `nnx.Module` among the
-    arguments is differentiated with respect to its `nnx.Param`s, as by `nnx.value_and_grad`: its gradient is an
-    `nnx.State`, and what the call changes in the model's other variables is changed in the model.
+    `value_and_grad(f)` gives a function, as `jax.value_and_grad` does, of any pytrees. An `nnx.Module` among
+    the arguments is differentiated with respect to its `nnx.Param`s, as by `nnx.value_and_grad`: its
+    gradient is an `nnx.State`, and what the call changes in the model's other variables is changed in the
+    model.
 
     Args:
         f: a model, or a function of pytrees and models that returns a scalar.
@@ -56,7 +57,8 @@ def value_and_grad(
     >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
     >>> def loss(model, batch):
     ...     return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
-    >>> value, grads = bp.chainrule.value_and_grad(loss)(model, {"x": jnp.ones((3, 2)), "y": jnp.ones((3, 1))})
+    >>> value, grads = bp.chainrule.value_and_grad(loss)(model, {"x": jnp.ones((3, 2)), "y": jnp.ones((3,
+    1))})
     >>> print(grads["kernel"].shape)
     (2, 1)
     """
@@ -68,7 +70,9 @@ def value_and_grad(
     return functools.wraps(f)(functools.partial(_value_and_grad, f, argnums, has_aux))
 
 
-def grad(f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[..., Any]:
+def grad(
+    f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
     """The gradient of a scalar function by the hand-written rules, as `jax.grad`; see `value_and_grad`.
 
     >>> print(bp.chainrule.grad(bp.chainrule.grad(jnp.sin))(0.5) + jnp.sin(0.5))
@@ -124,11 +128,15 @@ def _program_of(f: Any, parts: Parts, args: Any, chosen: Sequence[int]) -> tuple
 
 def _argument_of(place: int, args: Any) -> int:
     """The number of the argument that a leaf of `(args, kwargs)` belongs to."""
-    counts = np.cumsum([len(jax.tree.leaves(arg, is_leaf=lambda v: isinstance(v, nnx.Module))) for arg in args])
+    counts = np.cumsum(
+        [len(jax.tree.leaves(arg, is_leaf=lambda v: isinstance(v, nnx.Module))) for arg in args]
+    )
     return int(np.searchsorted(counts, place, side="right"))
 
 
-def _gradients(parts: Parts, args: Any, kwargs: Any, chosen: Sequence[int], bars: list[Any]) -> tuple[Any, ...]:
+def _gradients(
+    parts: Parts, args: Any, kwargs: Any, chosen: Sequence[int], bars: list[Any]
+) -> tuple[Any, ...]:
     """For each chosen argument its gradient: arrays as they are, of a model an `nnx.State`."""
     leaves = jax.tree.structure(parts.leaves).unflatten(bars)
     originals = jax.tree.leaves((args, kwargs), is_leaf=lambda v: isinstance(v, nnx.Module))
@@ -150,8 +158,8 @@ def _write_back(parts: Parts, args: Any, kwargs: Any, states: list[Any]) -> None
 def _require_real_scalar(value: Any) -> None:
     if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise TypeError(
-            f"a gradient is of a function with one real number as its value, not shape {jnp.shape(value)} and "
-            f"type {jnp.result_type(value)}; vjp takes others"
+            "a gradient is of a function with one real number as its value, not "
+            f"shape {jnp.shape(value)} and type {jnp.result_type(value)}; vjp takes others"
         )
 
 
@@ -159,8 +167,9 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
     """What `f(*primals)` returns and the function that takes cotangents back, as `jax.vjp`.
 
     Returns:
-        `(outputs, pullback)`, with `has_aux` also the second part of what `f` returns. `pullback(bars)` takes a
-        cotangent for each output and gives a tuple of one for each primal; integers have those of type float0.
+        `(outputs, pullback)`, with `has_aux` also the second part of what `f` returns. `pullback(bars)`
+        takes a cotangent for each output and gives a tuple of one for each primal; integers have those of
+        type float0.
 
     >>> y, pullback = bp.chainrule.vjp(lambda a, b: a * b, 2.0, 3.0)
     >>> print(y, *pullback(1.0))
@@ -185,7 +194,9 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
                 raise ValueError(f"the cotangent of an output of shape {y.shape} has shape {bar.shape}")
         given = [*bars, *[None] * (len(outs) - len(bars))]
         found = engine.filled(engine.backward(program.jaxpr, tape, given, wanted), flat)
-        return structure.unflatten([_float0(x) if bar is None else bar for bar, x in zip(found, flat, strict=True)])
+        return structure.unflatten(
+            [_float0(x) if bar is None else bar for bar, x in zip(found, flat, strict=True)]
+        )
 
     return (outputs, pullback, whole[1]) if has_aux else (outputs, pullback)
 

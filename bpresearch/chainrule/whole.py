@@ -2,8 +2,9 @@
 
 Its operands are the layer's parameters, its other variables, the inputs and the arrays among the options; its
 results are what the layer returns and its variables' new values, which are written back to the module. So the
-program of a user's own `__call__` has one equation for each such call, in the bodies of loops and under `vmap`
-as well. A module's path is a static attribute of it, because the transformations of Flax rebuild modules.
+program of a user's own `__call__` has one equation for each such call, in the bodies of loops and under
+`vmap` as well. A module's path is a static attribute of it, because the transformations of Flax rebuild
+modules.
 """
 
 import functools
@@ -39,7 +40,9 @@ def is_active() -> bool:
 
 @contextmanager
 def keeping(active: bool) -> Iterator[None]:
-    """Context in which calls of layers are kept whole, or are not: a rule's own code calls them as they are."""
+    """Context in which calls of layers are kept whole, or are not: a rule's own code calls them as they
+    are.
+    """
     token = _active.set(active)
     try:
         yield
@@ -111,7 +114,10 @@ class LayerRule:
         call, (program, kept) = e.params["call"], e.kept
         if program.value is not None:
             return engine.backward(program.value, kept, bars, e.wanted, e.live)
-        return call.backward(_in_force(e), e.ins, kept, engine.filled(bars, e.outs))
+        try:
+            return call.backward(_in_force(e), e.ins, kept, engine.filled(bars, e.outs))
+        except ValueError as error:
+            raise ValueError(f"the rule of {e.name} at {e.place}: {error}") from error
 
     def pushforward(e, *dots):
         closed = jax.make_jaxpr(e.params["call"].apply)(*e.ins)
@@ -128,7 +134,9 @@ def _opened(e: Any) -> tuple[list[Value], Any]:
     return results, (Static(closed.jaxpr), tape)
 
 
-def _batch(operands: Sequence[Value], dims: Sequence[Any], *, call: LayerCall) -> tuple[list[Value], list[int]]:
+def _batch(
+    operands: Sequence[Value], dims: Sequence[Any], *, call: LayerCall
+) -> tuple[list[Value], list[int]]:
     """`jax.vmap` of a layer: still one layer, whose rule is mapped."""
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
 

@@ -1,7 +1,7 @@
 """Arguments for the public functions of JAX, with which `functions.py` tries their derivatives.
 
-Floating-point arrays are differentiated, everything else is an option. A function that is not named here gets as
-many square matrices of numbers between 0.2 and 0.8 as it requires arguments.
+Floating-point arrays are differentiated, everything else is an option. A function that is not named here gets
+as many square matrices of numbers between 0.2 and 0.8 as it requires arguments.
 """
 
 import inspect
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -23,36 +23,11 @@ class Case(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def case(*args: Any, **kwargs: Any) -> Case:
-    """A call."""
-    return Case(args, kwargs)
-
-
 @dataclass(frozen=True, eq=False)
 class Fixed:
     """A floating-point array that is not differentiated, where JAX has no derivative."""
 
     value: Any
-
-
-def draw(*shape: int, low: float = 0.2, high: float = 0.8) -> np.ndarray:
-    """Numbers of a uniform distribution."""
-    return _rng.uniform(low, high, shape)
-
-
-A, B, C, D = (draw(3, 3) for _ in range(4))
-"""What a function gets that is not named below."""
-
-U, V, W = draw(4), draw(4), draw(6)
-SIGNED = draw(3, 3, low=-1.0, high=1.0)
-LARGE = draw(3, 3, low=1.2, high=2.5)
-POSITIVE = A @ A.T + np.eye(3)
-COMPLEX = A + 1j * B
-COUNTS = np.array([[0, 1, 2], [3, 1, 0], [2, 2, 1]])
-SORTED = np.cumsum(draw(5))
-IMAGE, KERNEL = draw(1, 2, 5, 5), draw(3, 2, 2, 2)
-SIMPLEX = np.array([0.2, 0.3, 0.5])
-ONES = (1, 1)
 
 
 def default(function: Callable[..., Any]) -> Case | None:
@@ -63,189 +38,261 @@ def default(function: Callable[..., Any]) -> Case | None:
         return None
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = sum(p.default is p.empty and p.kind in positional for p in parameters)
-    return case(*(A, B, C, D)[:required]) if 1 <= required <= 4 else None
+    return Case((A, B, C, D)[:required], {}) if 1 <= required <= 4 else None
 
 
-def _numpy() -> dict[str, Case]:
-    twice, mask = (A, B), COUNTS > 1
-    many = dict.fromkeys(
-        "add multiply subtract maximum minimum logaddexp logaddexp2 hypot".split(), case(*twice)
-    )
-    lists = "block concat concatenate column_stack dstack hstack stack vstack".split()
-    splits = dict.fromkeys("array_split hsplit split vsplit".split(), case(A, 3))
-    norms = dict.fromkeys("percentile nanpercentile".split(), case(A, 30.0))
-    quantiles = dict.fromkeys("quantile nanquantile".split(), case(A, 0.3))
-    sized = dict.fromkeys(
-        "unique unique_values union1d setxor1d setdiff1d intersect1d".split(),
-        case(U, np.array([0.1, 0.9]), size=6),
-    )
-    return {
-        **many, **dict.fromkeys(lists, case([A, B])), **splits, **norms, **quantiles, **sized,
-        "acosh": case(LARGE), "arccosh": case(LARGE),
-        "angle": case(COMPLEX), "conj": case(COMPLEX), "conjugate": case(COMPLEX), "imag": case(COMPLEX),
-        "real": case(COMPLEX), "sort_complex": case(U),
-        "apply_along_axis": case(lax.cumsum, 0, A),
-        "apply_over_axes": case(jax.numpy.sum, A, (0,)),
-        "astype": case(A, np.float64), "atleast_1d": case(0.5 * U), "atleast_2d": case(U), "atleast_3d": case(A),
-        "average": case(A, weights=B), "bincount": case(COUNTS.ravel(), draw(9), length=4),
-        "broadcast_arrays": case(A, U[:3][None]), "broadcast_to": case(U, (2, 4)),
-        "choose": case(COUNTS % 2, [A, B], mode="clip"), "clip": case(A, 0.3, 0.6), "compress": case(np.array([True, False, True]), A, size=2, axis=0),
-        "convolve": case(U, W), "correlate": case(U, W), "cov": case(A), "cross": case(A, B),
-        "cumulative_prod": case(U), "cumulative_sum": case(U),
-        "delete": case(U, 1), "diag_indices_from": case(A), "divmod": case(LARGE, A), "dsplit": case(draw(2, 2, 2), 2),
-        "einsum": case("ij,kj->ik", A, B), "expand_dims": case(A, 0), "extract": case(mask, A, size=4),
-        "fill_diagonal": case(A, U[:3], inplace=False), "float_power": case(A, B),
-        "floor_divide": case(LARGE, A), "frexp": case(A), "full": case((2, 2), draw()), "full_like": case(A, draw()),
-        "geomspace": case(U[0], 1 + U[1], num=4), "gradient": case(draw(5)), "heaviside": case(SIGNED, A),
-        "histogram": case(U, bins=3, weights=V), "histogram2d": case(U, V, bins=2, weights=draw(4)),
-        "histogramdd": case(draw(4, 2), bins=2, weights=draw(4)), "insert": case(U, 1, draw()),
-        "interp": case(U, np.linspace(0, 1, 5), draw(5)), "ix_": case(np.array([0, 1])),
-        "kaiser": case(4, draw()), "kron": case(A, B), "ldexp": case(A, COUNTS), "linspace": case(U[0], 1 + U[1], num=4),
-        "logspace": case(U[0], 1 + U[1], num=4), "mod": case(LARGE, A), "remainder": case(LARGE, A),
-        "fmod": case(LARGE, A), "modf": case(LARGE), "meshgrid": case(U, V), "moveaxis": case(A, 0, 1),
-        "negative": case(A), "nextafter": case(A, B), "pad": case(A, 1, mode="reflect"), "partition": case(U, 2),
-        "permute_dims": case(A, (1, 0)), "piecewise": case(SIGNED, [SIGNED < 0, SIGNED >= 0], [jax.numpy.sin, jax.numpy.cos]),
-        "place": case(A, mask, U[:2], inplace=False), "polyder": case(U), "polydiv": case(W, U, trim_leading_zeros=False),
-        "polyfit": case(np.linspace(0.1, 1, 6), W, 2), "polyint": case(U), "polymul": case(U, W), "poly": case(U),
-        "polyadd": case(U, W), "polysub": case(U, W), "polyval": case(U, A),
-        "put": case(U, np.array([0, 2]), V[:2], inplace=False),
-        "put_along_axis": case(A, COUNTS[:1] % 3, B[:1], axis=0, inplace=False),
-        "repeat": case(A, 2, axis=0), "reshape": case(A, (9,)), "resize": case(A, (2, 6)), "roll": case(A, 1),
-        "rollaxis": case(A, 1), "roots": case(1 + W[:4], strip_zeros=False), "round": case(A),
-        "select": case([mask, ~mask], [A, B]), "swapaxes": case(A, 0, 1), "take": case(A, COUNTS[0], axis=1),
-        "take_along_axis": case(A, COUNTS % 3, axis=1), "tile": case(A, (2, 1)), "trapezoid": case(A, B),
-        "trim_zeros": case(U), "unwrap": case(3 * SIGNED), "vander": case(U), "where": case(mask, A, B),
-        "unique_all": case(U, size=4), "unique_counts": case(U, size=4), "unique_inverse": case(U, size=4),
-        "unique_values": case(U, size=4), "unique": case(U, size=4), "matvec": case(A, U[:3]), "vecmat": case(U[:3], A),
-        "permutation": case(U), "diag": case(A), "std": case(A), "var": case(A), "inner": case(A, B),
-        "vdot": case(COMPLEX, 1j * COMPLEX.T), "array": case(A), "copy": case(A), "ravel": case(A), "sinc": case(SIGNED),
-        "sign": case(SIGNED), "nan_to_num": case(A), "ediff1d": case(A), "i0": case(SIGNED), "spacing": case(A),
-    }  # fmt: skip
+def each(names: str, *args: Any, **kwargs: Any) -> dict[str, Case]:
+    """The same call for several functions."""
+    return {name: Case(args, kwargs) for name in names.split()}
 
 
-def _nn() -> dict[str, Case]:
-    signed = "celu elu gelu hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid mish relu relu6 selu sigmoid".split()
-    signed += "silu soft_sign softplus sparse_plus sparse_sigmoid squareplus standardize".split()
-    heads = draw(1, 3, 2, 4), draw(1, 3, 2, 4), draw(1, 3, 2, 4)
-    return {
-        **dict.fromkeys(signed, case(SIGNED)),
-        "dot_product_attention": case(*heads), "glu": case(draw(3, 4)), "log1mexp": case(A),
-        "scaled_dot_general": case(A, B, (((1,), (0,)), ((), ())), preferred_element_type=np.float64),
-    }  # fmt: skip
+def merged(*groups: dict[str, Case]) -> dict[str, Case]:
+    """All of them in one."""
+    return {name: case for group in groups for name, case in group.items()}
 
 
-def _lax() -> dict[str, Case]:
-    indices = np.array([[0], [2]])
-    rows = lax.ScatterDimensionNumbers(
-        update_window_dims=(1,), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0,)
-    )
-    gather = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
-    scatters = "scatter scatter_add scatter_max scatter_min scatter_sub".split()
-    sums = "reduce_max reduce_min reduce_prod reduce_sum".split()
-    image, kernel = draw(1, 5, 5, 2), draw(2, 2, 2, 3)
+def draw(*shape: int, low: float = 0.2, high: float = 0.8) -> Any:
+    """Numbers of a uniform distribution."""
+    return np.asarray(_rng.uniform(low, high, shape))
 
-    def body(carry, x):
-        return carry * x + 1, carry - x
 
-    return {
-        **dict.fromkeys(scatters, case(A, indices, B[:2], rows)), **dict.fromkeys(sums, case(A, (1,))),
-        "scatter_mul": case(A, indices, B[:2], rows, unique_indices=True),
-        "acosh": case(LARGE), "argmax": case(A, 0, np.int32), "argmin": case(A, 0, np.int32),
-        "approx_max_k": case(A, 2), "approx_min_k": case(A, 2),
-        "associative_scan": case(jax.numpy.multiply, A), "bitcast_convert_type": case(A, np.int64),
-        "broadcast": case(A, (2,)), "broadcast_in_dim": case(A, (3, 2, 3), (0, 2)), "broadcast_to_rank": case(A, 3),
-        "betainc": case(Fixed(A), Fixed(B), C), "clamp": case(A - 0.3, B, A + 0.1), "collapse": case(draw(2, 2, 2), 1),
-        "complex": case(A, B), "concatenate": case([A, B], 0), "cond": case(np.array(True), jax.numpy.sin, jax.numpy.cos, A),
-        "conj": case(COMPLEX), "conv": case(IMAGE, KERNEL, ONES, "SAME"),
-        "conv_general_dilated": case(IMAGE, KERNEL, (2, 1), "VALID", rhs_dilation=(1, 2)),
-        "conv_general_dilated_local": case(IMAGE, draw(3, 8, 4, 4), ONES, "VALID", (2, 2)),
-        "conv_general_dilated_patches": case(IMAGE, (2, 2), ONES, "VALID"),
-        "conv_transpose": case(image, kernel, (2, 2), "SAME"),
-        "conv_with_general_padding": case(IMAGE, KERNEL, ONES, ((1, 0), (0, 1)), (2, 1), (1, 1)),
-        "convert_element_type": case(A, np.float64), "custom_linear_solve": case(lambda x: POSITIVE @ x, U[:3], lambda _, b: np.linalg.inv(POSITIVE) @ b, symmetric=True),
-        "custom_root": case(lambda x: x**3 - 2 * x - 5, draw(), _newton, lambda g, y: y / g(1.0)),
-        "dot": case(A, B), "dot_general": case(draw(2, 3, 4), draw(2, 4, 3), (((2,), (1,)), ((0,), (0,)))),
-        "dynamic_index_in_dim": case(A, np.array(1)), "dynamic_slice": case(A, (np.array(1), np.array(0)), (2, 2)),
-        "dynamic_slice_in_dim": case(A, np.array(1), 2), "dynamic_update_index_in_dim": case(A, B[0], np.array(1), 0),
-        "dynamic_update_slice": case(A, B[:2, :2], (np.array(1), np.array(0))),
-        "dynamic_update_slice_in_dim": case(A, B[:1], np.array(1), 0), "expand_dims": case(A, (0,)),
-        "fft": case(COMPLEX, "FFT", (3,)), "fori_loop": case(0, 3, lambda i, x: x * x + 0.1, A), "full": case((2,), draw()),
-        "full_like": case(A, draw()), "gather": case(A, indices, gather, (1, 3)), "imag": case(COMPLEX), "real": case(COMPLEX),
-        "index_in_dim": case(A, 1), "index_take": case(A, (np.array([0, 2]),), (0,)), "integer_pow": case(A, 3),
-        "map": case(jax.numpy.sin, A), "pad": case(A, draw(), ((1, 0, 1), (0, -1, 0))), "platform_dependent": case(A, default=jax.numpy.sin),
-        "polygamma": case(Fixed(COUNTS + 0.0), A), "ragged_dot": case(draw(4, 3), draw(2, 3, 2), np.array([1, 3])),
-        "ragged_dot_general": case(draw(4, 3), draw(2, 3, 2), np.array([1, 3]), lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))),
-         
-        "reduce": case(A, 0.0, lax.add, (1,)), "reduce_precision": case(A, 8, 23),
-        "reduce_window": case(A, 0.0, lax.add, (2, 2), ONES, "VALID"), "rem": case(LARGE, A),
-        "reshape": case(A, (9,)), "rev": case(A, (0,)), "scan": case(body, U[0], W), "scatter_apply": case(A, indices, jax.numpy.sin, rows, update_shape=(2, 3)),
-        "select": case(COUNTS > 1, A, B), "select_n": case(COUNTS > 1, A, B), "slice": case(A, (0, 1), (3, 3)),
-        "slice_in_dim": case(A, 1, 3), "sort_key_val": case(U, V), "split": case(A, (1, 2)), "squeeze": case(A[None], (0,)),
-        "switch": case(np.array(1), [jax.numpy.sin, jax.numpy.cos], A), "tile": case(A, (2, 1)), "top_k": case(A, 2),
-        "transpose": case(A, (1, 0)), "while_loop": case(lambda x: x.sum() < 9, lambda x: x * 2, A), "zeta": case(LARGE, A),
-        "nextafter": case(A, B), "acos": case(A), "batch_matmul": case(draw(2, 3, 3), draw(2, 3, 3)), "scaled_dot": case(A, B), "broadcast_like": case(A, B),
-    }  # fmt: skip
+A, B, C, D = (draw(3, 3) for _ in range(4))
+"""What a function gets that is not named below."""
+
+U, V, W, S, T = draw(4), draw(4), draw(6), draw(), draw()
+SIGNED, LARGE = draw(3, 3, low=-1.0, high=1.0), draw(3, 3, low=1.2, high=2.5)
+COMPLEX = A + 1j * B
+POSITIVE = A @ A.T + np.eye(3)
+TALL, CUBE, BATCH = draw(4, 3), draw(2, 2, 2), draw(2, 3, 3)
+COUNTS = np.array([[0, 1, 2], [3, 1, 0], [2, 2, 1]])
+MASK, THIRDS = COUNTS > 1, COUNTS % 3
+ONE, ENDS = np.array(1), np.array([0, 2])
+IMAGE, KERNEL, ONES = draw(1, 2, 5, 5), draw(3, 2, 2, 2), (1, 1)
+HEADS = draw(3, 1, 3, 2, 4)
+SIMPLEX = np.array([0.2, 0.3, 0.5])
+
+NUMPY = merged(
+    each("add hypot logaddexp logaddexp2 maximum minimum multiply subtract", A, B),
+    each("acosh arccosh", LARGE),
+    each("angle conj conjugate imag real", COMPLEX),
+    each("apply_along_axis", lax.cumsum, 0, A),
+    each("apply_over_axes", jnp.sum, A, (0,)),
+    each("array_split hsplit split vsplit", A, 3),
+    each("astype", A, np.float64),
+    each("atleast_1d atleast_2d atleast_3d negative", A),
+    each("average", A, weights=B),
+    each("bincount", COUNTS.ravel(), draw(9), length=4),
+    each("block concat concatenate column_stack dstack hstack stack vstack", [A, B]),
+    each("broadcast_arrays", A, U[None, :3]),
+    each("broadcast_to", U, (2, 4)),
+    each("choose", COUNTS % 2, [A, B], mode="clip"),
+    each("clip", A, 0.3, 0.6),
+    each("compress", np.array([True, False, True]), A, size=2, axis=0),
+    each("convolve correlate polyadd polymul polysub", U, W),
+    each("cumulative_prod cumulative_sum polyder polyint trim_zeros vander", U),
+    each("delete", U, 1),
+    each("divmod floor_divide fmod mod remainder", LARGE, A),
+    each("dsplit", CUBE, 2),
+    each("einsum", "ij,kj->ik", A, B),
+    each("expand_dims", A, 0),
+    each("extract", MASK, A, size=4),
+    each("fill_diagonal", A, U[:3], inplace=False),
+    each("full", (2, 2), S),
+    each("full_like", A, S),
+    each("geomspace linspace logspace", S, T + 1, num=4),
+    each("gradient", draw(5)),
+    each("heaviside", SIGNED, A),
+    each("histogram", U, bins=3, weights=V),
+    each("histogram2d", U, V, bins=2, weights=draw(4)),
+    each("histogramdd", draw(4, 2), bins=2, weights=draw(4)),
+    each("i0 sign sinc", SIGNED),
+    each("insert", U, 1, S),
+    each("interp", U, np.linspace(0, 1, 5), draw(5)),
+    each("ix_", ENDS),
+    each("kaiser", 4, S),
+    each("ldexp", A, COUNTS),
+    each("matvec", A, U[:3]),
+    each("meshgrid", U, V),
+    each("modf", LARGE),
+    each("moveaxis swapaxes", A, 0, 1),
+    each("nanpercentile percentile", A, 30.0),
+    each("nanquantile quantile", A, 0.3),
+    each("pad", A, 1, mode="reflect"),
+    each("partition", U, 2),
+    each("permute_dims", A, (1, 0)),
+    each("piecewise", SIGNED, [SIGNED < 0, SIGNED >= 0], [jnp.sin, jnp.cos]),
+    each("place", A, MASK, U[:2], inplace=False),
+    each("poly sort_complex", U),
+    each("polydiv", W, U, trim_leading_zeros=False),
+    each("polyfit", np.linspace(0.1, 1, 6), W, 2),
+    each("polyval", U, A),
+    each("put", U, ENDS, V[:2], inplace=False),
+    each("put_along_axis", A, THIRDS[:1], B[:1], axis=0, inplace=False),
+    each("repeat", A, 2, axis=0),
+    each("reshape", A, (9,)),
+    each("resize", A, (2, 6)),
+    each("roll rollaxis", A, 1),
+    each("roots", 1 + U, strip_zeros=False),
+    each("select", [MASK, ~MASK], [A, B]),
+    each("setdiff1d setxor1d union1d", U, np.array([0.1, 0.9]), size=6),
+    each("take", A, ENDS, axis=1),
+    each("take_along_axis", A, THIRDS, axis=1),
+    each("tile", A, (2, 1)),
+    each("unique unique_all unique_counts unique_inverse unique_values", U, size=4),
+    each("unwrap", 3 * SIGNED),
+    each("vdot", COMPLEX, 1j * COMPLEX.T),
+    each("vecmat", U[:3], A),
+    each("where", MASK, A, B),
+)
+
+NN = merged(
+    each(
+        "celu elu gelu hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid mish relu relu6 selu", SIGNED
+    ),
+    each("sigmoid silu soft_sign softplus sparse_plus sparse_sigmoid squareplus standardize", SIGNED),
+    each("dot_product_attention", *HEADS),
+    each("glu", draw(3, 4)),
+    each("scaled_dot_general", A, B, (((1,), (0,)), ((), ())), preferred_element_type=np.float64),
+)
 
 
 def _newton(f: Callable[[Any], Any], guess: Any) -> Any:
-    def step(_, x):
-        return x - (x**3 - 2 * x - 5) / (3 * x**2 - 2)
-
-    return lax.fori_loop(0, 40, step, guess * 0 + 2.0)
+    """The root of x^3 - 2 x - 5."""
+    return lax.fori_loop(0, 40, lambda _, x: x - f(x) / (3 * x**2 - 2), 2.0 + 0 * guess)
 
 
-def _special() -> dict[str, Case]:
-    return {
-        "bernoulli": case(4), "bessel_jn": case(LARGE[0], v=2), "multigammaln": case(LARGE, 2),
-        "polygamma": case(COUNTS, A), "zeta": case(LARGE, A), "sph_harm_y": case(np.array([2]), np.array([1]), U[:1], V[:1], n_max=2),
-        "expit": case(SIGNED), "log_softmax": case(SIGNED), "softmax": case(SIGNED), "fresnel": case(SIGNED),
-        "gammainc": case(A, B), "factorial": case(A), "hyp1f1": case(A, B, C), "hyp2f1": case(A, B, C, D),
-        "expn": case(COUNTS + 1, A), "betainc": case(2.0, 1.5, A), "comb": case(LARGE, A), "poch": case(A, B),
-    }  # fmt: skip
+def _solve(_: Callable[[Any], Any], b: Any) -> Any:
+    return np.linalg.inv(POSITIVE) @ b
 
 
-def _linalg() -> dict[str, Case]:
-    symmetric = dict.fromkeys("cholesky eigh eigvalsh".split(), case(POSITIVE))
-    return {
-        **symmetric, "matrix_power": case(A, 3), "multi_dot": case([A, B, C]), "outer": case(U, V), "cross": case(A, B),
-        "tensorinv": case(draw(2, 3, 6), ind=2), "tensorsolve": case(draw(2, 3, 6), draw(2, 3)), "lstsq": case(draw(4, 3), U),
-        "solve": case(A, B), "svd": case(A, full_matrices=False), "pinv": case(draw(4, 3)), "qr": case(draw(4, 3)),
-        "cond": case(A), "norm": case(A), "matrix_norm": case(A, ord="nuc"), "svdvals": case(draw(4, 3)),
-    }  # fmt: skip
+_ROWS = lax.ScatterDimensionNumbers((1,), (0,), (0,))
+_ROW = lax.GatherDimensionNumbers((1,), (0,), (0,))
+_PLACES = np.array([[0], [2]])
+_GROUPED = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
 
+LAX = merged(
+    each("acosh", LARGE),
+    each("approx_max_k approx_min_k top_k", A, 2),
+    each("argmax argmin", A, 0, np.int32),
+    each("associative_scan", jnp.multiply, A),
+    each("batch_matmul", BATCH, BATCH + 0.1),
+    each("betainc", Fixed(A), Fixed(B), C),
+    each("bitcast_convert_type", A, np.int64),
+    each("broadcast", A, (2,)),
+    each("broadcast_in_dim", A, (3, 2, 3), (0, 2)),
+    each("broadcast_to_rank", A, 3),
+    each("clamp", A - 0.3, B, A + 0.1),
+    each("collapse", CUBE, 1),
+    each("concatenate", [A, B], 0),
+    each("cond", np.array(True), jnp.sin, jnp.cos, A),
+    each("conj imag real", COMPLEX),
+    each("conv", IMAGE, KERNEL, ONES, "SAME"),
+    each("conv_general_dilated", IMAGE, KERNEL, (2, 1), "VALID", rhs_dilation=(1, 2)),
+    each("conv_general_dilated_local", IMAGE, draw(3, 8, 4, 4), ONES, "VALID", (2, 2)),
+    each("conv_general_dilated_patches", IMAGE, (2, 2), ONES, "VALID"),
+    each("conv_transpose", draw(1, 5, 5, 2), draw(2, 2, 2, 3), (2, 2), "SAME"),
+    each("conv_with_general_padding", IMAGE, KERNEL, ONES, ((1, 0), (0, 1)), (2, 1), (1, 1)),
+    each("convert_element_type", A, np.float64),
+    each("custom_linear_solve", lambda x: POSITIVE @ x, U[:3], _solve, symmetric=True),
+    each("custom_root", lambda x: x**3 - 2 * x - 5, S, _newton, lambda g, y: y / g(1.0)),
+    each("dot_general", BATCH, draw(2, 3, 4), (((2,), (1,)), ((0,), (0,)))),
+    each("dynamic_index_in_dim", A, ONE),
+    each("dynamic_slice", A, (ONE, ONE), (2, 2)),
+    each("dynamic_slice_in_dim", A, ONE, 2),
+    each("dynamic_update_index_in_dim", A, B[0], ONE, 0),
+    each("dynamic_update_slice", A, B[:2, :2], (ONE, ONE)),
+    each("dynamic_update_slice_in_dim", A, B[:1], ONE, 0),
+    each("expand_dims rev", A, (0,)),
+    each("fft", COMPLEX, "FFT", (3,)),
+    each("fori_loop", 0, 3, lambda _, x: x * x + 0.1, A),
+    each("full", (2,), S),
+    each("full_like", A, S),
+    each("gather", A, _PLACES, _ROW, (1, 3)),
+    each("index_in_dim", A, 1),
+    each("index_take", A, (ENDS,), (0,)),
+    each("integer_pow", A, 3),
+    each("map", jnp.sin, A),
+    each("pad", A, S, ((1, 0, 1), (0, -1, 0))),
+    each("platform_dependent", A, default=jnp.sin),
+    each("polygamma", Fixed(COUNTS + 0.0), A),
+    each("ragged_dot", TALL, draw(2, 3, 2), np.array([1, 3])),
+    each("ragged_dot_general", TALL, draw(2, 3, 2), np.array([1, 3]), _GROUPED),
+    each("reduce", A, 0.0, lax.add, (1,)),
+    each("reduce_max reduce_min reduce_prod reduce_sum", A, (1,)),
+    each("reduce_precision", A, 8, 23),
+    each("reduce_window", A, 0.0, lax.add, (2, 2), ONES, "VALID"),
+    each("rem zeta", LARGE, A),
+    each("reshape", A, (9,)),
+    each("scan", lambda carry, x: (carry * x + 1, carry - x), S, W),
+    each("scatter scatter_add scatter_max scatter_min scatter_sub", A, _PLACES, B[:2], _ROWS),
+    each("scatter_apply", A, _PLACES, jnp.sin, _ROWS, update_shape=(2, 3)),
+    each("scatter_mul", A, _PLACES, B[:2], _ROWS, unique_indices=True),
+    each("select select_n", MASK, A, B),
+    each("slice", A, (0, 1), (3, 3)),
+    each("slice_in_dim", A, 1, 3),
+    each("sort_key_val", U, V),
+    each("split", A, (1, 2)),
+    each("squeeze", A[None], (0,)),
+    each("switch", ONE, [jnp.sin, jnp.cos], A),
+    each("tile", A, (2, 1)),
+    each("transpose", A, (1, 0)),
+    each("while_loop", lambda x: x.sum() < 9, lambda x: x * 2, A),
+)
 
-def _stats() -> dict[str, dict[str, Case]]:
-    k, n, p = COUNTS, COUNTS + 2, A
-    mean, covariance = U[:3], POSITIVE
-    return {
-        "bernoulli": {"cdf": case(k, p), "logpmf": case(k % 2, p), "pmf": case(k % 2, p), "ppf": case(A, p)},
-        "beta": dict.fromkeys("cdf logcdf logsf sf".split(), case(A, 2.0, 1.5)),
-        "betabinom": dict.fromkeys(("logpmf", "pmf"), case(k, n, A, B)),
-        "binom": dict.fromkeys(("logpmf", "pmf"), case(k, n, p)),
-        "dirichlet": dict.fromkeys(("logpdf", "pdf"), case(Fixed(SIMPLEX), LARGE[0])),
-        "gumbel_l": {"ppf": case(A, B, C)}, "gumbel_r": {"ppf": case(A, B, C)},
-        "geom": dict.fromkeys(("logpmf", "pmf"), case(k + 1, p)),
-        "multinomial": dict.fromkeys(("logpmf", "pmf"), case(np.array([1, 2, 1]), 4, SIMPLEX)),
-        "multivariate_normal": dict.fromkeys(("logpdf", "pdf"), case(A, mean, covariance)),
-        "nbinom": dict.fromkeys(("logpmf", "pmf"), case(k, LARGE, p)),
-        "pareto": dict.fromkeys("cdf logcdf logpdf logsf pdf sf".split(), case(LARGE, B)) | {"ppf": case(A, LARGE)},
-        "poisson": dict.fromkeys("cdf logpmf pmf".split(), case(k, A)) | {"entropy": case(LARGE)},
-        "truncnorm": dict.fromkeys("cdf logcdf logpdf logsf pdf sf".split(), case(A, B - 1, C + 1)),
-        "uniform": dict.fromkeys("cdf logpdf pdf".split(), case(A, B - 0.8, C + 1)) | {"ppf": case(A, B, C)},
-        "gennorm": dict.fromkeys("cdf logpdf pdf".split(), case(SIGNED, LARGE)),
-        "vonmises": dict.fromkeys(("logpdf", "pdf"), case(SIGNED, A)),
-        "wrapcauchy": dict.fromkeys(("logpdf", "pdf"), case(A, B)),
-    }  # fmt: skip
+SPECIAL = merged(
+    each("bernoulli", 4),
+    each("bessel_jn", LARGE[0], v=2),
+    each("betainc", 2.0, 1.5, A),
+    each("comb zeta", LARGE, A),
+    each("expit fresnel log_softmax softmax", SIGNED),
+    each("expn", COUNTS + 1, A),
+    each("multigammaln", LARGE, 2),
+    each("polygamma", COUNTS, A),
+    each("sph_harm_y", np.array([2]), np.array([1]), U[:1], V[:1], n_max=2),
+)
 
+LINALG = merged(
+    each("cholesky eigh eigvalsh", POSITIVE),
+    each("lstsq", TALL, U),
+    each("matrix_norm", A, ord="nuc"),
+    each("matrix_power", A, 3),
+    each("multi_dot", [A, B, C]),
+    each("outer", U, V),
+    each("pinv qr svdvals", TALL),
+    each("svd", A, full_matrices=False),
+    each("tensorinv", draw(2, 3, 6), ind=2),
+    each("tensorsolve", draw(2, 3, 6), draw(2, 3)),
+)
 
-def _all() -> dict[str, Case]:
-    groups = {
-        "jax.numpy": _numpy(), "jax.nn": _nn(), "jax.lax": _lax(), "jax.scipy.special": _special(),
-        "jax.numpy.linalg": _linalg(), "jax.numpy.fft": {"hfft": case(COMPLEX), "irfft": case(COMPLEX), "irfft2": case(COMPLEX), "irfftn": case(COMPLEX)},
-        **{f"jax.scipy.stats.{name}": cases for name, cases in _stats().items()},
-    }  # fmt: skip
-    return {f"{group}.{name}": one for group, cases in groups.items() for name, one in cases.items()}
+FFT = each("hfft irfft irfft2 irfftn", COMPLEX)
 
+STATS = {
+    "bernoulli": merged(each("cdf", COUNTS, A), each("logpmf pmf", COUNTS % 2, A), each("ppf", A, B)),
+    "beta": each("cdf logcdf logsf sf", A, 2.0, 1.5),
+    "betabinom": each("logpmf pmf", COUNTS, COUNTS + 2, A, B),
+    "binom": each("logpmf pmf", COUNTS, COUNTS + 2, A),
+    "dirichlet": each("logpdf pdf", Fixed(SIMPLEX), LARGE[0]),
+    "gennorm": each("cdf logpdf pdf", SIGNED, LARGE),
+    "geom": each("logpmf pmf", COUNTS + 1, A),
+    "multinomial": each("logpmf pmf", np.array([1, 2, 1]), 4, SIMPLEX),
+    "multivariate_normal": each("logpdf pdf", A, U[:3], POSITIVE),
+    "nbinom": each("logpmf pmf", COUNTS, LARGE, A),
+    "pareto": merged(each("cdf logcdf logpdf logsf pdf sf", LARGE, B), each("ppf", A, LARGE)),
+    "poisson": merged(each("cdf logpmf pmf", COUNTS, A), each("entropy", LARGE)),
+    "truncnorm": each("cdf logcdf logpdf logsf pdf sf", A, B - 1, C + 1),
+    "uniform": merged(each("cdf logpdf pdf", A, B - 0.8, C + 1), each("ppf", A, B, C)),
+    "vonmises": each("logpdf pdf", SIGNED, A),
+}
 
-ARGUMENTS = _all()
+_GROUPS = {
+    "jax.numpy": NUMPY,
+    "jax.nn": NN,
+    "jax.lax": LAX,
+    "jax.scipy.special": SPECIAL,
+    "jax.numpy.linalg": LINALG,
+    "jax.numpy.fft": FFT,
+    **{f"jax.scipy.stats.{name}": cases for name, cases in STATS.items()},
+}
+
+ARGUMENTS = {f"{group}.{name}": case for group, cases in _GROUPS.items() for name, case in cases.items()}
 """What functions are called with, by their full names."""

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bpresearch.verify.equations import Plant
 from bpresearch.verify.comparison import MATHEMATICS, largest_error, magnitude
 from bpresearch.verify.engines import by_autodiff, by_rules
+from bpresearch.verify.equations import Plant
 from bpresearch.verify.precision import is_floating, jittered, random_like
 from bpresearch.verify.report import Row
 
@@ -102,7 +102,7 @@ def behaviour_program(
 
 
 def _takes_parts(gradient: Callable[..., Any], params: Any, state: Any, x: Any, y: Any) -> bool:
-    """Whether the model and the loss take half a batch, and one example; not all do whose first axes agree."""
+    """Whether the model and the loss take half a batch, and one example; not all do whose axes agree."""
     try:
         for some in (lambda leaf: leaf[: leaf.shape[0] // 2], lambda leaf: leaf[:1]):
             jax.eval_shape(gradient, params, state, *jax.tree.map(some, (x, y)))

@@ -21,7 +21,6 @@ from bpresearch import chainrule
 from bpresearch.chainrule.engine import filled, rule_of, several
 from bpresearch.chainrule.notes import collecting, note
 from bpresearch.chainrule.primitives import Equation, is_floating
-from bpresearch.functional import Loss
 from bpresearch.verify.comparison import MATHEMATICS, Comparison, compare, largest_error, magnitude
 from bpresearch.verify.equations import CALLS, Label, Plant, label, reference
 from bpresearch.verify.hints import cotangent_hint, hint
@@ -76,32 +75,34 @@ class Blame:
         graphdef, loss_fn: the model and its loss.
         plant_of: what is planted, by the number of the fault.
         careful: equations that are asked about a second cotangent, and about rounding; layers always are.
-        seen, order: filled, when the program is traced, with the equations, and with their labels in the order
-            of the forward pass.
+        seen, order: filled, when the program is traced, with the equations, and with their labels in the
+            order of the forward pass.
     """
 
     graphdef: nnx.GraphDef
-    loss_fn: Loss
+    loss_fn: Any
     plant_of: Callable[[jax.Array], Plant]
     careful: frozenset[Label] = frozenset()
 
     def __post_init__(self) -> None:
         self.seen: dict[Label, Equation] = {}
-        self.order: list[Label] = []
+        self.order: list[Any] = []
 
-    def __call__(self, fault: jax.Array, params: Any, state: Any, x: Any, y: Any) -> dict[Label, Any]:
+    def __call__(self, fault: jax.Array, params: Any, state: Any, x: Any, y: Any) -> dict[Any, Any]:
         """For each equation the error of its rule and its `Answer`; in a loop those of the worst step."""
         gradient = chainrule.gradient(self.graphdef, self.loss_fn, inputs=True)
         with chainrule.replacing(self.plant_of(fault)), chainrule.watching(self.watch), collecting() as notes:
             gradient(params, state, (x, y))
         self.order = list(reversed(notes))
-        return notes
+        return dict(notes)
 
     def watch(self, e: Equation, bars: Sequence[Any], answer: tuple[Any, ...]) -> tuple[Any, ...]:
         """Compares an equation's answer with the reference's, and hands the latter on."""
         if e.primitive.name in CALLS:
             return answer
         about = label(e)
+        results = ", ".join(f"{y.dtype}{y.shape}" for y in e.outs)  # notes of one name have one structure
+        about = replace(about, signature=f"{about.signature} {results}")
         self.seen[about] = e
         ask = check_carefully if about.is_layer or about in self.careful else check
         found = ask(e, bars, answer)
@@ -112,7 +113,10 @@ class Blame:
 
 def _size_of_error(answer: Answer) -> jax.Array:
     """The largest error of any cotangent, relative to the largest of them."""
-    pairs = [*zip(answer.found, answer.expected, strict=True), *zip(answer.outs, answer.own_outs, strict=True)]
+    pairs = [
+        *zip(answer.found, answer.expected, strict=True),
+        *zip(answer.outs, answer.own_outs, strict=True),
+    ]
     apart = [jnp.max(jnp.abs(f - e), initial=0.0) for f, e in pairs]
     sizes = [jnp.max(jnp.abs(e), initial=0.0) for _, e in pairs]
     largest = jnp.stack([jnp.asarray(size, jnp.float64) for size in sizes]).max()
@@ -144,7 +148,8 @@ def check_carefully(e: Equation, bars: Sequence[Any], answer: tuple[Any, ...]) -
     """`check` for two cotangents, with a mixture of both and with what rounding does."""
     bars = filled(bars, e.outs)
     some = [x for x, wanted in zip(e.ins, e.wanted, strict=True) if wanted]
-    other = [_another_like(bar) if is_floating(y) else None for bar, y in zip(bars, e.outs, strict=True)]
+    pairs: list[Any] = list(zip(bars, e.outs, strict=True))
+    other: list[Any] = [_another_like(bar) if is_floating(y) else None for bar, y in pairs]
     mixed = [None if a is None else 2 * a - 3 * b for a, b in zip(bars, other, strict=True)]
     function = reference(e)
 
@@ -227,7 +232,9 @@ def _judge(about: Label, e: Equation, answer: Answer) -> Row:
     worst_name, worst, wrong = "", Comparison(0.0), None
     for name, f, x, noise in zip(names, found, expected, answer.noise, strict=True):
         if np.shape(f) != np.shape(x):
-            raise ValueError(f"the rule of {about.where} gives shape {np.shape(f)} for its {name}, not {np.shape(x)}")
+            raise ValueError(
+                f"the rule of {about.where} gives shape {np.shape(f)} for its {name}, not {np.shape(x)}"
+            )
         most = magnitude(x) if name == OUTPUT else largest
         result = compare(_real(f), _real(x), float(noise), most)
         if result.error > worst.error:
@@ -267,7 +274,9 @@ def is_linear(answer: Answer) -> bool:
     return largest_error(answer.mixed, expected) <= MATHEMATICS
 
 
-def _explain(about: Label, name: str, worst: Comparison, wrong: tuple, answer: Answer) -> tuple[str, str, Any]:
+def _explain(
+    about: Label, name: str, worst: Comparison, wrong: tuple, answer: Answer
+) -> tuple[str, str, Any]:
     """What is wrong with a rule, a hint, and the worst element as an index into the leaf itself."""
     detail = f"its rule ({about.name}) is wrong in the {name}"
     found, expected = wrong
@@ -275,7 +284,10 @@ def _explain(about: Label, name: str, worst: Comparison, wrong: tuple, answer: A
         return detail, hint(found, expected), worst.worst
     first: Any = next(iter(answer.bars), np.zeros(()))
     of_found, of_expected = found[0], expected[0]
-    if len(found) == 2 and compare(found[0], expected[0]).error <= MATHEMATICS < compare(found[1], expected[1]).error:
+    if (
+        len(found) == 2
+        and compare(found[0], expected[0]).error <= MATHEMATICS < compare(found[1], expected[1]).error
+    ):
         detail += ", for another cotangent than this model's own"
         of_found, of_expected = found[1], expected[1]
     said = hint(of_found, of_expected, first.shape[0] if np.ndim(first) else None)

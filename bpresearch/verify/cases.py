@@ -136,8 +136,8 @@ def with_mask(shape: tuple[int, ...], mask: tuple[int, ...]) -> Callable[[np.ran
     return draw
 
 
-SEVERAL_INPUTS: dict[str, tuple[Callable[[np.random.Generator], Any], Callable[[nnx.Rngs], Any]]] = {
-    "dot_product_attention": (queries_keys_values, lambda rngs: dot_product_attention),
+SEVERAL_INPUTS: dict[str, tuple[Callable[[np.random.Generator], Any], Any]] = {
+    "dot_product_attention": (queries_keys_values, None),  # two functions of this name: itself
     "dot_product_attention_with_rope": (
         queries_keys_values,
         lambda rngs: partial(vars(nnx)["dot_product_attention_with_rope"], rope=vars(nnx)["RoPE"]()),
@@ -153,8 +153,8 @@ SEVERAL_INPUTS: dict[str, tuple[Callable[[np.random.Generator], Any], Callable[[
 WITHOUT_CASE = {
     "ctc_loss_with_forward_probs": "returns three arrays, so that it is neither a loss nor a layer of a "
     "model; its backward pass is that of ctc_loss",
-    "l1_penalty": "takes a model's parameters, and is neither a loss nor a layer of it",
-    "l2_penalty": "takes a model's parameters, and is neither a loss nor a layer of it",
+    "conv_general_dilated": "the map inside of nnx.Conv and nnx.ConvTranspose, whose rules ask it",
+    "patch_convolution": "the map inside of nnx.Conv, whose rule asks it",
 }
 """Rules that no model of a layer and a loss can use, and why."""
 
@@ -259,7 +259,8 @@ def case_of(target: Any, seed: int = 0) -> Case:
             model, x, loss_fn = nnx.Linear(4, 4, rngs=rngs), rng.normal(size=shape), target
         elif name in SEVERAL_INPUTS:
             draw, make_layer = SEVERAL_INPUTS[name]
-            model, x = nnx.Sequential(make_layer(rngs), nnx.tanh), draw(rng)
+            layer = make_layer(rngs) if make_layer else target
+            model, x = nnx.Sequential(layer, nnx.tanh), draw(rng)
         elif name in INTEGER_INPUTS:
             count, embed = INTEGER_INPUTS[name]
             model, x = nnx.Sequential(embed(rngs), nnx.tanh), rng.integers(0, count, (EXAMPLES, 2))
@@ -321,7 +322,9 @@ def faults_of(case: Case, each: int = 3) -> dict[str, Plant]:
         each: in how many operations, at most, a kind of mistake is made.
     """
     layer = equations_of(case.model, case.loss_fn, case.x, case.y)[case.place]
-    faults = {n: planted(case.place, fault.plant) for n, fault in FAULTS.items() if fault.fits_equation(layer)}
+    faults = {
+        n: planted(case.place, fault.plant) for n, fault in FAULTS.items() if fault.fits_equation(layer)
+    }
     for name, count in operations_of(case).items():
         for number in sorted({round(i) for i in np.linspace(0, count - 1, min(each, count))}):
 

@@ -22,7 +22,7 @@ DTYPES = ("float64", "float32", "bfloat16")
 
 def model(
     model: nnx.Module,
-    loss_fn: Loss,
+    loss_fn: Loss | TrainingLoss,
     x: Any,
     y: Any,
     *,
@@ -39,8 +39,8 @@ def model(
     Two questions are answered apart. *Is the mathematics right?* Everything is computed in float64; the
     hand-written gradient is compared with autodiff's (relative error of each leaf at most 1e-10) and with
     finite differences, which know nothing of either; then the rule of each equation (a layer, a primitive) by
-    itself is compared with the derivative of that equation (see `bpresearch.verify.blame`). *Is the arithmetic sound* in `dtype`, where
-    that is not float64? See `bpresearch.verify.rounding`.
+    itself is compared with the derivative of that equation (see `bpresearch.verify.blame`). *Is the
+    arithmetic sound* in `dtype`, where that is not float64? See `bpresearch.verify.rounding`.
 
     Neither the model nor JAX's configuration is changed.
 
@@ -53,15 +53,15 @@ def model(
             first is asked. Default: the dtype of the model's parameters.
         order: 2 verifies the hand-written product of the Hessian with a vector as well (`chainrule.hvp`,
             see `bpresearch.verify.second_order`).
-        oracles: which of "autodiff", "finite differences", "rounding", "rule" (each equation's rule by itself,
-            which names the culprits) and "behaviour" (see `bpresearch.verify.behaviour`) to ask.
+        oracles: which of "autodiff", "finite differences", "rounding", "rule" (each equation's rule by
+            itself, which names the culprits) and "behaviour" (see `bpresearch.verify.behaviour`) to ask.
         every_coordinate_up_to: leaves of at most so many elements get finite differences in each of them.
         missed: the probability, for each larger leaf, that a wrong element is missed by finite differences,
             which decides in how many random directions they are taken (see `bpresearch.verify.directions`).
         seed: of the random directions.
         plant: a fault to plant, to see what is reported: a name from `bpresearch.verify.faults`, with
-            `@layers.2` after it for a certain layer, `@tanh` for a primitive or `@file.py:12` for a line, or a
-            function `(equation, rule) -> rule` (see `chainrule.replacing`).
+            `@layers.2` after it for a certain layer, `@tanh` for a primitive or `@file.py:12` for a line, or
+            a function `(equation, rule) -> rule` (see `chainrule.replacing`).
 
     Raises:
         ValueError: unknown `dtype`, order, oracle or fault, or a fault that fits no equation of the model.
@@ -105,7 +105,7 @@ def loss(loss: Callable[..., Any], model: nnx.Module, batch: Any, **options: Any
 
 def prepare(
     model: nnx.Module,
-    loss_fn: Callable[..., jax.Array],
+    loss_fn: Loss | TrainingLoss,
     x: Any,
     y: Any,
     dtype: Any = None,

@@ -14,7 +14,7 @@ from bpresearch import chainrule
 from bpresearch.chainrule.engine import read
 from bpresearch.chainrule.notes import collecting
 from bpresearch.chainrule.primitives import LAYER, Equation, is_floating
-from bpresearch.functional import Loss, split
+from bpresearch.functional import split
 
 Plant = Callable[[Equation, Any], Any]
 """What `chainrule.replacing` takes: `(equation, rule) -> rule`."""
@@ -32,21 +32,22 @@ class Label:
         layer: path of the layer that it is, or is in.
         line: the user's file and line.
         is_layer: whether it is the call of a layer with a rule.
-        shapes: of its operands.
+        signature: shapes of its operands, and where derivatives pass.
     """
 
     name: str
     layer: str
     line: str
     is_layer: bool
-    shapes: tuple[tuple[int, ...], ...]
+    signature: str
 
     @property
     def where(self) -> str:
         """As reports name it: a layer by its path, anything else by path, file and line."""
         if self.is_layer:
             return self.layer or "model"
-        return f"{self.name} at {', '.join(filter(None, (self.layer, self.line)))}"
+        place = ", ".join(filter(None, (self.layer, self.line)))
+        return f"{self.name} at {place}" if place else self.name
 
     def matches(self, place: str) -> bool:
         """Whether `place` names it: a path, a primitive, `path:primitive` or `file.py:line`."""
@@ -57,11 +58,11 @@ class Label:
 
 def label(e: Equation) -> Label:
     """The label of an equation."""
-    shapes = tuple(jnp.shape(x) for x in e.ins)
-    return Label(e.name, e.layer, e.line, e.primitive.name == LAYER, shapes)
+    signature = f"{[jnp.shape(x) for x in e.ins]} {e.wanted} {e.live}"
+    return Label(e.name, e.layer, e.line, e.primitive.name == LAYER, signature)
 
 
-def equations_of(model: nnx.Module, loss_fn: Loss, x: Any, y: Any) -> dict[Label, Equation]:
+def equations_of(model: nnx.Module, loss_fn: Any, x: Any, y: Any) -> dict[Label, Equation]:
     """Every equation that a cotangent passes, in the order of the forward pass; calls are not among them."""
     graphdef, params, state = split(model)
     found: dict[Label, Equation] = {}

@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import lax
 
 from bpresearch.chainrule import Equation, rule_for
 from bpresearch.chainrule.engine import several
 from bpresearch.chainrule.primitives import LAYER
 from bpresearch.chainrule.primitives import is_floating as is_inexact
-from bpresearch.models import patch_convolution
 from bpresearch.verify.equations import Label, Plant, label, with_backward
 
 Backward = Callable[..., tuple[Any, Any]]
@@ -32,8 +30,8 @@ class Fault:
 
     `backward(rule, layer, residuals, y_bar, **options)` takes the place of the rule's own, and where it is
     given `forward(rule, layer, *inputs, **options)` too, for what is kept is wrong already. A fault that fits
-    anywhere is planted in rules for primitives as well: there the layer is None, the residuals are operands and
-    results, and the answer has no parameters.
+    anywhere is planted in rules for primitives as well: there the layer is None, the residuals are operands
+    and results, and the answer has no parameters.
     """
 
     name: str
@@ -75,9 +73,7 @@ class FaultError(ValueError):
     """There is no such fault, or it fits no layer of the model; the message says what would."""
 
 
-def fault(
-    layers: str, fits: Callable[[Any], bool], anywhere: bool = False
-) -> Callable[[Backward], Backward]:
+def fault(layers: str, fits: Callable[[Any], bool], anywhere: bool = False) -> Callable[[Backward], Backward]:
     """Decorator: a wrong backward pass becomes the fault of its name, described by its docstring."""
 
     def enter(backward: Backward) -> Backward:
@@ -157,12 +153,10 @@ def _is_approximate_gelu(layer: Any) -> bool:
     return function_of(layer) is nnx.gelu and options.get("approximate", True)
 
 
-def _is_convolution(layer: Any) -> bool:
-    return function_of(layer) in (lax.conv_general_dilated, patch_convolution)
-
-
 def _scaled(tree: Any, factor: float) -> Any:
-    return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor, leaf.dtype) if is_inexact(leaf) else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: leaf * jnp.asarray(factor, leaf.dtype) if is_inexact(leaf) else leaf, tree
+    )
 
 
 @fault("nnx.Linear with as many outputs as inputs", _is_square)
@@ -229,14 +223,13 @@ def softmax_minus_onehot_missing(rule, layer, residuals, values_bar):
     return {}, (probabilities * values_bar[..., None], None)
 
 
-@fault("nnx.Conv with a window of more than one element", _is_convolution)
-def kernel_not_flipped(rule, layer, residuals, y_bar, **options):
+@fault("nnx.Conv", is_module(nnx.Conv))
+def kernel_not_flipped(rule, layer, residuals, y_bar):
     """x_bar by a convolution with the kernel as it is instead of reversed."""
-    x, kernel = residuals
-    grads, (_, kernel_bar) = rule.backward(layer, residuals, y_bar, **options)
+    x, (padded, kernel) = residuals
+    grads, _ = rule.backward(layer, residuals, y_bar)
     flipped = jnp.flip(kernel, range(kernel.ndim - 2))
-    _, (x_bar, _) = rule.backward(layer, (x, flipped), y_bar, **options)
-    return grads, (x_bar, kernel_bar)
+    return grads, rule.backward(layer, (x, (padded, flipped)), y_bar)[1]
 
 
 @fault("nnx.max_pool", is_function(nnx.max_pool))

@@ -39,17 +39,16 @@ STEP = 1e-4
 EXPLAINED = {
     "jax.nn.dot_product_attention": "JAX rounds its softmax to float32 whatever the inputs are",
     "jax.lax.reduce_precision": "a staircase: JAX, and the rule, take the slope 1 that it has on the whole",
-    "jax.scipy.stats.poisson.entropy": "JAX's tangent, and with it the rules', is NaN: 0 times the slope of log "
-    "at 0, in a branch that is not taken; the cotangents are right",
+    "jax.scipy.stats.poisson.entropy": "JAX's tangent, and with it the rules', is NaN: 0 times the slope of "
+    "log at 0, in a branch that is not taken; the cotangents are right",
 }
 """Why a function is not right though its rules are; it does not count as right."""
 
+_COLLECTIVES = """all_gather all_to_all axis_index axis_size pbroadcast pcast pmax pmean pmin ppermute
+    precv psend pshuffle psum psum_scatter pswapaxes ragged_all_to_all"""
+
 LEFT_OUT = {
-    **dict.fromkeys(
-        """all_gather all_to_all axis_index axis_size pbroadcast pcast pmax pmean pmin ppermute precv psend pshuffle
-        psum psum_scatter pswapaxes ragged_all_to_all""".split(),
-        "needs the devices of a mesh axis; see the tests of collectives",
-    ),
+    **dict.fromkeys(_COLLECTIVES.split(), "needs the devices of a mesh axis; see the tests of collectives"),
     "intersect1d": "changes only where elements become equal",
 }
 """Functions that are not tried, by their last name, and why."""
@@ -127,8 +126,8 @@ class Functions:
 
     def __str__(self) -> str:
         explained = len(self.counted) - len(self.right) - len(self.wrong)
-        last = f"{len(self.counted)} functions: {len(self.right)} right, {explained} explained, {len(self.wrong)} wrong"
-        return "\n".join([*map(str, self.rows), "", last])
+        kinds = f"{len(self.right)} right, {explained} explained, {len(self.wrong)} wrong"
+        return "\n".join([*map(str, self.rows), "", f"{len(self.counted)} functions: {kinds}"])
 
 
 def functions(names: Sequence[str] | None = None, every: int = 1) -> Functions:
@@ -253,7 +252,7 @@ def differences(f: Callable[..., Any], xs: Arrays, dots: Arrays) -> list[Any]:
 
 
 def relative_error(found: Arrays, right: Arrays) -> float:
-    """The largest error of any array, relative to its largest element; one that is nearly zero, to the others'."""
+    """The largest error of any array, relative to its largest element; of one near zero, to the others'."""
     largest = max((np.max(np.abs(array), initial=0.0) for array in right), default=0.0)
     worst = 0.0
     for one, other in zip(found, right, strict=True):

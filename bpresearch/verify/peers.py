@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpresearch.functional import split
-from bpresearch.verify.equations import Plant
 from bpresearch.verify.engines import by_rules, mean_loss
+from bpresearch.verify.equations import Plant
 from bpresearch.verify.precision import cast, cast_model
 from bpresearch.verify.verification import one_of
 

@@ -46,7 +46,7 @@ def second_order_rows(model: nnx.Module, loss_fn: Any, x: Any, y: Any, seed: int
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     try:
         found = jax.tree.leaves(chainrule.hvp(model, loss_fn, x, y, vector))
-    except chainrule.NoRuleError as error:
+    except chainrule.NoRuleError as error:  # of a primitive, too
         reason = str(error).splitlines()[0]
         return [
             Row(name, shape, "second order", math.nan, math.nan, None, reason)

@@ -15,7 +15,7 @@ from jax import lax
 from bpresearch.chainrule import Equation, Rule
 from bpresearch.chainrule.engine import several
 from bpresearch.chainrule.primitives import LAYER
-from bpresearch.functional import TrainingLoss, as_inputs, merge, split
+from bpresearch.functional import Loss, TrainingLoss, as_inputs, merge, split
 from bpresearch.verify.behaviour import behaviour_program, behaviour_rows, finite_row
 from bpresearch.verify.blame import (
     AUTODIFF_IS_WRONG,
@@ -29,8 +29,8 @@ from bpresearch.verify.comparison import MATHEMATICS, SAFETY, compare, magnitude
 from bpresearch.verify.differences import Verdict, judge, measure
 from bpresearch.verify.directions import MISSED, choose_directions
 from bpresearch.verify.engines import by_autodiff, by_rules, leaf_names, mean_loss
-from bpresearch.verify.plain import HeldInLoopError, loses_precision
 from bpresearch.verify.equations import Label, Plant, with_backward
+from bpresearch.verify.plain import HeldInLoopError, loses_precision
 from bpresearch.verify.precision import cast, cast_model, compiled, is_floating, jittered
 from bpresearch.verify.report import Report, Row
 from bpresearch.verify.rounding import LARGEST_RATIO, rounding_ratio
@@ -114,7 +114,7 @@ class Verification:
 
     def __init__(
         self,
-        loss_fn: Callable[..., jax.Array],
+        loss_fn: Loss | TrainingLoss,
         low: nnx.GraphDef,
         high: nnx.GraphDef,
         dtype: str,
@@ -155,7 +155,7 @@ class Verification:
         return compiled(program)
 
     def _largest_output(self, params: Any, state: Any, x: Any, value: jax.Array) -> jax.Array:
-        """The largest magnitude of the model's outputs; of the loss, where this is a function of the model."""
+        """The largest magnitude of the model's outputs; of the loss, if this is a function of the model."""
         if isinstance(self.loss_fn, TrainingLoss):
             return jnp.abs(value)
         outputs = jax.tree.leaves(merge(self.high, params, state)(*as_inputs(x)))

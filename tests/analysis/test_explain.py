@@ -95,7 +95,7 @@ def test_a_path_leads_through_each_branch():
         (moved, {("input", "dot_general"), ("activation", "tanh")}),
         (looped, {("block", "scan")}),
         (spectral, None),
-        (centred, {("input", "dot_general"), ("activation", "tanh"), ("activation", "sub"), ("activation", "div")}),
+        (centred, {("input", "dot_general"), *[("activation", name) for name in ("tanh", "sub", "div")]}),
         (products, None),
     ],
 )  # fmt: skip
@@ -118,7 +118,7 @@ def test_a_training_loss_has_paths_too():
     model = Branched()
     found = bp.explain(model, loss, {"x": X, "t": T}, weight="hidden.kernel[1,2]", paths=100)
     assert found.agrees and found.links[-1] == found.links[-1]._replace(kind="loss", layer="loss")
-    decay = [path for path in found.paths if len(path.links) == 2]
+    decay = [path for path in found.paths if path.links[0].kind == "activation"]
     assert sum(path.product for path in decay) == pytest.approx(0.2 * float(model.hidden.kernel[1, 2]))
     by_hand = jax.grad(lambda w: loss(nnx.merge(*nnx.split(model)[:1], w), {"x": X, "t": T}))
     gradient = by_hand(nnx.state(model))["hidden"]["kernel"][...][1, 2]

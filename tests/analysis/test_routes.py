@@ -10,7 +10,9 @@ RNG = np.random.default_rng(0)
 SIZES = [1, 3, 2, 4, 1]
 PAIRS = [(0, 1), (0, 2), (1, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4), (0, 3)]
 """Of nodes: some are joined twice, some ways are longer than others."""
-MATRICES = [RNG.normal(size=(SIZES[b], SIZES[a])) * (RNG.random((SIZES[b], SIZES[a])) > 0.3) for a, b in PAIRS]
+MATRICES = [
+    RNG.normal(size=(SIZES[b], SIZES[a])) * (RNG.random((SIZES[b], SIZES[a])) > 0.3) for a, b in PAIRS
+]
 EDGES = [routes.Edge(a, b, from_dense(matrix)) for (a, b), matrix in zip(PAIRS, MATRICES, strict=True)]
 
 

@@ -16,32 +16,6 @@ from bpresearch.functional import as_inputs, merge, split
 from bpresearch.verify.precision import cast, cast_model
 
 
-@pytest.fixture(autouse=True)
-def rules_of_a_test_end_with_it(monkeypatch):
-    """What a test registers is forgotten after it, compiled programs and all."""
-    monkeypatch.setattr(registry, "_rules", registry.registered())
-    before = registry.version()
-    yield
-    if registry.version() != before:
-        registry._version += 1
-
-
-class SideBySide(nnx.Module):
-    """Layers with one input, and all their outputs in one row of numbers."""
-
-    def __init__(self, *layers):
-        self.layers = nnx.List(layers)
-
-    def __call__(self, *inputs):
-        return jnp.concatenate([layer(*inputs).ravel() for layer in self.layers])
-
-
-@pytest.fixture(scope="session")
-def side_by_side():
-    """`side_by_side(*layers)`: a model of many layers, for one compilation of all of them."""
-    return SideBySide
-
-
 @pytest.fixture(scope="session")
 def ask_rule():
     """`ask_rule(layer, *inputs) -> y, back`: the rule of one layer, `back(y_bar) -> grads, x_bar`."""

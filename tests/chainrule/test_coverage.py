@@ -1,4 +1,4 @@
-"""Every primitive, layer, activation and loss of the installed versions has a rule, or a reason for having none."""
+"""Every primitive, layer, activation and loss has a rule, or a reason for having none."""
 
 from types import ModuleType
 
@@ -102,7 +102,7 @@ def test_a_rule_is_shown_by_its_file():
     rules = {row.name: row.rule for row in chainrule.coverage().primitives.rows}
     assert rules["sin"] == 'rules/lax/elementwise.py  elementwise("sin", lambda x, y: lax.cos(x))'
     assert rules["psum"].startswith("rules/lax/collectives.py  y = sum_k x_k")
-    assert rules["svd"].startswith("rules/lax/eigenvalues.py  A = U diag(s) V^H")
+    assert rules["svd"].startswith("rules/lax/eigenvalues.py  A = U S V^H")
 
 
 def test_no_primitive_is_missing():

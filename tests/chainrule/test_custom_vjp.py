@@ -139,7 +139,9 @@ class Scaled(nnx.Module):
 def test_a_layer_without_a_rule_is_traced(normal):
     def gradient(layer):
         graphdef, params = nnx.split(layer)
-        return jax.jit(jax.grad(lambda p, x: jnp.sum(nnx.merge(graphdef, p)(x) ** 2), (0, 1)))(params, normal(1, 4, 2))
+        return jax.jit(jax.grad(lambda p, x: jnp.sum(nnx.merge(graphdef, p)(x) ** 2), (0, 1)))(
+            params, normal(1, 4, 2)
+        )
 
     found, right = (jax.tree.leaves(gradient(each)) for each in (chainrule.as_custom_vjp(Scaled()), Scaled()))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-13), found, right)

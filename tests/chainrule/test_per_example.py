@@ -1,4 +1,4 @@
-"""Gradients of single examples against `vmap` of `grad`."""
+"""Gradients of single examples: against JAX's `vmap` of `grad`, and the Jacobian of the batch's losses."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from bpresearch import autodiff, chainrule
-from bpresearch.functional import split
+from bpresearch.functional import merge, split
 from bpresearch.models import Residual, flatten, patch_convolution
 from bpresearch.models.attention import CausalAttention, dot_product_attention
 from bpresearch.models.combinators import Masked, Unembed
@@ -98,19 +98,138 @@ def test_a_loss_of_the_whole_batch_is_refused(normal):
         chainrule.per_example_gradients(model, optax.losses.ntxent, normal(1, 4, 3), labels)
 
 
-def test_a_residual_that_mixes_the_examples_is_refused(normal):
-    def folded(x):
-        return 2 * x
-
-    @chainrule.rule(folded)
-    class FoldedRule:
-        def forward(layer, x):
-            return 2 * x, x.reshape(-1)
-
-        def backward(layer, residuals, y_bar):
-            return {}, 2 * y_bar
-
-    with pytest.raises(ValueError, match=r"residual of shape \(12,\) that mixes the 4 examples"):
+def test_arrays_of_other_lengths_are_no_batch(normal):
+    with pytest.raises(
+        ValueError, match=r"the first axis of each array is the batch, not of \(4, 3\), \(2,\)"
+    ):
         chainrule.per_example_gradients(
-            nnx.Sequential(folded), optax.l2_loss, normal(1, 4, 3), normal(2, 4, 3)
+            nnx.Linear(3, 2, rngs=nnx.Rngs(0)), cross_entropy, normal(1, 4, 3), np.arange(2)
         )
+
+
+def assert_rows(model, loss, batch):
+    """The gradients are the rows of the Jacobian of `loss(model, batch)`."""
+    graphdef, params, state = split(model)
+
+    def losses(params):
+        return loss(merge(graphdef, params, state), batch)
+
+    values, rows = jax.jit(lambda p: (losses(p), jax.jacrev(losses)(p)), compiler_options=QUICKLY)(params)
+    given = jax.jit(
+        lambda p: chainrule.per_example_gradients(loss)(merge(graphdef, p, state), batch),
+        compiler_options=QUICKLY,
+    )
+    found, grads = given(params)
+    np.testing.assert_allclose(found, values, rtol=1e-12)
+    grads = nnx.to_pure_dict(grads)
+    assert jax.tree.structure(grads) == jax.tree.structure(rows)
+    for (path, right), ours in zip(jax.tree.leaves_with_path(rows), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(ours, right, rtol=1e-9, atol=1e-12, err_msg=jax.tree_util.keystr(path))
+
+
+class OwnCall(nnx.Module):
+    """A user's own model: stacked layers in a scan, dropout in and beside them, a mask, an option."""
+
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=2)
+        @nnx.vmap(axis_size=2)
+        def stacked(rngs):
+            return nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), nnx.Dropout(0.3, rngs=rngs), nnx.tanh)
+
+        self.embed, self.stack = nnx.Embed(5, 4, rngs=rngs), stacked(rngs)
+        self.attention = nnx.MultiHeadAttention(2, 4, dropout_rate=0.4, decode=False, rngs=rngs)
+        self.norm, self.out = nnx.LayerNorm(4, rngs=rngs), nnx.Linear(4, 5, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, broadcast_dims=(1,), rngs=rngs)
+
+    def __call__(self, tokens, *, mask):
+        h = nnx.scan(lambda h, layer: (layer(h), None))(self.embed(tokens), self.stack)[0]
+        h = h + self.attention(self.norm(h), mask=mask, deterministic=False)
+        return jax.vmap(self.out)(self.drop(h))
+
+
+def test_a_model_of_ones_own_with_dropout(random_model):
+    """Every example has its own row of each mask."""
+    tokens = jnp.array([[0, 3, 1], [2, 2, 4], [1, 0, 3]])
+    mask = np.broadcast_to(np.tril(np.ones((3, 3), bool)), (3, 1, 3, 3))
+
+    def loss(model, batch):
+        tokens, mask = batch
+        return jnp.mean(cross_entropy(model(tokens, mask=mask), jnp.flip(tokens, 1)), 1)
+
+    assert_rows(random_model(lambda: OwnCall(nnx.Rngs(0))), loss, (tokens, mask))
+
+
+class Tracked(nnx.Module):
+    """Variables that mix the examples, which no output does; a kernel for each row of the batch."""
+
+    def __init__(self, rngs):
+        self.each = nnx.LinearGeneral(3, 4, axis=-1, batch_axis={0: 4}, rngs=rngs)
+        self.mean = nnx.Variable(jnp.zeros(4))
+        self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
+
+    def __call__(self, x):
+        h = self.norm(self.each(x))
+        self.mean[...] = jnp.mean(h, 0)
+        return h
+
+
+def test_variables_may_mix_the_examples(random_model, normal):
+    def loss(model, x):
+        return jnp.sum(nnx.tanh(model(x)), -1)
+
+    model = random_model(lambda: Tracked(nnx.Rngs(0)))
+    model.norm.var[...] = jnp.ones(4)
+    assert_rows(model, loss, normal(1, 4, 3))
+
+
+def test_rules_of_ones_own_are_kept(random_model, normal):
+    """Their passes are those of the batch: this one divides by the number of examples, and adds to x_bar."""
+
+    class Scale(nnx.Module):
+        def __init__(self, rngs):
+            self.scale = nnx.Param(jnp.ones(3))
+
+        def __call__(self, x):
+            return x * self.scale[...][None] / len(x)
+
+    @chainrule.rule(Scale)
+    class ScaleRule:
+        def forward(layer, x):
+            return layer(x), (x / len(x)).reshape(-1)
+
+        def backward(layer, x, y_bar):
+            scale_bar = 5 * jnp.sum(x.reshape(y_bar.shape) * y_bar, 0)
+            return {"scale": scale_bar}, y_bar * layer.scale[...][None] / len(y_bar)
+
+    model = random_model(lambda: nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), Scale(nnx.Rngs(0))))
+    x, y = normal(1, 4, 2), normal(2, 4, 3)
+    losses, grads = chainrule.per_example_gradients(model, optax.squared_error, x, y)
+    loss, expected = chainrule.value_and_grad(model, optax.squared_error, x, y)
+    np.testing.assert_allclose(jnp.mean(losses), loss, rtol=1e-13)
+    jax.tree.map(lambda g, e: np.testing.assert_allclose(jnp.mean(g, 0), e, rtol=1e-12), grads, expected)
+
+    class Mixing(ScaleRule):
+        def backward(layer, x, y_bar):
+            grads, x_bar = ScaleRule.backward(layer, x, y_bar)
+            return grads, x_bar / jnp.max(jnp.abs(x_bar))
+
+    chainrule.rule(Scale)(Mixing)
+    with pytest.raises(ValueError, match=r"reduce_max at .* mixes the examples"):
+        chainrule.per_example_gradients(model, optax.squared_error, x, y)
+
+
+def test_a_planted_fault_reaches_them(random_model, normal):
+    model, x, y = random_model(lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0))), normal(1, 4, 3), normal(2, 4, 2)
+
+    class Doubled:
+        def __init__(self, rule):
+            self.forward, self.rule = rule.forward, rule
+
+        def backward(self, *args, **options):
+            grads, x_bar = self.rule.backward(*args, **options)
+            return jax.tree.map(lambda g: 2 * g, grads), x_bar
+
+    _, right = chainrule.per_example_gradients(model, optax.l2_loss, x, y)
+    with chainrule.replacing(lambda e, rule: Doubled(rule) if e.name == "Linear" else rule):
+        _, wrong = chainrule.per_example_gradients(model, optax.l2_loss, x, y)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-13), wrong, right)

@@ -243,9 +243,9 @@ def test_a_replaced_rule_of_the_cell_is_used_at_every_step(problem, normal):
 
 
 def test_a_fault_inside_the_loop_is_found(random_model, normal):
-    """The verifier blames the layer of the cell, not the cell or the recurrence around it."""
+    """The verifier blames the cell, not the loop around it."""
     model = random_model(lambda: nnx.RNN(nnx.SimpleCell(2, 2, rngs=nnx.Rngs(0)), reverse=True))
     x, y = normal(1, 2, 3, 2), normal(2, 2, 3, 2)
     with jax.numpy_dtype_promotion("standard"):
-        report = verify.model(model, optax.squared_error, x, y, plant="sign_wrong@cell.dense_h")
-    assert report.culprits == ("cell.dense_h",)
+        report = verify.model(model, optax.squared_error, x, y, plant="sign_wrong@cell")
+    assert report.culprits == ("cell",)

@@ -20,6 +20,7 @@ FAMILIES = (
     "random",
     "collectives",
     "opaque",
+    "hijax",
     "inner_calls",
     "branches",
     "loops",

@@ -2,8 +2,8 @@
 
     y = f_i(x),     x_bar = backward of f_i,     y_dot = tangent of f_i
 
-The index i has no derivative. Each branch stores values of its own, so what is stored is the list of all of them,
-zeros for those that were not taken.
+The index i has no derivative. Each branch stores values of its own, so what is stored is the list of all of
+them, zeros for those that were not taken.
 """
 
 import jax

@@ -7,9 +7,9 @@ A collective is linear in the values of all devices together, and its transpose 
     invariant (the same on each)                            an invariant one
     reduced (the same on each, cotangents not yet summed)   an unreduced one, the sum still to be taken
 
-Hence the pairs of transposes: summing takes varying to invariant, casting takes it back. With `check_vma=False`
-types tell nothing, and `psum` is read as a sum whose result each device then uses for itself: it is its own
-transpose. All this is JAX's own meaning, see `jax.shard_map`.
+Hence the pairs of transposes: summing takes varying to invariant, casting takes it back. With
+`check_vma=False` types tell nothing, and `psum` is read as a sum whose result each device then uses for
+itself: it is its own transpose. All this is JAX's own meaning, see `jax.shard_map`.
 """
 
 import jax.numpy as jnp
@@ -144,12 +144,12 @@ def exchanged(e, y_bar):
 
 @primitive("ragged_all_to_all")
 class RaggedAllToAllRule:
-    """Rows of x, s_j of them from a_j on, are sent to device j and lie there from b_j on; the rest of y is that
-    of a second operand, z. Device j sends r_i rows back to those that sent them:
+    """Rows of x, s_j of them from a_j on, go to device j and lie there from b_j on; the rest of y is z's.
 
-        x_bar = the same exchange of y_bar, from b_j on, r_j of them, to a_j on;   z_bar = y_bar where none arrived
+        x_bar = the exchange the other way: of y_bar, from b_j on, as many as arrived, to a_j on
+        z_bar = y_bar where nothing arrived, elsewhere 0
 
-    Offsets where rows arrive are known by their sender: the two exchange them.
+    Where rows arrive is known by their sender: sender and receiver exchange their offsets.
     """
 
     def backward(e, y_bar):

@@ -101,7 +101,7 @@ def padded(v: Value, axis: int, before: int, after: int, between: int = 0) -> Va
     return lax.pad(v, jnp.zeros((), v.dtype), widths)
 
 
-def softmax_of_two(a: Value, b: Value, y: Value) -> tuple[Value, Value]:
+def softmax_of_two(a: Value, b: Value, y: Value) -> tuple[Value, ...]:
     """e^(a - y), e^(b - y) for y = log(e^a + e^b); 1 for the larger where both it and y are infinite."""
     return tuple(lax.exp(lax.select(v == y, jnp.zeros_like(y), v - y)) for v in (a, b))
 

@@ -58,7 +58,7 @@ class EighRule:
         w_dot = Re diag(V^H A_dot V),     V_dot = V (F * V^H A_dot V)
         A_bar = V (diag(w_bar) + F * V^H V_bar) V^H
 
-    As in JAX a tangent is taken as it is, though only one triangle is read: it is right for Hermitian tangents.
+    As in JAX a tangent is taken as it is, though one triangle is read: it is right for Hermitian tangents.
     """
 
     def forward(e):
@@ -82,7 +82,7 @@ class EighRule:
 
 @primitive("svd")
 class SVDRule:
-    """A = U diag(s) V^H.      F_ij = 1 / (s_j^2 - s_i^2), zero on the diagonal;  D = U^H A_dot V,  S = diag(s)
+    """A = U S V^H, S = diag(s).      D = U^H A_dot V,   F_ij = 1 / (s_j^2 - s_i^2), zero on the diagonal
 
         s_dot = Re diag(D)
         U_dot = U (F * (D S + S D^H) + i Im diag(D) / S) + (I - U U^H) A_dot V S^-1
@@ -93,7 +93,7 @@ class SVDRule:
         A_bar = U D_bar V^H + (I - U U^H) U_bar S^-1 V^H + U S^-1 V_bar^H (I - V V^H)
 
     Of a complex pair of vectors the phase is free; as in JAX U turns and V does not. Without vectors the
-    equation is evaluated with them, once. Full square U and V of another shape than A are refused, as JAX does.
+    equation is evaluated with them, once. Square U and V of a matrix that is not are refused, as by JAX.
     """
 
     def forward(e):
@@ -170,15 +170,16 @@ def _thin(e: Equation) -> None:
     _whole(e, min(m, n))
     if e.params["full_matrices"] and m != n:
         raise NoPrimitiveRuleError(
-            f"svd at {e.place} has no derivative with full_matrices=True: the vectors beside those of singular "
-            "values are free, and JAX refuses them as well"
+            f"svd at {e.place} has no derivative with full_matrices=True: the vectors beside those of "
+            "singular values are free, and JAX refuses them as well"
         )
 
 
 @primitive("eig")
 class EigRule:
-    """A V = V diag(w), and A^H U = U diag(w*) for the left ones.   F_ij = 1 / (w_j - w_i), zero on the diagonal
+    """A V = V diag(w), and A^H U = U diag(w*) for the left ones.
 
+        F_ij = 1 / (w_j - w_i), zero on the diagonal
         P = V^-1 A_dot V,    w_dot = diag(P),    V_dot = X + V diag(c),   X = V (F * P)
 
     A vector has length one, and its largest element, in row k, is real: that fixes its multiple,

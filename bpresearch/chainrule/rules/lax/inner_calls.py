@@ -1,14 +1,19 @@
-"""Programs inside an equation that are walked where they stand: `jit`, `remat`, derivatives that a user wrote.
+"""Programs inside an equation that are walked where they stand: `jit`, `remat`, derivatives that a user
+wrote.
 
 * A call is its body: forward and backward go through it.
 * `remat` keeps its operands and what its policy names, and goes forward once more before it goes backward
   (Chen et al. 2016).
 * `custom_vjp` is differentiated as its author wrote it.
-* `custom_jvp` has its author's tangent rule. That rule is a program, linear in the tangents, and backward walks
+* `custom_jvp` has its author's tangent rule. That rule is a program, linear in the tangents, and backward
+walks
   it: y_dot = L(x) x_dot, so x_bar = L(x)^T y_bar.
 * The solution of a linear system, A y = b:  b_bar = A^-T y_bar, and A's parameters get the cotangent of
   -A y with y held, from b_bar.
 """
+
+from contextlib import contextmanager
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +41,16 @@ def flow_of(jaxpr, flags):
     return [isinstance(v, Var) and v in on for v in jaxpr.outvars]
 
 
-@primitive("jit", "pjit", "closed_call", "core_call", "custom_vmap_call", "eval_jaxpr", "composite")
+@primitive(
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "custom_vmap_call",
+    "eval_jaxpr",
+    "composite",
+    "xla_metadata_call",
+)
 class CallRule:
     """y = f(x) for a program f.      Backward and tangent are those of f's equations"""
 
@@ -125,14 +139,17 @@ class CustomVJPRule:
 
     def forward(e):
         p, (jaxpr, _) = e.params, body(e.params)
-        count = p.get("num_consts", 0)
-        fwd, consts = p["fwd_jaxpr_thunk"].call_wrapped(*e.wanted[count:])
-        values = jax.core.eval_jaxpr(fwd, consts, *e.ins[count:])
+        count, operands = _own(e, e.wanted)
+        with _explaining_closures(e):
+            fwd, consts = p["fwd_jaxpr_thunk"].call_wrapped(*e.wanted[count:])
+            if len(fwd.invars) > len(operands):  # newer versions of JAX have constants among the operands
+                consts, operands = (), [*consts, *operands]
+            values = jax.core.eval_jaxpr(fwd, consts, *operands)
         _, residuals, *forwarded = p["out_trees"]()
         forwarded = forwarded[0] if forwarded else [None] * residuals.num_leaves
         own = len(values) - len(jaxpr.outvars)
         remaining = iter(values[:own])
-        kept = [next(remaining) if i is None else e.ins[count + i] for i in forwarded]
+        kept = [next(remaining) if i is None else e.ins[i] for i in forwarded]
         return values[own:], kept
 
     def backward(e, *bars):
@@ -147,8 +164,8 @@ class CustomVJPRule:
 
     def pushforward(e, *dots):
         raise NoPrimitiveRuleError(
-            f"a custom_vjp at {e.place} has no tangent: its author wrote the backward pass alone, and JAX has no "
-            "forward mode of it either"
+            f"a custom_vjp at {e.place} has no tangent: its author wrote the backward pass alone, and JAX "
+            "has no forward mode of it either"
         )
 
 
@@ -160,52 +177,103 @@ class CustomJVPRule:
         return [True] * len(body(params)[0].outvars)
 
     def forward(e):
-        at, primals = _own(e)
+        at, primals = _own(e, e.wanted)
         dots = [jnp.zeros_like(x) if w else None for x, w in zip(primals, e.wanted[at:], strict=True)]
-        jaxpr, consts, zeros, dots, moving = _tangent_program(e.params, primals, dots)
-        wanted = [*[False] * len(primals), *moving]
+        jaxpr, consts, zeros, operands, moving = _tangent_program(e, primals, dots)
+        wanted = [*[False] * (len(operands) - len(moving)), *moving]
         moved = [flag for flag, zero in zip(e.live, zeros, strict=True) if not zero]
         live = [*[False] * len(zeros), *moved]
-        values, tape = engine.forward(jaxpr, consts, [*primals, *dots], wanted, live)
+        with _explaining_closures(e):
+            values, tape = engine.forward(jaxpr, consts, operands, wanted, live)
         return values[: len(zeros)], (Static((jaxpr, zeros, wanted, live)), tape)
 
     def backward(e, *bars):
         static, tape = e.kept
         jaxpr, zeros, wanted, live = static.value
-        at, primals = _own(e)
+        at, _ = _own(e, e.wanted)
         of_dots = [bar for bar, zero in zip(bars, zeros, strict=True) if not zero]
-        found = engine.backward(jaxpr, tape, [*[None] * len(zeros), *of_dots], wanted, live)[len(primals) :]
-        remaining = (bar for bar, w in zip(found, wanted[len(primals) :], strict=True) if w)
+        found = engine.backward(jaxpr, tape, [*[None] * len(zeros), *of_dots], wanted, live)
+        remaining = (bar for bar, w in zip(found, wanted, strict=True) if w)
         return [next(remaining) if w and i >= at else None for i, w in enumerate(e.wanted)]
 
     def pushforward(e, *dots):
-        at, primals = _own(e)
-        jaxpr, consts, zeros, dots, _ = _tangent_program(e.params, primals, dots[at:])
-        values = jax.core.eval_jaxpr(jaxpr, consts, *primals, *dots)
+        at, primals = _own(e, [dot is not None for dot in dots])
+        jaxpr, consts, zeros, operands, _ = _tangent_program(e, primals, dots[at:])
+        with _explaining_closures(e):
+            values = jax.core.eval_jaxpr(jaxpr, consts, *operands)
         outs, remaining = values[: len(zeros)], iter(values[len(zeros) :])
         return outs, [None if zero else next(remaining) for zero in zeros]
 
 
-def _own(e):
-    """The number of operands that the call closes over, and the others."""
+def _own(e, moving):
+    """The number of operands that the call closes over, and the others; only these may be differentiated."""
     count = e.params.get("num_consts", 0)
+    if any(moving[:count]):
+        raise NoPrimitiveRuleError(_closure(e))
     return count, e.ins[count:]
 
 
-def _tangent_program(params, primals, dots):
-    """The author's rule as a program of the primals and tangents; those tangents, and which of them are not zero.
+@contextmanager
+def _explaining_closures(e):
+    """Context in which an author's program may find that a value it closes over was traced, and is gone."""
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError as error:
+        raise NoPrimitiveRuleError(_closure(e)) from error
+
+
+def _closure(e):
+    return f"{e.name} at {e.place} closes over a value that is traced with it; make it an argument"
+
+
+def _tangent_program(e, primals, dots):
+    """The author's rule as a program, its operands (primals, then tangents), and which tangents are not zero.
 
     A rule that takes symbolic zeros is not given the others; any other gets zeros of the right type.
     """
-    symbolic = params["symbolic_zeros"]
-    jaxpr, consts, zeros = params["jvp_jaxpr_fun"].call_wrapped(*[symbolic and dot is None for dot in dots])
+    symbolic = e.params["symbolic_zeros"]
+    absent = [symbolic and dot is None for dot in dots]
+    with _explaining_closures(e):
+        jaxpr, consts, zeros = e.params["jvp_jaxpr_fun"].call_wrapped(*absent)
     given = [dot for dot in dots if dot is not None or not symbolic]
-    filled = [_zero(x) if dot is None else dot for x, dot in zip(primals, dots, strict=True) if dot is not None or not symbolic]
-    return jaxpr, consts, zeros, filled, [dot is not None for dot in given]
+    filled = [
+        _zero(x) if dot is None else dot
+        for x, dot in zip(primals, dots, strict=True)
+        if dot is not None or not symbolic
+    ]
+    operands = [*primals, *filled]
+    if len(jaxpr.invars) > len(operands):  # newer versions of JAX have constants among the operands
+        consts, operands = [], [*consts, *operands]
+    return jaxpr, consts, zeros, operands, [dot is not None for dot in given]
 
 
 def _zero(x):
     return jnp.zeros_like(x) if is_floating(x) else np.zeros(jnp.shape(x), jax.dtypes.float0)
+
+
+@primitive("linear_call")
+class LinearCallRule:
+    """y = A(r) x, with A(r)^T as its author wrote it.      x_bar = A(r)^T y_bar,   y_dot = A(r) x_dot
+
+    What the map depends on, r, has no derivative, as in JAX.
+    """
+
+    def backward(e, *bars):
+        at, count = e.params["num_callee_consts"], e.params["num_res"]
+        if any(e.wanted[: at + count]):
+            raise NoPrimitiveRuleError(
+                f"linear_call at {e.place} has a derivative in its linear operands alone"
+            )
+        jaxpr, consts = e.params["transpose_thunk"]()
+        found = jax.core.eval_jaxpr(jaxpr, consts, *e.ins[at : at + count], *bars)
+        return [*[None] * (at + count), *found]
+
+    def tangent(e, *dots):
+        at = e.params["num_callee_consts"] + e.params["num_res"]
+        x_dot = [
+            jnp.zeros_like(x) if dot is None else dot for x, dot in zip(e.ins[at:], dots[at:], strict=True)
+        ]
+        return e.bind(*e.ins[:at], *x_dot)
 
 
 @primitive("custom_linear_solve")
@@ -221,11 +289,13 @@ class LinearSolveRule:
     def backward(e, *bars):
         parts, b = _split(e)
         y_bar = engine.filled(bars, e.outs)[: len(b)]
-        programs = e.params["jaxprs"]
-        transposed = programs.transpose_solve
-        if transposed is None:
+        programs, lengths = e.params["jaxprs"], e.params["const_lengths"]
+        if programs.transpose_solve is None:
             raise NoPrimitiveRuleError(f"custom_linear_solve at {e.place} was given no transpose_solve")
-        b_bar = jax.core.eval_jaxpr(transposed.jaxpr, transposed.consts, *parts.transpose_solve, *y_bar)[: len(b)]
+        # A solution again, and not the program that finds it: that one may hold constant what it uses.
+        operands = [x for part in parts.transpose() for x in part]
+        params = {**e.params, "jaxprs": programs.transpose(), "const_lengths": lengths.transpose()}
+        b_bar = replace(e, params=params).bind(*operands, *y_bar)[: len(b)]
         wanted = e.wanted[: len(parts.matvec)]
         params_bar = [None] * len(parts.matvec)
         if any(wanted):
@@ -247,8 +317,7 @@ class LinearSolveRule:
                 program.jaxpr, program.consts, [*parts.matvec, *y], [*params_dot, *[None] * len(y)]
             )
             b_dot = [dot if m is None else dot - m for dot, m in zip(b_dot, moved, strict=True)]
-        solve = programs.solve
-        found = jax.core.eval_jaxpr(solve.jaxpr, solve.consts, *parts.solve, *b_dot)[: len(b)]
+        found = e.bind(*e.ins[: len(e.ins) - len(b)], *b_dot)[: len(b)]
         return outs, [*found, *[None] * (len(outs) - len(b))]
 
 

@@ -1,7 +1,8 @@
 """Linear algebra: solving triangular systems, and the factors of Cholesky, LU and QR.
 
-The formulas are those of M. Giles, "Collected matrix derivative results for forward and reverse mode algorithmic
-differentiation" (2008); what else is used is named at its rule. Eigenvalues are in `eigenvalues.py`.
+The formulas are those of M. Giles, "Collected matrix derivative results for forward and reverse mode
+algorithmic differentiation" (2008); what else is used is named at its rule. Eigenvalues are in
+`eigenvalues.py`.
 
 Whoever writes about matrices takes <A, B> = Re tr(A^H B) for the product of a cotangent with a tangent, JAX
 Re tr(A^T B). The one cotangent is the conjugate of the other: `conjugated` lets a rule read like its source.
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpresearch.chainrule.primitives import Equation, Value, constant, primitive, refused
+from bpresearch.chainrule.primitives import Value, constant, primitive, refused
 
 refused(
     "cholesky_update",
@@ -51,12 +52,12 @@ def mm(*factors: Value) -> Value:
     return functools.reduce(functools.partial(lax.batch_matmul, precision=lax.Precision.HIGHEST), factors)
 
 
-def T(x: Value) -> Value:  # noqa: N802 (as in the formulas)
+def T(x: Value) -> Value:
     """Transpose."""
     return jnp.swapaxes(x, -1, -2)
 
 
-def H(x: Value) -> Value:  # noqa: N802
+def H(x: Value) -> Value:
     """Conjugate transpose."""
     return T(lax.conj(x) if jnp.iscomplexobj(x) else x)
 
@@ -239,8 +240,8 @@ class QRRule:
         P = Q^H Q_bar - R_bar R^H,    N = -(triu(P, 1) + triu(P, 1)^H + Re diag(P))
         A_bar = (Q_bar + Q N) R^-H
 
-    With m < n, A = [A1 A2], R = [R1 R2], A1 = Q R1 and R2 = Q^H A2. With `full_matrices` and m > n, Q = [Q1 Q2],
-    and Q2 is what Householder's reflections make it: with Z the rows below n of Q1, times (Q1[:n] - I)^-1,
+    With m < n, A = [A1 A2], R = [R1 R2], A1 = Q R1 and R2 = Q^H A2. With `full_matrices` and m > n, Q is
+    [Q1 Q2], and Q2 is what Householder's reflections make it: with Z = Q1[n:] (Q1[:n] - I)^-1,
 
         Q2_dot = Q1_dot Z^H - (Q1 + Q2 Z) (Q1_dot[n:] - Z Q1_dot[:n])^H      (arXiv 2409.13374)
     """

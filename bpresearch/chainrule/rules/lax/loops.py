@@ -4,8 +4,8 @@
 
     (consts_bar at t, (carry_{t-1})_bar, (x_t)_bar) = backward of f at t, from ((carry_t)_bar, (y_t)_bar)
 
-The cotangent of the carry is a recursion from the last step to the first; that of a constant is a sum over all
-steps. So the backward pass of a scan is a scan in the other direction.
+The cotangent of the carry is a recursion from the last step to the first; that of a constant is a sum over
+all steps. So the backward pass of a scan is a scan in the other direction.
 """
 
 import jax
@@ -41,7 +41,9 @@ def carried(params, flags):
 
 
 def live_results(params, wanted, live):
-    """Which results of the body have a cotangent: a carry has one if anything that is live comes of it later."""
+    """Which results of the body have a cotangent: a carry has one if anything that is live comes of it
+    later.
+    """
     a, b = sizes(params)
     body, live = params["jaxpr"].jaxpr, list(live)
     while True:
@@ -59,7 +61,9 @@ def slice_types(xs):
 
 @primitive("scan")
 class ScanRule:
-    """See above. What does not change from step to step is stored once, all else that is needed for each step."""
+    """See above. What does not change from step to step is stored once, all else that is needed for each
+    step.
+    """
 
     def flow(params, flags):
         return carried(params, flags)[1]
@@ -108,9 +112,7 @@ class ScanRule:
             operands = [*consts, *(carry.get(i) for i in range(a, b)), *xs]
             there = of_fixed | dict(zip(stored, values, strict=True))
             extras = [there[v] for v in two.extras]
-            found = two.backward(
-                of_trace, operands, [*[None] * (b - a), *ys], extras, [*carry_bar, *ys_bar]
-            )
+            found = two.backward(of_trace, operands, [*[None] * (b - a), *ys], extras, [*carry_bar, *ys_bar])
             found = [
                 zeros(v.aval) if flag and bar is None else bar if flag else None
                 for bar, v, flag in zip(found, two.program.jaxpr.invars, given, strict=True)
@@ -167,7 +169,8 @@ class ScanRule:
 class WhileRule:
     """carry <- f(consts, carry) while a condition holds: tangents go along; backward would need every carry.
 
-    The number of steps is not known beforehand, so there is no array to keep the carries in. JAX refuses it, too.
+    The number of steps is not known beforehand, so there is no array to keep the carries in. JAX refuses it,
+    too.
     """
 
     def flow(params, flags):
@@ -198,9 +201,7 @@ class WhileRule:
 
         def step(loop):
             carry, carry_dot = loop
-            outs, found = tangents.walk(
-                body.jaxpr, body.consts, [*of_body, *carry], [*dots[a:b], *carry_dot]
-            )
+            outs, found = tangents.walk(body.jaxpr, body.consts, [*of_body, *carry], [*dots[a:b], *carry_dot])
             return outs, [
                 None if before is None else jnp.zeros_like(y) if dot is None else dot
                 for y, dot, before in zip(outs, found, carry_dot, strict=True)

@@ -1,7 +1,7 @@
 """What the chain rule of functions cannot look into, and why; and what only labels or prints a value.
 
-Here is every primitive of JAX's table of derivatives that has no results, that JAX refuses, or that stands for
-something other than a function of values.
+Here is every primitive of JAX's table of derivatives that has no results, that JAX refuses, or that is no
+function of values.
 """
 
 from bpresearch.chainrule.primitives import constant, linear, refused
@@ -56,8 +56,9 @@ refused(
     why="it reads or writes an object that changes in place (experimental in JAX: hijax), which is no array",
 )
 refused(
-    "call_hi_primitive",
-    why="it is of an experimental kind (hijax), whose interface is not settled",
+    "host_local_array_to_global_array",
+    "global_array_to_host_local_array",
+    why="it hands arrays of one process to the mesh of all, or back; differentiate what is between",
 )
 
 
@@ -65,3 +66,9 @@ refused(
 def labelled(e, y_bar):
     """y = x, with a note to the compiler.      x_bar = y_bar"""
     return y_bar
+
+
+refused(
+    "remat_opt",
+    why="what is left of a custom_vjp once JAX has optimised it; JAX does not transpose it either",
+)

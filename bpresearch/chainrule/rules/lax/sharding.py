@@ -3,9 +3,9 @@
     y = f(x) on each device,     x_bar = backward of f on each device
 
 A part that several devices hold, because a spec does not mention an axis of the mesh, is one value. Its
-cotangent is a sum over those devices. Where JAX checks which values vary over which axes (`check_vma`), the body
-says itself where a value is handed to all devices, and the rule of that primitive (`pvary`) sums. Where it does
-not check, over the axes m that a spec does not mention,
+cotangent is a sum over those devices. Where JAX checks which values vary over which axes (`check_vma`), the
+body says itself where a value is handed to all devices, and the rule of that primitive (`pvary`) sums. Where
+it does not check, over the axes m that a spec does not mention,
 
     y_bar on each device = y_bar / |m|,     x_bar = sum over m of x_bar on each device.
 
@@ -69,7 +69,9 @@ class ShardMapRule:
         def body(ins, outs, extras, bars):
             extras = [jnp.squeeze(x, 0) for x in extras]
             if not p["check_vma"]:
-                bars = [shared(bar, unmentioned(s, p), p) for bar, s in zip(bars, p["out_specs"], strict=True)]
+                bars = [
+                    shared(bar, unmentioned(s, p), p) for bar, s in zip(bars, p["out_specs"], strict=True)
+                ]
             with collecting() as notes:
                 found = two.backward(of_trace, ins, outs, extras, bars)
             found = [

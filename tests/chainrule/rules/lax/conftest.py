@@ -18,11 +18,11 @@ def in_float64(float64):
 
 @pytest.fixture(scope="session")
 def assert_equations_right():
-    """`assert_equations_right(f, *args, names=..., tolerance=1e-12)`: every equation of `f(*args)` that has a rule.
+    """`assert_equations_right(f, *args, names=..., tolerance=1e-12)`: all of `f(*args)` with a rule.
 
-    Its cotangents, for a random cotangent of its results, are those of `jax.vjp` of the primitive alone, and
-    its tangents, for random tangents of its operands, those of `jax.jvp`. `names` are the primitives that must
-    be among them. Returns the largest relative error.
+    Their cotangents, for random cotangents of their results, are those of `jax.vjp` of the primitive alone,
+    and their tangents, for random tangents of their operands, those of `jax.jvp`. `names` are the primitives
+    that must be among them. Returns the largest relative error.
     """
     return _assert_equations_right
 
@@ -35,8 +35,8 @@ COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 def assert_model_right():
     """`assert_model_right(loss, model, *args, tolerance=1e-12) -> grads, model`.
 
-    The gradient of `loss(model, *args)` is that of `nnx.value_and_grad`, and what becomes of the model's other
-    variables, too. Returns the gradient and the model afterwards.
+    The gradient of `loss(model, *args)` is that of `nnx.value_and_grad`, and what becomes of the model's
+    other variables, too. Returns the gradient and the model afterwards.
     """
     return _assert_model_right
 
@@ -64,8 +64,8 @@ def _assert_model_right(loss, model, *args, tolerance=1e-12):
 def assert_program_right():
     """`assert_program_right(f, *args, tolerance=1e-12, tangents=True)`: `f` as a whole, compiled once.
 
-    For a random cotangent of its results the cotangents of the arguments are those of `jax.vjp`, and for random
-    tangents of these the tangents are those of `jax.jvp`. Returns the cotangents.
+    For a random cotangent of its results the cotangents of the arguments are those of `jax.vjp`, and for
+    random tangents of these the tangents are those of `jax.jvp`. Returns the cotangents.
     """
     return _assert_program_right
 
@@ -74,7 +74,12 @@ def _assert_program_right(f, *args, tolerance=1e-12, tangents=True):
     rng = np.random.default_rng(5)
 
     def randoms(tree):
-        return jax.tree.map(lambda x: np.zeros(jnp.shape(x), jax.dtypes.float0) if _random(rng, x) is None else _random(rng, x), tree)
+        return jax.tree.map(
+            lambda x: (
+                np.zeros(jnp.shape(x), jax.dtypes.float0) if _random(rng, x) is None else _random(rng, x)
+            ),
+            tree,
+        )
 
     args = jax.tree.map(jnp.asarray, args)
     bars, dots = randoms(jax.eval_shape(f, *args)), randoms(args)
@@ -90,7 +95,12 @@ def _assert_program_right(f, *args, tolerance=1e-12, tangents=True):
     expected, found = by(jax), by(chainrule)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for (path, right), ours in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
-        _error(f"{('value', 'cotangent', 'tangent')[path[0].idx]} {jax.tree_util.keystr(path[1:])}", ours, right, tolerance)
+        _error(
+            f"{('value', 'cotangent', 'tangent')[path[0].idx]} {jax.tree_util.keystr(path[1:])}",
+            ours,
+            right,
+            tolerance,
+        )
     return found[1]
 
 
@@ -115,7 +125,9 @@ def _assert_equations_right(f, *args, names=(), tolerance=1e-12, seed=0):
             seen.add(name)
             worst = max(worst, _check(name, plain, ins, outs, rng, tolerance))
     missing = {names} - seen if isinstance(names, str) else set(names) - seen
-    assert not missing, f"no rule was asked for {missing}; the equations are {[e.primitive.name for e in closed.eqns]}"
+    assert not missing, (
+        f"no rule was asked for {missing}; the equations are {[e.primitive.name for e in closed.eqns]}"
+    )
     return worst
 
 
@@ -135,7 +147,10 @@ def _check(name, plain, ins, outs, rng, tolerance):
     found = _several(table.rules[name].backward(e, *bars))
     assert len(found) == len(ins), f"{name}: {len(found)} cotangents for {len(ins)} operands"
     worst = max(
-        (_error(f"{name}, cotangent of operand {i}", found[i], right, tolerance) for i, right in zip(wrt, expected, strict=True)),
+        (
+            _error(f"{name}, cotangent of operand {i}", found[i], right, tolerance)
+            for i, right in zip(wrt, expected, strict=True)
+        ),
         default=0.0,
     )
     expected = jax.jvp(of_some, some, [dots[i] for i in wrt])[1]
@@ -146,7 +161,9 @@ def _check(name, plain, ins, outs, rng, tolerance):
     for i in wrt:  # one operand at a time: the others' tangents are None
         alone = [dot if j == i else None for j, dot in enumerate(dots)]
         found = _several(table.rules[name].tangent(e, *alone))
-        expected = jax.jvp(lambda x, i=i: of_some(*(x if j == i else ins[j] for j in wrt)), [ins[i]], [dots[i]])[1]
+        expected = jax.jvp(
+            lambda x, i=i: of_some(*(x if j == i else ins[j] for j in wrt)), [ins[i]], [dots[i]]
+        )[1]
         for j, right in zip(through, expected, strict=True):
             worst = max(worst, _error(f"{name}, tangent along operand {i}", found[j], right, tolerance))
     return worst

@@ -72,7 +72,7 @@ def test_a_branch_in_a_loop_and_a_loop_in_a_branch(w, assert_program_right):
 
 
 def test_under_vmap_both_branches_are_run(w, assert_program_right):
-    """The branch that is not taken has the derivative of a square root at a negative number: none of it shows."""
+    """The other branch has the derivative of a square root at a negative number; none of it shows."""
 
     def f(xs):
         return jax.vmap(lambda x: lax.cond(x > 0, jnp.sqrt, lambda x: x**2, x))(xs)
@@ -99,9 +99,7 @@ def test_layers_in_branches(random_model, normal, assert_model_right):
             self.a, self.b = nnx.Linear(3, 3, rngs=rngs), nnx.Linear(3, 3, rngs=rngs)
 
         def __call__(self, x):
-            return nnx.cond(
-                jnp.sum(x) > 0, lambda m, x: m.a(x), lambda m, x: jnp.tanh(m.b(x)), self, x
-            )
+            return nnx.cond(jnp.sum(x) > 0, lambda m, x: m.a(x), lambda m, x: jnp.tanh(m.b(x)), self, x)
 
     model, x = random_model(lambda: Either(nnx.Rngs(0))), normal(1, 4, 3)
 

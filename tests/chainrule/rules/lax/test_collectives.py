@@ -1,4 +1,4 @@
-"""Collectives on two devices, types checked and not: transposes and tangents against JAX's, and against sums."""
+"""Collectives on two devices, types checked and not, against JAX's own rules and against sums."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def on_two():
 
 
 def by_both(name, f, *args, y_bar=None, dots=None):
-    """Cotangents and tangents of the one equation of that name, by its rule and by JAX's own, on one device."""
+    """Cotangents and tangents of the one equation of that name, by its rule and by JAX's own, on a device."""
     closed = jax.make_jaxpr(f)(*args)
     (eqn,) = (eqn for eqn in closed.jaxpr.eqns if eqn.primitive.name == name)
     moving = [i for i, x in enumerate(args) if is_floating(x)]

@@ -32,7 +32,7 @@ def equation(f, name, *args):
     e = Equation(eqn.primitive, eqn.params, args, wanted=(True,) * len(args))
     rule = {"eigh": rules.EighRule, "svd": rules.SVDRule, "eig": rules.EigRule}[name]
     outs, kept = rule.forward(e)
-    return Equation(e.primitive, e.params, args, tuple(outs), e.wanted, kept)
+    return Equation(e.primitive, e.params, args, tuple(outs), e.wanted, kept=kept)
 
 
 def eigh(a):

@@ -74,9 +74,9 @@ READINGS = {
 
 
 @pytest.mark.parametrize("f", READINGS.values(), ids=READINGS)
-@pytest.mark.parametrize("i", [REPEATED, OUTSIDE], ids=["repeated", "outside"])
-def test_reading_has_jax_s_derivative(assert_equations_right, f, i):
-    assert_equations_right(f, X, i)
+def test_reading_has_jax_s_derivative(assert_equations_right, f):
+    for i in (REPEATED, OUTSIDE):
+        assert_equations_right(f, X, i)
 
 
 def test_reading_goes_by_the_rule_of_gather(assert_equations_right):
@@ -129,13 +129,11 @@ WRITINGS = {
 
 
 @pytest.mark.parametrize("where, shape", WRITINGS.values(), ids=WRITINGS)
-@pytest.mark.parametrize("i", [REPEATED, OUTSIDE], ids=["repeated", "outside"])
-@pytest.mark.parametrize(
-    "method, name", [("set", "scatter"), ("add", "scatter-add"), ("subtract", "scatter-sub")]
-)
-def test_writing_has_jax_s_derivative(assert_equations_right, where, shape, i, method, name):
-    u = jnp.asarray(np.random.default_rng(1).normal(size=shape))
-    assert_equations_right(lambda x, u, i: getattr(where(x.at, i), method)(u), X, u, i, names=name)
+@pytest.mark.parametrize("method, name", [("set", "scatter"), ("add", "scatter-add")])
+def test_writing_has_jax_s_derivative(assert_equations_right, where, shape, method, name):
+    u = np.random.default_rng(1).normal(size=shape)
+    for i in (REPEATED, OUTSIDE):
+        assert_equations_right(lambda x, u, i: getattr(where(x.at, i), method)(u), X, u, i, names=name)
 
 
 METHODS = {

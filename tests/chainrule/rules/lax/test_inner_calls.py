@@ -66,10 +66,10 @@ def test_remat_under_a_policy(name, x, assert_program_right):
 
 
 def test_what_a_policy_saves():
-    """What is saved is not computed again: of the compiled gradients, count cosines, and see the memory shrink.
+    """What is saved is not computed again, and what is not saved needs no memory.
 
-    Of 9 values in a block, `dots` saves the 3 products and `names` the 3 of tanh; without a policy the gradient
-    has only the blocks' inputs.
+    Of the values in a block, `dots` saves the 3 products and `names` the 3 of tanh; without a policy only the
+    blocks' inputs are there.
     """
 
     def compiled(name):
@@ -82,7 +82,9 @@ def test_what_a_policy_saves():
     programs = {name: compiled(name) for name in POLICIES}
     tanhs = {name: program.as_text().count(" tanh(") for name, program in programs.items()}
     assert tanhs["everything"] == 3 and tanhs["nothing"] == tanhs["dots"] == 6
-    assert held("nothing") < 0.6 * held("dots") and max(held("dots"), held("names")) < 0.6 * held("everything")
+    assert held("nothing") < 0.6 * held("dots") and max(held("dots"), held("names")) < 0.6 * held(
+        "everything"
+    )
 
 
 def test_remat_of_a_layer(random_model, normal, assert_model_right):
@@ -176,7 +178,7 @@ class TestCustomVJP:
 
         def backward(kept, bars):
             a, b = kept
-            first, second = bars
+            first, _ = bars
             return first * b, first * a
 
         f.defvjp(forward, backward, symbolic_zeros=True)
@@ -217,6 +219,46 @@ class TestCustomVJP:
             chainrule.jvp(lambda x: f(x), (x,), (x,))
         with pytest.raises(TypeError):  # as JAX refuses
             jax.jvp(f, (x,), (x,))
+
+
+class TestClosures:
+    """Functions with a derivative of their own that close over values of a program."""
+
+    @staticmethod
+    def closing(kind, w, v):
+        """x -> w v sin(x), whose derivative keeps arguments, values closed over, and one of its own."""
+        if kind == "jvp":
+            f = jax.custom_jvp(lambda x: jnp.sin(x) * w * v)
+            f.defjvp(lambda xs, dots: (f(xs[0]), dots[0] * v * jnp.cos(xs[0]) * w))
+        else:
+            f = jax.custom_vjp(lambda x: jnp.sin(x) * w * v)
+            f.defvjp(
+                lambda x: (v * jnp.sin(x) * w, (x, w, jnp.cos(x))),
+                lambda kept, y_bar: (y_bar * v * kept[2] * kept[1] + 0 * kept[0],),
+            )
+        return f
+
+    @pytest.mark.parametrize("kind", ["vjp", "jvp"])
+    def test_over_values_of_a_program_outside(self, kind, x):
+        """The gradient is inside of `jit` and of `vmap`, and what the function closes over is theirs."""
+
+        def slopes(w, v, x):
+            return chainrule.grad(lambda x: jnp.sum(self.closing(kind, w, v)(x)))(x)
+
+        found = jax.jit(jax.vmap(slopes, (0, None, 0)))(jnp.arange(4.0), jnp.array(3.0), x)
+        np.testing.assert_allclose(found, np.arange(4.0)[:, None] * 3 * np.cos(x), rtol=1e-14)
+
+    @pytest.mark.parametrize("kind", ["vjp", "jvp"])
+    def test_over_what_is_differentiated(self, kind):
+        """It is refused with its place, as JAX refuses it: the author says nothing of that derivative."""
+
+        def loss(w):
+            return self.closing(kind, jnp.sin(w), w)(1.0)
+
+        with pytest.raises(
+            NoPrimitiveRuleError, match=rf"custom_{kind}_call at .*test_inner_calls\.py:\d+.* closes over"
+        ):
+            chainrule.grad(loss)(2.0)
 
 
 class TestCustomJVP:
@@ -273,7 +315,7 @@ class TestCustomJVP:
             return a * b, jnp.sign(a)
 
         def tangent(primals, dots):
-            (a, b), (a_dot, b_dot) = primals, dots
+            (a, b), (a_dot, _) = primals, dots
             told.append([type(dot).__name__ for dot in dots])
             zero = jax.custom_derivatives.zero_from_primal(a, symbolic_zeros=True)
             return f(a, b), (a_dot * b, zero)

