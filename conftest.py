@@ -36,6 +36,18 @@ settings.register_profile(
 settings.load_profile("bpresearch")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="the long checks too (marked `full`)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--full"):
+        long = pytest.mark.skip(reason="a long check: scripts/test --full")
+        for item in items:
+            if "full" in item.keywords:
+                item.add_marker(long)
+
+
 @pytest.fixture
 def float64():
     """Double precision for one test; without it, a test sees JAX's default, single precision."""

@@ -9,11 +9,13 @@ with the steps among what is summed over: one large product in the place of many
 is read and written in each step.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
@@ -107,7 +109,54 @@ class _Product:
         return value
 
 
-def _product(jaxpr: Jaxpr, v: Any, moves: set[Var]) -> _Product | None:
+def over_examples(
+    f: Callable[..., Sequence[Value | None]],
+    mapped: Sequence[bool],
+    summed: Sequence[bool],
+    operands: Sequence[Value],
+) -> list[Value | None]:
+    """`jax.vmap` of `f(*operands)` along first axes; some results are added up, products as one product.
+
+    Args:
+        f: of one example.
+        mapped: which operands have an example in each element of their first axis.
+        summed: which results are sums over the examples; the others get a first axis.
+        operands: their values.
+    """
+
+    def of_example(x, flag):
+        return jax.eval_shape(lambda x: x[0], x) if flag else x
+
+    one = [of_example(x, flag) for x, flag in zip(operands, mapped, strict=True)]
+    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*one)
+    jaxpr, remaining = closed.jaxpr, iter(closed.jaxpr.outvars)
+    results = [None if shape is None else next(remaining) for shape in shapes]
+    moves = depending(jaxpr, mapped)
+    flagged = list(zip(results, summed, strict=True))
+    products = [_product(jaxpr, v, moves, math.inf) if flag else None for v, flag in flagged]
+    factors = [v for p in products if p is not None for v in p.factors]
+    directly = [v for v, p in zip(results, products, strict=True) if v is not None and p is None]
+    wanted = list(dict.fromkeys([*factors, *(v for v in directly if isinstance(v, Var))]))
+
+    def values(*operands):
+        return run(jaxpr, closed.consts, operands, wanted)
+
+    found = jax.vmap(values, [0 if flag else None for flag in mapped])(*operands)
+    stacked = dict(zip(wanted, found, strict=True))
+    size = next(x.shape[0] for x, flag in zip(operands, mapped, strict=True) if flag)
+
+    def total(v, product, flag):
+        if v is None or product is not None:
+            return None if v is None else product.over_steps(stacked)
+        value = (
+            stacked[v] if isinstance(v, Var) else jnp.broadcast_to(engine.read(v, {}), (size, *v.aval.shape))
+        )
+        return jnp.sum(value, 0) if flag else value
+
+    return [total(*result) for result in zip(results, products, summed, strict=True)]
+
+
+def _product(jaxpr: Jaxpr, v: Any, moves: set[Var], most: float = LARGEST_FACTORS) -> _Product | None:
     """The term as a product whose factors change from step to step; None if it is none, or not worth it."""
     if not isinstance(v, Var):
         return None
@@ -122,6 +171,6 @@ def _product(jaxpr: Jaxpr, v: Any, moves: set[Var]) -> _Product | None:
     if any(isinstance(f, Literal) or f not in moves for f in eqn.invars):
         return None
     new = [f for f in eqn.invars if f not in jaxpr.invars]
-    if sum(f.aval.size for f in new) > LARGEST_FACTORS * eqn.outvars[0].aval.size:
+    if sum(f.aval.size for f in new) > most * eqn.outvars[0].aval.size:
         return None
     return _Product(eqn, after)

@@ -25,6 +25,7 @@ from jax.interpreters import ad, batching, mlir
 from bpresearch.chainrule import engine, registry, tangents
 from bpresearch.chainrule.gather import gather
 from bpresearch.chainrule.primitives import LAYER, Static, Value, is_floating, primitive
+from bpresearch.chainrule.sums import over_examples
 from bpresearch.functional import format_path, merge, split, state_of
 
 PATH = "bpresearch_path"
@@ -141,10 +142,18 @@ def _batch(
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
 
     def backward(rule, operands, residuals, bars):
-        mapped = jax.vmap(functools.partial(call.backward, rule), (tuple(dims), 0, 0))
-        parts = mapped(tuple(operands), residuals, list(bars))
+        first = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(operands, dims, strict=True)]
+        leaves, structure = jax.tree.flatten((first, residuals, list(bars)))
+        mapped = [d is not None for d in dims] + [True] * (len(leaves) - len(first))
+
+        def of_example(*leaves):
+            operands, residuals, bars = structure.unflatten(leaves)
+            return call.backward(rule, operands, residuals, bars)
+
+        # What all examples share gets a sum over them: of products, one product.
+        parts = over_examples(of_example, mapped, [d is None for d in dims], leaves)
         return [
-            None if part is None else jnp.sum(part, 0) if d is None else jnp.moveaxis(part, 0, d)
+            part if part is None or d is None else jnp.moveaxis(part, 0, d)
             for part, d in zip(parts, dims, strict=True)
         ]
 

@@ -283,13 +283,12 @@ def _explain(
     if name == OUTPUT:
         return detail, hint(found, expected), worst.worst
     first: Any = next(iter(answer.bars), np.zeros(()))
-    of_found, of_expected = found[0], expected[0]
-    if (
-        len(found) == 2
-        and compare(found[0], expected[0]).error <= MATHEMATICS < compare(found[1], expected[1]).error
-    ):
+    pairs = [(np.asarray(f), np.asarray(x)) for f, x in zip(found, expected, strict=True)]
+    errors = [compare(*pair).error for pair in pairs]
+    elsewhere = len(pairs) == 2 and errors[0] <= MATHEMATICS < errors[1]
+    if elsewhere:
         detail += ", for another cotangent than this model's own"
-        of_found, of_expected = found[1], expected[1]
+    of_found, of_expected = pairs[1 if elsewhere else 0]
     said = hint(of_found, of_expected, first.shape[0] if np.ndim(first) else None)
     if name == INPUT:
         said = cotangent_hint(of_found, of_expected, _real(first)) or said

@@ -14,6 +14,7 @@ from jax import lax
 
 from bpresearch.chainrule import Equation, Rule
 from bpresearch.chainrule.engine import several
+from bpresearch.chainrule.notes import collecting
 from bpresearch.chainrule.primitives import LAYER
 from bpresearch.functional import Loss, TrainingLoss, as_inputs, merge, split
 from bpresearch.verify.behaviour import behaviour_program, behaviour_rows, finite_row
@@ -70,7 +71,13 @@ def _switched(rules: list[Any], index: Callable[[], jax.Array]) -> Callable[...,
                 if wanted
             ]
 
-        found = iter(lax.switch(index(), [lambda rule=rule: answer(rule) for rule in rules]))
+        def planted(rule):
+            with collecting():  # what is noted of equations inside of this one is noted outside of the switch
+                return answer(rule)
+
+        right = answer(rules[0])
+        wrong = [lambda rule=rule: planted(rule) for rule in rules[1:]]
+        found = iter(lax.switch(index(), [lambda: right, *wrong]))
         return tuple(next(found) if wanted else None for wanted in e.wanted)
 
     return backward
