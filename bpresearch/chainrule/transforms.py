@@ -57,8 +57,8 @@ def value_and_grad(
     >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
     >>> def loss(model, batch):
     ...     return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
-    >>> value, grads = bp.chainrule.value_and_grad(loss)(model, {"x": jnp.ones((3, 2)), "y": jnp.ones((3,
-    1))})
+    >>> batch = {"x": jnp.ones((3, 2)), "y": jnp.ones((3, 1))}
+    >>> value, grads = bp.chainrule.value_and_grad(loss)(model, batch)
     >>> print(grads["kernel"].shape)
     (2, 1)
     """

@@ -200,10 +200,12 @@ def _another_like(y_bar: jax.Array) -> jax.Array:
     return random_signs(y_bar.shape, 7).astype(y_bar.dtype) * jnp.where(size > 0, size, 1).astype(y_bar.dtype)
 
 
-def suspicious(answers: dict[Label, Any]) -> frozenset[Label]:
+def suspicious(seen: dict[Label, Equation], answers: dict[Label, Any]) -> frozenset[Label]:
     """The equations, not layers, that a first look does not find right: they are asked again, carefully."""
     return frozenset(
-        about for about, (error, _) in answers.items() if not about.is_layer and not error <= MATHEMATICS
+        about
+        for about, (_, answer) in answers.items()
+        if not about.is_layer and _judge(about, seen[about], answer).passed is False
     )
 
 

@@ -314,7 +314,7 @@ class Verification:
         """Rows for the equations' rules, the equation, if any, in which the gradient first is not finite, and
         the magnitude of the largest cotangent of a result."""
         blame, answers = self._ask_rules(number, high, frozenset())
-        if doubtful := suspicious(answers):
+        if doubtful := suspicious(blame.seen, answers):
             blame, answers = self._ask_rules(number, high, doubtful)
         cotangents = [bar for _, answer in answers.values() for bar in answer.bars]
         largest = max(map(magnitude, cotangents), default=0.0)
