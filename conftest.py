@@ -71,3 +71,15 @@ def names_in_examples(request):
             "optax": optax,
         }
         request.node.dtest.globs |= names
+
+
+@pytest.fixture(autouse=True)
+def rules_of_a_test_end_with_it(monkeypatch):
+    """What a test or an example registers is forgotten after it, compiled programs and all."""
+    from bpresearch.chainrule import registry
+
+    monkeypatch.setattr(registry, "_rules", registry.registered())
+    before = registry.version()
+    yield
+    if registry.version() != before:
+        registry.changed()

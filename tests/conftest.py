@@ -15,8 +15,6 @@ import pytest
 import xarray as xr
 from flax import nnx
 
-from bpresearch.chainrule import registry
-
 ROOT = Path(__file__).parents[1]
 
 # Flags are parsed and JAX is started once in a process; what every script imports is imported once for all.
@@ -143,13 +141,3 @@ def _equations(jaxpr):
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda value: hasattr(value, "eqns")):
             found += _equations(inner) if hasattr(inner, "eqns") else []
     return found
-
-
-@pytest.fixture(autouse=True)
-def rules_of_a_test_end_with_it(monkeypatch):
-    """What a test registers is forgotten after it, compiled programs and all."""
-    monkeypatch.setattr(registry, "_rules", registry.registered())
-    before = registry.version()
-    yield
-    if registry.version() != before:
-        registry.changed()

@@ -27,7 +27,7 @@ def as_custom_vjp(layer: Layer) -> Any:
     it is a function.
 
     Everything floating point gets its cotangent: parameters, other variables, inputs and arrays among the
-    options.
+    options. A cotangent of the variables' new values does not count.
 
     Raises:
         NoPrimitiveRuleError: when it is differentiated, and an operation in it has no rule.
@@ -92,16 +92,18 @@ def _call(
         arrays = [x.value for x in primals]
         wanted = [x.perturbed and is_floating(x.value) for x in primals]
         program = trace(function, *arrays)
-        outs, tape = engine.forward(program.jaxpr, program.consts, arrays, wanted)
-        return program.structure.unflatten(outs), (Static((program.jaxpr, wanted)), arrays, tape)
+        shapes = program.structure.unflatten(range(program.structure.num_leaves))
+        live = [True] * len(jax.tree.leaves(shapes[0])) + [False] * len(jax.tree.leaves(shapes[1]))
+        outs, tape = engine.forward(program.jaxpr, program.consts, arrays, wanted, live)
+        return program.structure.unflatten(outs), (Static((program.jaxpr, wanted, live)), arrays, tape)
 
     def backward(kept, bars):
         static, arrays, tape = kept
-        jaxpr, wanted = static.value
+        jaxpr, wanted, live = static.value
         zero = jax.custom_derivatives.SymbolicZero
         bars = jax.tree.leaves(bars, is_leaf=lambda bar: isinstance(bar, zero))
         bars = [None if isinstance(bar, zero) or not is_floating(bar) else bar for bar in bars]
-        found = engine.filled(engine.backward(jaxpr, tape, bars, wanted), arrays)
+        found = engine.filled(engine.backward(jaxpr, tape, bars, wanted, live), arrays)
         float0 = jax.dtypes.float0
         return tuple(
             np.zeros(x.shape, float0) if bar is None else bar for bar, x in zip(found, arrays, strict=True)

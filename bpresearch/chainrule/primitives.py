@@ -8,6 +8,7 @@ Most rules are declared in a line by one of `elementwise`, `linear` and `constan
 under `@primitive`. The formulas are in `rules/lax/`, a file for each family.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,9 @@ Value = Any
 
 LAYER = "layer"
 """The name of the primitive that stands for the call of a layer with a rule."""
+
+TRACING = str(Path(__file__).with_name("program.py"))
+"""The file in which traces begin."""
 
 SCOPE = "at:"
 """What the name of a scope begins with that says in which layer an equation was made."""
@@ -85,8 +89,13 @@ class Equation:
 
     @property
     def line(self) -> str:
-        """The user's own `file.py:line (function)`."""
-        return source_info_util.summarize(self.source) if self.source else ""
+        """The user's own `file.py:line (function)`; "" where nothing but libraries made the equation."""
+        if not self.source or not self.source.traceback:
+            return ""
+        line = source_info_util.summarize(self.source)
+        # Frames before the one that began the trace belong to whoever asked, not to the program.
+        inside = itertools.takewhile(lambda f: f.file_name != TRACING, self.source.traceback.frames)
+        return line if any(f"{f.file_name}:{f.line_num}" in line for f in inside) else ""
 
     @property
     def place(self) -> str:

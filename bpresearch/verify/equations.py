@@ -59,7 +59,8 @@ class Label:
 def label(e: Equation) -> Label:
     """The label of an equation."""
     signature = f"{[jnp.shape(x) for x in e.ins]} {e.wanted} {e.live}"
-    return Label(e.name, e.layer, e.line, e.primitive.name == LAYER, signature)
+    is_layer = e.primitive.name == LAYER  # its path tells where it is; the line may be that of whoever asked
+    return Label(e.name, e.layer, "" if is_layer else e.line, is_layer, signature)
 
 
 def equations_of(model: nnx.Module, loss_fn: Any, x: Any, y: Any) -> dict[Label, Equation]:

@@ -66,9 +66,17 @@ def test_another_derivative_at_a_kink_is_no_mistake():
 
 def test_where_autodiff_is_wrong_differences_decide():
     """The focal loss takes a logsumexp whose derivative with respect to targets of 0 and 1 autodiff loses."""
-    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-    x, _ = batch(4)
-    y = np.random.default_rng(1).choice([0.0, 1.0], (5, 3)).astype(np.float32)
+
+    class WithTargets(nnx.Module):
+        def __init__(self):
+            self.dense = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x, targets):  # as an input, and so with a derivative
+            return self.dense(x), targets
+
+    model, y = WithTargets(), ()
+    inputs, _ = batch(4)
+    x = inputs, np.random.default_rng(1).choice([0.0, 1.0], (5, 3)).astype(np.float32)
     report = verify.model(model, optax.losses.sigmoid_focal_loss, x, y, dtype="float64")
     assert report.passed, str(report)
     (row,) = (row for row in report.rows if row.path == "loss" and row.oracle == "rule")

@@ -45,7 +45,7 @@ def test_forward_keeps_the_permutation_for_backward():
     e = Equation(eqn.primitive, eqn.params, (x, y), wanted=(True, True))
     outs, kept = rule.forward(e)
     np.testing.assert_array_equal(outs[1], [20.0, 30.0, 10.0])
-    e = Equation(eqn.primitive, eqn.params, (x, y), outs, (True, True), kept)
+    e = Equation(eqn.primitive, eqn.params, (x, y), outs, (True, True), kept=kept)
     backward = jax.make_jaxpr(lambda bar: rule.backward(e, None, bar)[1])(y)
     assert "sort" not in {eqn.primitive.name for eqn in backward.eqns}
     x_bar, y_bar = rule.backward(e, None, jnp.asarray([1.0, 2.0, 3.0]))
