@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bpresearch.chainrule.primitives import fit, primitive, refused, total
+from bpresearch.chainrule.primitives import NoPrimitiveRuleError, fit, primitive, refused, total
 
 
 class Bilinear:
@@ -73,8 +73,9 @@ class RaggedDotGeneralRule(Bilinear):
         (ragged,), groups = numbers.lhs_ragged_dimensions, tuple(numbers.rhs_group_dimensions)
         x_i, w_j = others(x, x_k, x_b), others(w, w_k, w_b, groups)
         if ragged not in x_i:
-            raise NotImplementedError(
-                "ragged_dot_general has no backward where the groups are along a contracted or a batch axis"
+            raise NoPrimitiveRuleError(
+                f"ragged_dot_general at {e.place} has no backward where the groups are along a contracted or "
+                "a batch axis"
             )
         y_b, y_i, y_j = consecutive(x_b, x_i, w_j)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bpresearch.chainrule.primitives import linear, primitive
+from bpresearch.chainrule.primitives import NoPrimitiveRuleError, linear, primitive
 
 
 @linear("dynamic_slice")
@@ -75,7 +75,7 @@ class ScatterRule:
     def backward(e, y_bar):
         x, indices, u = e.ins
         if e.params["update_jaxpr"] is not None:
-            raise NotImplementedError("x.at[...].apply(f) has no derivative, as in JAX")
+            raise NoPrimitiveRuleError(f"x.at[...].apply(f) at {e.place} has no derivative, as in JAX")
         x_bar = e.bind(y_bar, indices, jnp.zeros_like(u))[0] if e.wanted[0] else None
         u_bar = read(e, y_bar) if e.wanted[2] else None
         if e.wanted[2] and not distinct(e):
@@ -90,7 +90,7 @@ class ScatterRule:
     def tangent(e, x_dot, _, u_dot):
         x, indices, u = e.ins
         if e.params["update_jaxpr"] is not None:
-            raise NotImplementedError("x.at[...].apply(f) has no derivative, as in JAX")
+            raise NoPrimitiveRuleError(f"x.at[...].apply(f) at {e.place} has no derivative, as in JAX")
         return e.bind(zero_for_none(x_dot, x), indices, zero_for_none(u_dot, u))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from bpresearch.chainrule.primitives import linear, primitive, refused
+from bpresearch.chainrule.primitives import NoPrimitiveRuleError, linear, primitive, refused
 from bpresearch.chainrule.rules.lax.contractions import spread, transposed_padding
 from bpresearch.chainrule.rules.lax.reductions import combined, pull_back, push_forward
 
@@ -155,7 +155,9 @@ def select_and_gather_add(e, y_bar):
     """
     x, p = e.ins[1], e.params
     if any(r != 1 for r in p["window_dilation"]):
-        raise NotImplementedError("select_and_gather_add has no backward for dilated windows, as in JAX")
+        raise NoPrimitiveRuleError(
+            f"select_and_gather_add at {e.place} has no backward for dilated windows, as in JAX"
+        )
     return scattered(x, y_bar, p["select_prim"], p)
 
 
