@@ -12,7 +12,7 @@ from flax import nnx
 from rich.console import Console
 
 from bpresearch import analysis, files, report, sweep, verify
-from bpresearch import flags as shared
+from bpresearch import command as shared
 
 shared.define_task_flags()
 shared.define_sweep_flags()

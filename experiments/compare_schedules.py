@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpresearch import analysis, files, report, sweep
-from bpresearch import flags as shared
+from bpresearch import command as shared
 
 shared.define_task_flags()
 shared.define_sweep_flags()

@@ -14,8 +14,8 @@ import pandas as pd
 from absl import flags
 from rich.console import Console
 
+from bpresearch import command as shared
 from bpresearch import files, platform, report
-from bpresearch import flags as shared
 from bpresearch.analysis import quadratics
 
 shared.define_experiment_flags()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpresearch import chainrule, data, files, models, optim, platform, report, sweep
-from bpresearch import flags as shared
+from bpresearch import command as shared
 from bpresearch.analysis import minibatch, savings
 
 shared.define_experiment_flags()

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpresearch import analysis, data, files, models, optim, platform, report, sweep
-from bpresearch import flags as shared
+from bpresearch import command as shared
 from bpresearch.optim import schedules
 
 shared.define_experiment_flags()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpresearch import analysis, data, files, models, optim, platform, report, sweep
-from bpresearch import flags as shared
+from bpresearch import command as shared
 
 shared.define_experiment_flags()
 flags.DEFINE_string(

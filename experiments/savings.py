@@ -18,8 +18,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from bpresearch import command as shared
 from bpresearch import files, platform, report
-from bpresearch import flags as shared
 from bpresearch.analysis import savings
 
 shared.define_experiment_flags()

@@ -19,8 +19,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+from bpresearch import command as shared
 from bpresearch import data, files, models, optim, platform, report, verify
-from bpresearch import flags as shared
 from bpresearch.analysis import quadratics, sharpness
 
 shared.define_experiment_flags()

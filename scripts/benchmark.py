@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpresearch import autodiff, chainrule, data, files, models, optim, platform, sweep
-from bpresearch import flags as shared
+from bpresearch import command as shared
 from bpresearch.optim import schedules
 from bpresearch.sweep.estimate import Rehearsal
 

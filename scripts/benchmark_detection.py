@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bpresearch import command as shared
 from bpresearch import files, platform, verify
-from bpresearch import flags as shared
 from bpresearch.functional import split
 from bpresearch.verify import cases, random_models
 from bpresearch.verify.mutations import changes

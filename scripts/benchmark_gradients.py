@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpresearch import autodiff, chainrule, data, files, models, platform
-from bpresearch import flags as shared
+from bpresearch import command as shared
 from bpresearch.chainrule import per_example, second_order
 from bpresearch.functional import split
 from bpresearch.sweep.population import compile_with_fewer_copies

@@ -26,8 +26,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from bpresearch import command as shared
 from bpresearch import data, files, models, optim, platform, sweep, train
-from bpresearch import flags as shared
 from bpresearch.analysis import diagnostics
 from bpresearch.optim import schedules
 from bpresearch.sweep.estimate import Rehearsal

@@ -18,8 +18,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+from bpresearch import command as shared
 from bpresearch import files, models, platform, verify
-from bpresearch import flags as shared
 from bpresearch.functional import split
 
 flags.DEFINE_bool("quick", False, "an MLP 16-32-10 of 874 parameters: done within 50 s")

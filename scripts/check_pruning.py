@@ -14,7 +14,7 @@ import xarray as xr
 from absl import flags
 
 from bpresearch import analysis, data, files, models, optim, platform, sweep
-from bpresearch import flags as shared
+from bpresearch import command as shared
 from bpresearch.optim import schedules
 from bpresearch.sweep import prune
 

@@ -21,8 +21,8 @@ import xarray as xr
 from absl import flags
 from rich.console import Console
 
+from bpresearch import command as shared
 from bpresearch import data, files, models, optim, platform, sweep
-from bpresearch import flags as shared
 from bpresearch.optim import schedules
 
 flags.DEFINE_integer("kills", 20, "how often a sweep is killed")

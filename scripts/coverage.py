@@ -14,8 +14,8 @@ import json
 from absl import flags
 
 from bpresearch import chainrule
-from bpresearch import flags as shared
-from bpresearch.flags.command import output_file
+from bpresearch import command as shared
+from bpresearch.command.start import output_file
 from bpresearch.verify.functions import Functions, functions
 
 SAMPLE = 30

@@ -14,8 +14,8 @@ from absl import flags
 from flax import nnx
 from rich.console import Console
 
+from bpresearch import command as shared
 from bpresearch import files, platform, report
-from bpresearch import flags as shared
 from bpresearch.analysis.explain import explain
 
 shared.define_task_flags()

@@ -20,7 +20,7 @@ import pandas as pd
 import xarray as xr
 from absl import flags
 
-from bpresearch import flags as shared
+from bpresearch import command as shared
 from bpresearch.sweep import read
 
 FORMATS = ("tensorboard", "parquet", "csv")

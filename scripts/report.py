@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bpresearch import flags as shared
+from bpresearch import command as shared
 from bpresearch import report, sweep
 
 flags.DEFINE_string("workdir", None, "the folder of a sweep, or several with commas between")

@@ -12,8 +12,8 @@ gradient is wrong, 2: a flag is.
 from absl import flags
 from flax import nnx
 
+from bpresearch import command as shared
 from bpresearch import files, platform, verify
-from bpresearch import flags as shared
 
 shared.define_task_flags()
 flags.DEFINE_string(

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 FORKS = """
 import json, os, runpy, sys
 import absl.flags
-import bpresearch.flags
+import bpresearch.command
 from bpresearch import analysis, autodiff, chainrule, data, models, optim, report, sweep, verify
 
 for number, command in enumerate(json.loads(sys.argv[1])):

@@ -14,7 +14,7 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 
 # From the top of the house to the ground: a part may import those further down.
 # Parts that are not named here (the pure-function view of a model, say) are the ground itself.
-ORDER = ["flags", "pytest_plugin", "report", "sweep", "analysis", "verify", "train", "optim"]
+ORDER = ["command", "pytest_plugin", "report", "sweep", "analysis", "verify", "train", "optim"]
 ORDER += ["autodiff", "chainrule", "models", "data"]
 # Some import less: these are given functions and arrays, and the engines do not know each other.
 ALONE = {"train", "optim", "autodiff", "data"}
@@ -67,10 +67,10 @@ def test_dependencies_point_down_only():
     assert {file: parts for file, parts in upward.items() if parts} == {}
 
 
-def test_only_flags_experiments_and_scripts_read_flags():
+def test_only_command_experiments_and_scripts_read_flags():
     read = {file: imports(ast.parse(file.read_text())) for file in PACKAGE.rglob("*.py")}
     readers = {name(file) for file, modules in read.items() if "absl.flags" in modules}
-    assert {reader for reader in readers if not reader.startswith("bpresearch/flags/")} == set()
+    assert {reader for reader in readers if not reader.startswith("bpresearch/command/")} == set()
 
 
 def derivatives_taken(source: str) -> list[str]:

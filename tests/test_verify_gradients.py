@@ -74,7 +74,7 @@ BAD_FLAGS = {
 ONE_BY_ONE = """
 import contextlib, io, json, runpy, sys
 from absl.testing import flagsaver
-from bpresearch import flags
+from bpresearch import command
 
 script, *given = sys.argv[1:]
 main = runpy.run_path(script)["main"]
@@ -83,7 +83,7 @@ for flag in given:
     sys.argv = [script, "--dataset=diabetes", "--platform=cpu", flag]
     with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            flags.run(main)
+            command.run(main)
         except SystemExit as done:
             code = done.code
     print(json.dumps([code, out.getvalue(), err.getvalue()]))

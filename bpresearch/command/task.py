@@ -11,8 +11,8 @@ from absl import flags
 from flax import nnx
 
 from bpresearch import chainrule, data, models
-from bpresearch.flags.axes import positive, sizes
-from bpresearch.flags.command import choose
+from bpresearch.command.axes import positive, sizes
+from bpresearch.command.start import choose
 from bpresearch.platform import DTYPES, PLATFORMS
 
 FLAGS = flags.FLAGS

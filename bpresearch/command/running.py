@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpresearch import platform, sweep
-from bpresearch.flags.command import choose
+from bpresearch.command.start import choose
 from bpresearch.sweep.estimate import seconds_in_words
 
 FLAGS = flags.FLAGS

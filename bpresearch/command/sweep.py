@@ -14,15 +14,15 @@ from absl import flags
 
 from bpresearch import autodiff, chainrule, files, optim, sweep
 from bpresearch.analysis import diagnostics
-from bpresearch.flags.axes import numbers, positive, values
-from bpresearch.flags.command import choose
-from bpresearch.flags.running import (
+from bpresearch.command.axes import numbers, positive, values
+from bpresearch.command.running import (
     define_running_flags,
     describe_and_stop,
     replay_and_stop,
     running_options,
 )
-from bpresearch.flags.task import (
+from bpresearch.command.start import choose
+from bpresearch.command.task import (
     choose_loss,
     dataset_from_flags,
     define_precision_flag,
@@ -281,7 +281,7 @@ def flags_given() -> str:
     shared = [
         flag
         for module, found in FLAGS.flags_by_module_dict().items()
-        if module.startswith("bpresearch.flags.")
+        if module.startswith("bpresearch.command.")
         for flag in found
     ]
     given = [flag for flag in shared if flag.present and flag.name not in UNRECORDED]

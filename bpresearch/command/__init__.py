@@ -3,11 +3,11 @@
 The only place, with the scripts themselves, where flags are read and names become objects.
 """
 
-from bpresearch.flags.axes import numbers, positive, sizes, values
-from bpresearch.flags.command import choose, fail, help_text, output_file, run
-from bpresearch.flags.experiment import define_experiment_flags, experiment_workdir, listed
-from bpresearch.flags.running import start_from_flags
-from bpresearch.flags.sweep import (
+from bpresearch.command.axes import numbers, positive, sizes, values
+from bpresearch.command.experiment import define_experiment_flags, experiment_workdir, listed
+from bpresearch.command.running import start_from_flags
+from bpresearch.command.start import choose, fail, help_text, output_file, run
+from bpresearch.command.sweep import (
     ENGINES,
     OPTIMIZERS,
     SCHEDULES,
@@ -17,7 +17,7 @@ from bpresearch.flags.sweep import (
     sweep_from_flags,
     workdir_from_flags,
 )
-from bpresearch.flags.task import (
+from bpresearch.command.task import (
     ACTIVATIONS,
     INITIALIZATIONS,
     LOSS_ALIASES,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bpresearch import command as shared
 from bpresearch import data
-from bpresearch import flags as shared
 from bpresearch.sweep.distribution import Uniform
 
 

@@ -71,7 +71,7 @@ def help_text() -> str:
     lines = [inspect.cleandoc(sys.modules["__main__"].__doc__ or ""), "", "Flags:"]
     own = FLAGS.flags_by_module_dict()
     shared = [
-        flag for module, found in own.items() if module.startswith("bpresearch.flags.") for flag in found
+        flag for module, found in own.items() if module.startswith("bpresearch.command.") for flag in found
     ]
     for flag in [*own.get(sys.argv[0], []), *own.get("__main__", []), *shared]:
         default = "" if flag.default is None else f" (default: {flag.default_as_str})"

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from bpresearch.flags.axes import numbers
+from bpresearch.command.axes import numbers
 from bpresearch.sweep.distribution import Uniform
 
 FLAGS = flags.FLAGS
