@@ -15,8 +15,6 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 from rich.console import Console
 from rich.progress import track
@@ -24,7 +22,6 @@ from rich.table import Table
 
 from bpresearch import command as shared
 from bpresearch import files, platform, verify
-from bpresearch.functional import split
 from bpresearch.verify import cases, random_models
 from bpresearch.verify.mutations import changes
 from bpresearch.verify.peers import PEERS, Peers
@@ -66,11 +63,7 @@ def plant_all(case: cases.Case, faults: dict[str, verify.Plant], tally: Tally, p
     gradients = {}
     for number, name in enumerate(["", *faults], -1):
         reports[name] = check(case.model, case.x, case.y, fault=number)
-        with jax.enable_x64(True):
-            _, params, state = split(verify.cast_model(case.model, "float64"))
-            data = verify.cast((case.x, case.y), "float64")
-            found = jax.device_get(check.gradients(jnp.int32(number), params, state, *data))[0]
-        gradients[name] = found
+        gradients[name] = check.gradient(case.model, case.x, case.y, number)
     tally.seconds["bpresearch"] += time.perf_counter() - begun
     effective = [name for name in faults if changes(gradients[name], gradients[""]) >= EFFECT]
     if effective:

@@ -1,14 +1,13 @@
 """Verification of hand-written derivatives: are they right, in which sense, and where are they wrong?"""
 
 from bpresearch.verify.assertion import assert_gradients
-from bpresearch.verify.check_function import FUNCTION_ORACLES, function
-from bpresearch.verify.check_model import DTYPES, loss, model, prepare
 from bpresearch.verify.equations import Plant
 from bpresearch.verify.faults import FAULTS, Fault, FaultError
+from bpresearch.verify.function import FUNCTION_ORACLES, function
+from bpresearch.verify.model import DTYPES, ORACLES, Prepared, loss, model, prepare
 from bpresearch.verify.mutations import MUTATIONS
 from bpresearch.verify.precision import cast, cast_model
 from bpresearch.verify.report import Report, Row
-from bpresearch.verify.verification import ORACLES, Verification
 
 __all__ = [
     "DTYPES",
@@ -19,9 +18,9 @@ __all__ = [
     "Fault",
     "FaultError",
     "Plant",
+    "Prepared",
     "Report",
     "Row",
-    "Verification",
     "assert_gradients",
     "cast",
     "cast_model",

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr
 
 from bpresearch import chainrule
-from bpresearch.chainrule.engine import read
+from bpresearch.chainrule.engine import evaluate, read
 from bpresearch.chainrule.notes import collecting
 from bpresearch.chainrule.primitives import LAYER, Equation, is_floating
 from bpresearch.functional import split
@@ -86,6 +86,12 @@ def with_backward(rule: Any, backward: Callable[..., Any], forward: Callable[...
     names = ("forward", "flow", "pushforward", "tangent")
     same = {name: getattr(rule, name) for name in names if hasattr(rule, name)}
     return SimpleNamespace(**same | {"backward": backward} | ({"forward": forward} if forward else {}))
+
+
+def evaluated(e: Equation) -> Equation:
+    """An equation with its results, and with what its rule keeps."""
+    outs, kept = evaluate(e)
+    return replace(e, outs=tuple(outs), kept=kept)
 
 
 def pullback(function: Callable[..., Any], arguments: Any, y_bar: Any = None) -> tuple[Any, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 from bpresearch.functional import split
 from bpresearch.verify.engines import by_rules, mean_loss
 from bpresearch.verify.equations import Plant
+from bpresearch.verify.plants import one_of
 from bpresearch.verify.precision import cast, cast_model
-from bpresearch.verify.verification import one_of
 
 
 def _torch() -> bool:

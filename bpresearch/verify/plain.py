@@ -19,6 +19,7 @@ from jax.extend.core import Literal
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 INLINED = (*CUSTOM, "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
 LOOPS = ("scan", "while", "cond")
+CALLBACKS = ("pure_callback", "io_callback", "ffi_call")
 
 
 class HeldInLoopError(ValueError):
@@ -80,6 +81,11 @@ def has_custom_rule(function: Callable[..., Any], *args: Any) -> bool:
     return any(e.primitive.name in CUSTOM for e in _equations(jax.make_jaxpr(function)(*args)))
 
 
+def calls_back(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether Python is called back anywhere in `function(*args)`, or in its backward pass."""
+    return any(e.primitive.name in CALLBACKS for e in _equations(jax.make_jaxpr(function)(*args)))
+
+
 def loses_precision(function: Callable[..., Any], *args: Any) -> bool:
     """Whether anything in `function(*args)` is rounded from float64 to a shorter format."""
 
@@ -95,7 +101,7 @@ def loses_precision(function: Callable[..., Any], *args: Any) -> bool:
 def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
-        if equation.primitive.name in INLINED + LOOPS:
+        if equation.primitive.name in (*INLINED, *LOOPS, "shard_map"):
             yield from _equations_inside(equation)
 
 
@@ -136,6 +142,8 @@ def evaluate(closed: Any, args: list[Any], change: Callable[[Any, Any, Any], Any
         name = equation.primitive.name
         if name in INLINED:
             outputs = evaluate(next(_inner(equation)), inputs, change)
+        elif name == "shard_map":
+            outputs = _on_devices(equation.params, inputs, change)
         else:
             params = equation.params
             if name in LOOPS:
@@ -145,6 +153,19 @@ def evaluate(closed: Any, args: list[Any], change: Callable[[Any, Any, Any], Any
             outputs = change(equation, inputs, outputs)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _on_devices(params: Any, inputs: list[Any], change: Callable[[Any, Any, Any], Any]) -> list[Any]:
+    """The body of a `shard_map` in the same way, on each device."""
+    run = jax.shard_map(
+        lambda *xs: tuple(evaluate(params["jaxpr"], list(xs), change)),
+        mesh=params["mesh"],
+        in_specs=tuple(params["in_specs"]),
+        out_specs=tuple(params["out_specs"]),
+        axis_names=set(params["newly_manual_axes"]),
+        check_vma=params["check_vma"],
+    )
+    return list(run(*inputs))
 
 
 def _plain_inside(value: Any, change: Callable[[Any, Any, Any], Any]) -> Any:

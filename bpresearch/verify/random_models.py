@@ -11,7 +11,7 @@ from flax import nnx
 from bpresearch import chainrule
 from bpresearch.functional import as_inputs
 from bpresearch.verify.cases import INTEGER_INPUTS, LAYERS, TARGETS, perturb, probabilities, shapes_of
-from bpresearch.verify.check_model import DTYPES, prepare
+from bpresearch.verify.model import DTYPES, prepare
 from bpresearch.verify.precision import is_floating
 from bpresearch.verify.report import Report
 

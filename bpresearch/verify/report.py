@@ -11,6 +11,12 @@ from typing import Any
 
 from bpresearch import files
 
+VALUES = frozenset(
+    {"autodiff", "forward mode", "adjoint", "complex step", "finite differences", "taylor", "kinks"}
+    | {"second order"}
+)
+"""The oracles that look at the values of the derivative."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -89,9 +95,29 @@ class Report:
     hints: tuple[str, ...] = ()
 
     @property
-    def passed(self) -> bool:
-        """No comparison failed and no rule is wrong. What is undecided does not fail."""
-        return not self.culprits and all(row.passed is not False for row in self.rows)
+    def passed(self) -> bool | None:
+        """True: right, as for each leaf an independent oracle resolved the answer. False: wrong. None:
+        undecided, as for some leaf none could tell.
+        """
+        if self.culprits or any(row.passed is False for row in self.rows):
+            return False
+        decided: dict[str, bool] = {}
+        for row in self.rows:
+            if row.oracle in VALUES:
+                decided[row.path] = decided.get(row.path, False) or row.passed is True
+        if decided:
+            return True if all(decided.values()) else None
+        others = [row.passed for row in self.rows if row.passed is not None]
+        return all(others) if others else None
+
+    @property
+    def open_leaves(self) -> tuple[str, ...]:
+        """The leaves for which no oracle of values could tell."""
+        of: dict[str, set[bool | None]] = {}
+        for row in self.rows:
+            if row.oracle in VALUES:
+                of.setdefault(row.path, set()).add(row.passed)
+        return tuple(path for path, verdicts in of.items() if verdicts == {None})
 
     @property
     def undecided(self) -> tuple[Row, ...]:
@@ -172,6 +198,16 @@ def _worst(row: Row) -> str:
 
 def _sentence(report: Report) -> str:
     """The verdict in one sentence."""
+    values = [row for row in report.rows if row.oracle in VALUES]
+    if report.passed is None:
+        if not report.rows:
+            return "Nothing is decided: no comparison was made."
+        if not values:
+            return "Nothing is decided: no oracle of values was asked."
+        return f"Undecided: no oracle could tell at {_list(report.open_leaves)}: {_reasons(report)}."
+    if report.passed and not values:
+        of = dict.fromkeys(row.oracle for row in report.rows)
+        return f"Right as far as asked: {_list(tuple(of))} alone, not the derivative's values."
     if report.passed:
         checked = [f"{len(report.rows)} comparisons"]
         checked += [f"{len(report.undecided)} of them undecided"] if report.undecided else []
@@ -184,10 +220,20 @@ def _sentence(report: Report) -> str:
     if report.culprits:
         of = ", ".join(report.culprits)
         return f"The gradient is wrong: the mistake is in the rule of {of}."
-    paths = list(dict.fromkeys(row.path for row in report.rows if row.passed is False))
-    shown = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
+    paths = tuple(dict.fromkeys(row.path for row in report.rows if row.passed is False))
     chained = any(row.oracle == "rule" for row in report.rows)
-    return f"The gradient is wrong at {shown}{', though no rule of a layer is' if chained else ''}."
+    return f"The gradient is wrong at {_list(paths)}{', though no rule of a layer is' if chained else ''}."
+
+
+def _list(paths: tuple[str, ...]) -> str:
+    return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
+
+
+def _reasons(report: Report) -> str:
+    """Why nothing was decided at the first of the open leaves, by each oracle."""
+    path = report.open_leaves[0]
+    rows = [row for row in report.rows if row.oracle in VALUES and row.path == path]
+    return "; ".join(f"{row.oracle}: {row.detail or 'unresolved'}" for row in rows[:4])
 
 
 def _table(rows: Iterable[Row], heading: str) -> list[str]:

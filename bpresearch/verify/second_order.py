@@ -1,29 +1,36 @@
 """Second order: the hand-written product of the loss's Hessian with a vector against autodiff's.
 
 H v is the derivative of the gradient along v. The rules carry it beside every value, forward and backward
-(Pearlmutter 1994); autodiff takes `jax.jvp` of `jax.grad`. One random v shows every element of each leaf's
-rows of H at once, and misses an error only if v is orthogonal to what is wrong, with probability zero.
+(Pearlmutter 1994); autodiff differentiates <gradient, v> once more. One random v shows every element of each
+leaf's rows of H at once, and misses an error only if v is orthogonal to what is wrong, with probability zero.
+It is a question like any other: the derivative in question is H v, and <gradient, v> is differentiated.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bpresearch import autodiff, chainrule
+from bpresearch import chainrule
+from bpresearch.chainrule.second_order import hessian_vector_product
 from bpresearch.functional import split
-from bpresearch.verify.comparison import MATHEMATICS, compare
-from bpresearch.verify.engines import leaf_names
-from bpresearch.verify.precision import compiled, jittered, random_like
+from bpresearch.verify.answers import answers
+from bpresearch.verify.directions import choose_directions
+from bpresearch.verify.engines import by_autodiff, floating_leaves, leaf_names
+from bpresearch.verify.precision import is_floating, random_like
+from bpresearch.verify.question import Derivative, Question
 from bpresearch.verify.report import Row
+from bpresearch.verify.verdict import AGREEMENT
 
 
 def second_order_rows(model: nnx.Module, loss_fn: Any, x: Any, y: Any, seed: int) -> list[Row]:
     """A row for each parameter: `hvp` against autodiff for a random vector.
 
-    Undecided, with the reason, where a layer has no second-order rule.
+    Undecided, with the reason, where something has no tangent rule.
 
     Args:
         model: in float64, as `x` and `y` are; JAX's 64-bit mode is on.
@@ -31,36 +38,42 @@ def second_order_rows(model: nnx.Module, loss_fn: Any, x: Any, y: Any, seed: int
         seed: of the vector.
     """
     graphdef, params, state = split(model)
-    vector = random_like(params, jax.random.key(seed))
-    gradient = autodiff.gradient(graphdef, loss_fn)
-
-    def expected(params, x):
-        return jax.jvp(lambda p: gradient(p, state, (x, y))[1], (params,), (vector,))[1]
-
-    @compiled
-    def program(params, x):
-        eps = float(np.finfo("float64").eps)
-        return jax.vmap(expected)(*jittered((params, x), (eps, eps)))
-
+    leaves, structure = jax.tree.flatten(params)
+    point = [leaf for leaf in leaves if is_floating(leaf)]
     names = leaf_names((params, ()))
-    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    of_rules, of_autodiff = hessian_vector_product(graphdef, loss_fn), by_autodiff(graphdef, loss_fn)
+
+    def whole(some):
+        remaining = iter(some)
+        return structure.unflatten([next(remaining) if is_floating(leaf) else leaf for leaf in leaves])
+
+    def along(point, others):
+        v, state, x, y = others
+        gradient = of_autodiff(whole(point), state, x, y)[0]
+        return [sum(jnp.sum(g * u) for g, u in zip(gradient, v, strict=False))]
+
+    def product(point, others, y_bar):
+        v, state, x, y = others
+        found = of_rules(whole(point), state, (x, y), whole(v))
+        return [y_bar[0] * leaf for leaf in floating_leaves(params, found)]
+
+    others = random_like(point, jax.random.key(seed)), state, x, y
     try:
-        found = jax.tree.leaves(chainrule.hvp(model, loss_fn, x, y, vector))
+        jax.eval_shape(product, point, others, [jnp.ones(())])
     except chainrule.NoRuleError as error:  # of a primitive, too
         reason = str(error).splitlines()[0]
         return [
-            Row(name, shape, "second order", math.nan, math.nan, None, reason)
-            for name, shape in zip(names, shapes, strict=True)
+            Row(name, leaf.shape, "second order", math.nan, AGREEMENT, None, reason)
+            for name, leaf in zip(names, point, strict=True)
         ]
-    lanes = [np.asarray(leaf) for leaf in jax.tree.leaves(program(params, x))]
-    largest = max((float(np.max(np.abs(lane[0]), initial=0.0)) for lane in lanes), default=0.0)
-    rows = []
-    for name, value, lane in zip(names, found, lanes, strict=True):
-        noise = float(np.max(np.abs(lane[1:] - lane[0]), initial=0.0))
-        result = compare(np.asarray(value), lane[0], noise, largest)
-        passed = result.error <= MATHEMATICS
-        detail = "Hessian times a random vector"
-        rows.append(
-            Row(name, value.shape, "second order", result.error, MATHEMATICS, passed, detail, result.worst)
-        )
-    return rows
+    derivative = Derivative(along, product, along, along)
+    directions = choose_directions([leaf.size for leaf in point], 0.5, 1)
+    eps = float(np.finfo(np.float64).eps)
+    question = Question(derivative, point, others, names, [[jnp.ones(())]], directions, seed, eps)
+    rows, _, _ = answers(question, ("autodiff",))
+    detail = "Hessian times a random vector"
+    return [
+        replace(row, oracle="second order", detail=", ".join(filter(None, (detail, row.detail))))
+        for row in rows
+        if row.oracle == "autodiff"
+    ]

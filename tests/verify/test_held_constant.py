@@ -36,8 +36,8 @@ def test_what_is_held_constant_in_a_loop_leaves_differences_undecided():
     chainrule.rule(twice_rounded)(StraightThroughRule)
     report = verify.model(model, SQUARES, *batch(), dtype="float64")
     assert report.passed, str(report)
-    rows = [row for row in report.rows if row.oracle == "finite differences"]
-    assert rows and all(row.passed is None and "constant inside a loop" in row.detail for row in rows)
+    assert not [row for row in report.rows if row.oracle == "finite differences"]
+    assert any("constant inside a loop" in note for note in report.notes)
 
 
 def twice_rounded(x):
@@ -60,11 +60,12 @@ def test_attention_that_rounds_is_judged_at_its_own_resolution():
     model = nnx.Sequential(nnx.MultiHeadAttention(1, 2, decode=False, rngs=nnx.Rngs(0)), nnx.tanh)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 3, 2)), rng.normal(size=(2, 3, 2))
-    check = verify.prepare(model, SQUARES, x, y, "float64", ["finite differences"])
-    rows = {row.path: row for row in check(model, x, y).rows}
-    assert rows["layers.0.out.kernel"].passed and rows["layers.0.out.kernel"].tolerance < 1e-5
-    assert rows["layers.0.query.kernel"].passed and "rounds" in rows["layers.0.query.kernel"].detail
-    assert rows["layers.0.key.bias"].passed is None and "rounds" in rows["layers.0.key.bias"].detail
+    report = verify.model(model, SQUARES, x, y, dtype="float64", oracles=["autodiff", "finite differences"])
+    rows = {row.path: row for row in report.rows if row.oracle == "finite differences"}
+    assert rows["layers.0.out.kernel"].passed and rows["layers.0.out.kernel"].tolerance < 1e-4
+    assert rows["layers.0.query.kernel"].passed is None
+    assert "uncertainty is too large" in rows["layers.0.query.kernel"].detail
+    assert report.passed is not False
 
 
 def test_running_averages_keep_float32():

@@ -43,7 +43,8 @@ def wrong(backward, index, change):
 
 
 def oracles_of(report, passed):
-    return {row.oracle for row in report.rows if row.passed is passed and row.oracle != "contract"}
+    others = {"contract", "rounding", "kinks"}
+    return {row.oracle for row in report.rows if row.passed is passed} - others
 
 
 def clauses(report, passed=False):
@@ -58,7 +59,7 @@ def test_right_derivative():
     assert report.passed, str(report)
     assert not report.undecided
     assert oracles_of(report, True) == ALL
-    assert clauses(report, True) >= {"structure", "forward", "linear", "vmap", "without jit", "deterministic"}
+    assert clauses(report, True) >= {"structure", "forward", "linear", "vmap", "deterministic"}
     assert max(row.error for row in report.rows if row.oracle == "autodiff") < 1e-14
     assert max(len(line) for line in str(report).splitlines()) <= 80
 
@@ -88,7 +89,7 @@ def test_wrong_derivative_is_found_by_every_oracle(name):
 def test_reference_takes_the_place_of_autodiff():
     kernel = with_backward(dense, wrong(dense_backward, 0, lambda g: 2 * g))
     report = verify.function(kernel, X, W, B, reference=dense, oracles=["autodiff"])
-    assert [row.passed for row in report.rows] == [False, True, True]
+    assert [row.passed for row in report.rows if row.oracle == "autodiff"] == [False, True, True]
 
 
 def test_custom_jvp():
@@ -263,12 +264,12 @@ def test_backward_pass_made_for_float32_only():
     assert not verify.function(sine, X).passed
     report = verify.function(sine, X.astype(np.float32))
     assert report.passed, str(report)
-    assert max(row.tolerance for row in report.rows if row.oracle == "autodiff") > 1e-6
+    assert max(row.tolerance for row in report.rows if row.oracle == "finite differences") > 1e-6
 
 
 def test_an_oracle_that_fails_to_compute_is_no_note(monkeypatch):
     """Only what JAX cannot transform is a note; an error of the verifier itself is raised."""
-    monkeypatch.setattr("bpresearch.verify.check_function.compare", lambda *args: 1 / 0)
+    monkeypatch.setattr("bpresearch.verify.answers.decide", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         verify.function(with_backward(jnp.sin, lambda r, u: (u * jnp.cos(r[0]),)), X)
 

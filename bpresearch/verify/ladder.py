@@ -85,17 +85,18 @@ def richardson(
     """The derivative from f(t + h d), f(t - h d) and f(t) on a ladder of steps, each a quarter of the last.
 
     Returns:
-        `estimate` and its `uncertainty`; the derivatives to the `right` and `left` and the `side_uncertainty`
-        of both.
+        `estimate`, its `uncertainty` and the `step` at which it settles; the derivatives to the `right` and
+        `left` and the `side_uncertainty` of both.
     """
     largest = jnp.maximum(jnp.max(jnp.abs(above)), jnp.max(jnp.abs(below)))
     rounding = jnp.finfo(here.dtype).eps * largest / h
-    estimate, uncertainty = _settled(_extrapolated((above - below) / (2 * h), (2,)), rounding)
-    right, right_uncertainty = _settled(_extrapolated((above - here) / h, (1, 2)), rounding)
-    left, left_uncertainty = _settled(_extrapolated((here - below) / h, (1, 2)), rounding)
+    estimate, uncertainty, best = _settled(_extrapolated((above - below) / (2 * h), (2,)), rounding)
+    right, right_uncertainty, _ = _settled(_extrapolated((above - here) / h, (1, 2)), rounding)
+    left, left_uncertainty, _ = _settled(_extrapolated((here - below) / h, (1, 2)), rounding)
     return {
         "estimate": estimate,
         "uncertainty": uncertainty,
+        "step": h[2:-1][best],
         "right": right,
         "left": left,
         "side_uncertainty": right_uncertainty + left_uncertainty,
@@ -111,13 +112,13 @@ def _extrapolated(ladder: Float[Array, "steps"], orders: Sequence[int]) -> Float
 
 def _settled(
     ladder: Float[Array, "fewer"], rounding: Float[Array, "steps"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The value that is nearest to both its neighbours, and how near, rounding included."""
+) -> tuple[Float[Array, ""], Float[Array, ""], Array]:
+    """The value that is nearest to both its neighbours, how near, rounding included, and which it is."""
     apart = jnp.abs(jnp.diff(ladder))
     uncertainty = jnp.maximum(apart[1:], apart[:-1]) + rounding[1 - ladder.size : -1]
     uncertainty = jnp.where(jnp.isfinite(uncertainty), uncertainty, jnp.inf)
     best = jnp.argmin(uncertainty)
-    return ladder[1:-1][best], uncertainty[best]
+    return ladder[1:-1][best], uncertainty[best], best
 
 
 LANES = 2**16
@@ -136,10 +137,10 @@ def coordinate_derivatives(
     count through all elements of these leaves, one leaf after the other.
 
     Returns:
-        `estimate` = (f(x + h e) - f(x - h e)) / 2h, its `uncertainty` and the `scale` s of which h is a small
-        part, s eps^(1/4) / 2: at smaller steps rounding would blur what is asked for, at larger ones more
-        kinks are near. The uncertainty is that of rounding alone. The error of order h^2 is not measured: it
-        can only make a right derivative look wrong, which the ladder then decides.
+        `estimate` = (f(x + h e) - f(x - h e)) / 2h, its `uncertainty`, the `step` h and the `scale` s of
+        which it is a small part, s eps^(1/4) / 2: at smaller steps rounding would blur what is asked for, at
+        larger ones more kinks are near. The uncertainty is that of rounding alone. The error of order h^2 is
+        not measured: it can only make a right derivative look wrong, which the ladder then decides.
     """
     x = jnp.concatenate([point[leaf].ravel() for leaf in leaves])
     scale = jnp.concatenate([jnp.full(point[leaf].size, step_scale(point[leaf])) for leaf in leaves])
@@ -167,7 +168,8 @@ def coordinate_derivatives(
         values = jax.vmap(evaluate, in_axes=1)(moved.reshape(rows, 2 * together, width))
         above, below = values[:together], values[together:]
         rounding = eps * jnp.maximum(jnp.abs(above), jnp.abs(below)) / h
-        answer = {"estimate": (above - below) / (2 * h), "uncertainty": rounding, "scale": scale[block]}
+        answer = {"estimate": (above - below) / (2 * h), "uncertainty": rounding, "step": h}
+        answer["scale"] = scale[block]
         return moved.at[here].set(own, mode="promise_in_bounds"), answer
 
     _, answers = jax.lax.scan(derivatives, copies, blocks)

@@ -1,0 +1,340 @@
+"""Verification of a whole model: is its chain-rule gradient right, and if not, which rule is wrong?"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bpresearch.functional import Loss, TrainingLoss, split
+from bpresearch.verify.answers import answers
+from bpresearch.verify.blame import Blame
+from bpresearch.verify.directions import MISSED, choose_directions
+from bpresearch.verify.engines import by_autodiff, by_rules, leaf_names, mean_loss
+from bpresearch.verify.equations import Plant, equations_of
+from bpresearch.verify.faults import plant_fault
+from bpresearch.verify.oracles import behaviour, contract, rounding
+from bpresearch.verify.plants import one_of
+from bpresearch.verify.precision import cast, cast_model, compiled, is_floating, parameter_dtype
+from bpresearch.verify.question import Derivative, Question, first_line
+from bpresearch.verify.report import Report, Row
+from bpresearch.verify.second_order import second_order_rows
+from bpresearch.verify.spread import Spreads
+
+DTYPES = ("float64", "float32", "bfloat16")
+ORACLES = ("autodiff", "finite differences", "rounding", "rule", "behaviour")
+OF_FUNCTIONS = ("forward mode", "adjoint", "complex step", "taylor")
+"""Oracles that a model is asked by on request: they take long, and see what the others do."""
+
+EPS = float(np.finfo("float64").eps)
+
+
+def model(
+    model: nnx.Module,
+    loss_fn: Loss | TrainingLoss,
+    x: Any,
+    y: Any,
+    *,
+    dtype: Any = None,
+    order: int = 1,
+    oracles: Sequence[str] = ORACLES,
+    every_coordinate_up_to: int = 64,
+    missed: float = MISSED,
+    seed: int = 0,
+    plant: str | Plant | None = None,
+) -> Report:
+    """Verifies the chain-rule gradient of a model, for every parameter and its input, and every layer's rule.
+
+    Two questions are answered apart. *Is the mathematics right?* Everything is computed in float64; the
+    hand-written gradient is compared with autodiff's and with finite differences, which know nothing of
+    either; then the rule of each equation (a layer, a primitive) by itself is compared with the derivative of
+    that equation (see `bpresearch.verify.blame`). What decides is how far rounding moves both, measured: see
+    `bpresearch.verify.verdict`. *Is the arithmetic sound* in `dtype`, where that is not float64? See
+    `bpresearch.verify.oracles.rounding`.
+
+    Neither the model nor JAX's configuration is changed.
+
+    Args:
+        model: any NNX model.
+        loss_fn: `(outputs, targets) -> values`.
+        x: the model's input with the batch first, or a tuple of several inputs.
+        y: the targets, as `loss_fn` takes them.
+        dtype: working precision of the second question: "float32" or "bfloat16"; with "float64" only the
+            first is asked. Default: the dtype of the model's parameters.
+        order: 2 verifies the hand-written product of the Hessian with a vector as well (`chainrule.hvp`,
+            see `bpresearch.verify.second_order`).
+        oracles: which of "autodiff", "finite differences", "rounding", "rule" (each equation's rule by
+            itself, which names the culprits) and "behaviour" (see `bpresearch.verify.oracles.behaviour`) to
+            ask; also those of `verify.function`: "forward mode", "adjoint", "complex step", "taylor".
+        every_coordinate_up_to: leaves of at most so many elements get finite differences in each of them.
+        missed: the probability, for each larger leaf, that a wrong element is missed by finite differences,
+            which decides in how many random directions they are taken (see `bpresearch.verify.directions`).
+        seed: of the random directions.
+        plant: a fault to plant, to see what is reported: a name from `bpresearch.verify.faults`, with
+            `@layers.2` after it for a certain layer, `@tanh` for a primitive or `@file.py:12` for a line, or
+            a function `(equation, rule) -> rule` (see `chainrule.replacing`).
+
+    Raises:
+        ValueError: unknown `dtype`, order, oracle or fault, or a fault that fits no equation of the model.
+        NoPrimitiveRuleError: an operation in the model or the loss has no rule.
+
+    >>> model, loss = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), optax.losses.squared_error
+    >>> bp.verify.model(model, loss, np.ones((4, 3)), np.zeros((4, 2))).passed
+    True
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order {order} is not 1 or 2")
+    prepared = prepare(model, loss_fn, x, y, dtype, oracles, () if plant is None else (plant,))
+    report = prepared(model, x, y, every_coordinate_up_to=every_coordinate_up_to, missed=missed, seed=seed)
+    if order == 1:
+        return report
+    with jax.enable_x64(True):
+        high = cast_model(cast_model(model, prepared.dtype), "float64")
+        high_x, high_y = cast(cast((x, y), prepared.dtype), "float64")
+        rows = second_order_rows(high, loss_fn, high_x, high_y, seed)
+    reasons = dict.fromkeys(f"second order: {row.detail}" for row in rows if row.passed is None)
+    return replace(report, rows=(*report.rows, *rows), notes=(*report.notes, *reasons))
+
+
+verify_model = model  # a name that no argument takes
+
+
+def loss(loss: Callable[..., Any], model: nnx.Module, batch: Any, **options: Any) -> Report:
+    """Verifies the chain-rule gradient of a training loss with respect to the model's parameters.
+
+    Args:
+        loss: `(model, batch) -> value`, as `nnx.value_and_grad` takes it: a scalar or one value for each
+            example, or a pair of that and metrics.
+        model: any NNX model; it is not changed.
+        batch: a tree of arrays; a model among them is held constant.
+        options: those of `bpresearch.verify.model`.
+
+    >>> def loss(model, batch):
+    ...     return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
+    >>> batch = {"x": np.ones((3, 2), np.float32), "y": np.zeros((3, 1), np.float32)}
+    >>> bp.verify.loss(loss, nnx.Linear(2, 1, rngs=nnx.Rngs(0)), batch).passed
+    True
+    """
+    return verify_model(model, TrainingLoss(loss), (), batch, **options)
+
+
+def prepare(
+    model: nnx.Module,
+    loss_fn: Loss | TrainingLoss,
+    x: Any,
+    y: Any,
+    dtype: Any = None,
+    oracles: Sequence[str] = ORACLES,
+    plants: Sequence[str | Plant] = (),
+) -> "Prepared":
+    """The verification that `model` makes, to be asked more than once: compiled for the first time only.
+
+    For other values of the parameters and data of the same structure and shapes, and for any of several
+    faults, planted one at a time by number. (A single one is always planted.)
+
+    >>> model, loss = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), optax.losses.squared_error
+    >>> x, y = np.ones((4, 3)), np.zeros((4, 2))
+    >>> faults = ["bias_forgotten", "scaled"]
+    >>> check = bp.verify.prepare(model, loss, x, y, "float64", ["autodiff", "rule"], faults)
+    >>> check(model, x, y).passed, check(model, x, y, fault=1).passed
+    (True, False)
+    """
+    dtype = str(jnp.dtype(dtype or parameter_dtype(model)))
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
+    for oracle in oracles:
+        if oracle not in (*ORACLES, *OF_FUNCTIONS):
+            raise ValueError(f"oracle {oracle!r} is not one of {', '.join((*ORACLES, *OF_FUNCTIONS))}")
+    with jax.enable_x64(True):
+        high = cast_model(cast_model(model, dtype), "float64")
+        data = cast((x, y), "float64")
+        named = [plant for plant in plants if isinstance(plant, str)]
+        equations = equations_of(high, loss_fn, *data) if named else {}
+        chosen = [plant_fault(plant, equations) if isinstance(plant, str) else plant for plant in plants]
+        low = split(cast_model(model, dtype))[0]
+        return Prepared(loss_fn, low, split(high)[0], dtype, tuple(oracles), tuple(chosen))
+
+
+class Prepared:
+    """Everything that `verify.model` asks, as compiled programs of parameters, data and the fault planted.
+
+    Made by `bpresearch.verify.prepare`. Called with a model, inputs and targets, it gives the report.
+    """
+
+    def __init__(
+        self,
+        loss_fn: Loss | TrainingLoss,
+        low: nnx.GraphDef,
+        high: nnx.GraphDef,
+        dtype: str,
+        oracles: tuple[str, ...],
+        plants: tuple[Plant, ...],
+    ):
+        self.loss_fn, self.low, self.high = loss_fn, low, high
+        self.dtype, self.oracles, self.plants = dtype, oracles, plants
+        self._structure: Any = None
+
+    def _plant(self, fault: jax.Array) -> Plant:
+        if len(self.plants) == 1:
+            return self.plants[0]
+        return one_of(self.plants, fault) if self.plants else lambda e, rule: rule
+
+    def _together(self, point: Any, rest: Any) -> tuple[Any, Any]:
+        """Parameters and inputs, from the floating leaves and the others."""
+        remaining = iter(point)
+        return self._structure.unflatten([next(remaining) if leaf is None else leaf for leaf in rest])
+
+    @cached_property
+    def derivative(self) -> Derivative:
+        """Of the loss; `others` are the number of the fault, what is not floating, state and y."""
+
+        def apply(point, others):
+            _, rest, state, y = others
+            params, x = self._together(point, rest)
+            return [mean_loss(self.high, self.loss_fn, params, state, x, y)]
+
+        def gradient(point, others, y_bar):
+            fault, rest, state, y = others
+            params, x = self._together(point, rest)
+            found, _ = by_rules(self.high, self.loss_fn, self._plant(fault))(params, state, x, y)
+            return [y_bar[0] * leaf for leaf in found]
+
+        return Derivative(apply, gradient, apply, apply)
+
+    @cached_property
+    def blame(self) -> Blame:
+        """What asks every rule by itself."""
+        return Blame(self.high, self.loss_fn, self._plant)
+
+    def _parts(self, point: Any, others: Any) -> Any:
+        fault, rest, state, y = others
+        params, x = self._together(point, rest)
+        of_rules = by_rules(self.high, self.loss_fn, self._plant(fault))
+        of_autodiff = by_autodiff(self.high, self.loss_fn)
+        return (
+            params, state, x, y,
+            lambda *arguments: of_rules(*arguments)[0],
+            lambda *arguments: of_autodiff(*arguments)[0],
+        )  # fmt: skip
+
+    @cached_property
+    def _clauses(self) -> Any:
+        return behaviour.clauses(self._parts)
+
+    @cached_property
+    def _in_working_precision(self) -> Any:
+        def both(fault, params, state, x, y):
+            found, _ = by_rules(self.low, self.loss_fn, self._plant(fault))(params, state, x, y)
+            return found, by_autodiff(self.low, self.loss_fn)(params, state, x, y)[0]
+
+        return jax.jit(both), Spreads(lambda *arguments: both(*arguments)[1])
+
+    @cached_property
+    def _gradients(self) -> Any:
+        def program(fault, params, state, x, y):
+            return by_rules(self.high, self.loss_fn, self._plant(fault))(params, state, x, y)[0]
+
+        return compiled(program)
+
+    def gradient(self, model: nnx.Module, x: Any, y: Any, fault: int = -1) -> list[np.ndarray]:
+        """The leaves of the gradient in question, in float64."""
+        with jax.enable_x64(True):
+            _, high = self._casts(model, x, y)
+            return jax.device_get(self._gradients(jnp.int32(fault), *high))
+
+    def _casts(self, model: nnx.Module, x: Any, y: Any) -> tuple[Any, Any]:
+        # Rounded first, so that both questions are about the same numbers.
+        low_model, low_data = cast_model(model, self.dtype), cast((x, y), self.dtype)
+        high_model, data = cast_model(low_model, "float64"), cast(low_data, "float64")
+        return (*split(low_model)[1:], *low_data), (*split(high_model)[1:], *data)
+
+    def __call__(
+        self,
+        model: nnx.Module,
+        x: Any,
+        y: Any,
+        *,
+        fault: int = -1,
+        every_coordinate_up_to: int = 64,
+        missed: float = MISSED,
+        seed: int = 0,
+    ) -> Report:
+        """The report on a model of the structure that this was prepared for, with one of several plants.
+
+        Args:
+            model: of the same structure, as `x` and `y` are.
+            fault: number of the plant; below zero none is planted, unless there is but one.
+            every_coordinate_up_to, missed, seed: as `bpresearch.verify.model` takes them.
+        """
+        # What is not finite is looked at where it is judged.
+        with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            low, high = self._casts(model, x, y)
+            number = jnp.int32(fault)
+            question = self._question(number, high, every_coordinate_up_to, missed, seed)
+            trap, local = "", []
+            if "rule" in self.oracles:  # first: where one is wrong, what follows from it needs no measuring
+                blamed = self.blame(number, *high, seed=seed)
+                local, trap = blamed.rows, blamed.trap
+            culprits = dict.fromkeys(row.path for row in local if row.passed is False)
+            clauses = self._clauses if "behaviour" in self.oracles else ()
+            rows, notes, _ = answers(
+                question, self.oracles, clauses=clauses, together=True, measuring=not culprits
+            )
+            rows, said = behaviour.without_mixing(behaviour.undecided_at_kinks(rows))
+            notes = [note for note in notes if "no examples to take apart" not in note] + said
+            if "behaviour" in self.oracles:
+                rows += self._bits(question, trap)
+            if "rounding" in self.oracles and self.dtype != "float64":
+                rows += self._rounding(question.names, number, low, high)
+        hints = dict.fromkeys(f"{row.path}: {row.hint}" for row in local if row.hint)
+        values = [row for row in rows if row.oracle != behaviour.BEHAVIOUR]
+        others = [row for row in rows if row.oracle == behaviour.BEHAVIOUR]
+        return Report((*values, *others, *local), tuple(culprits), tuple(notes), tuple(hints))
+
+    def _question(self, number: jax.Array, high: Any, every: int, missed: float, seed: int) -> Question:
+        params, state, x, y = high
+        leaves, self._structure = jax.tree.flatten((params, x))
+        point = [leaf for leaf in leaves if is_floating(leaf)]
+        rest = [None if is_floating(leaf) else leaf for leaf in leaves]
+        directions = choose_directions([leaf.size for leaf in point], missed, every)
+        others = number, rest, state, y
+        return Question(
+            self.derivative, point, others, leaf_names((params, x)), [[jnp.ones(())]], directions, seed, EPS
+        )
+
+    def _bits(self, question: Question, trap: str) -> list[Row]:
+        """The clauses `finite` and `deterministic`."""
+        number, rest, state, y = question.others
+        params, x = self._together(question.point, rest)
+        first, second = (jax.device_get(self._gradients(number, params, state, x, y)) for _ in range(2))
+        of_loss = self.derivative.program("value", lambda: self.derivative.apply)
+        value = float(of_loss(question.point, question.others)[0])
+        row = replace(contract.deterministic_row(first, second), oracle=behaviour.BEHAVIOUR)
+        return [row, behaviour.finite_row(value, first, trap)]
+
+    def _rounding(self, names: Sequence[str], number: jax.Array, low: Any, high: Any) -> list[Row]:
+        exact = jax.device_get(
+            self.derivative.program("autodiff", lambda: by_autodiff(self.high, self.loss_fn))(*high)
+        )[0]
+        program, spreads = self._in_working_precision
+        with jax.enable_x64(False):  # as users run it: a stray 64-bit constant would raise the precision
+            try:
+                found, own = jax.device_get(program(number, *low))
+            except TypeError as error:  # not all of Optax has a derivative in every precision
+                reason = f"autodiff fails in {self.dtype}: {first_line(error)}"
+                return [
+                    Row(name, leaf.shape, "rounding", math.nan, rounding.LARGEST_RATIO, None, reason)
+                    for name, leaf in zip(names, exact, strict=True)
+                ]
+
+        def spread():
+            with jax.enable_x64(False):
+                return spreads((number, *low), 2).sizes
+
+        dtypes = [self.dtype] * len(exact)
+        return rounding.ratio_rows(names, found, own, exact, spread, dtypes)

@@ -1,0 +1,70 @@
+"""Complex step: a derivative from one evaluation at a complex point, without cancellation.
+
+For an analytic function that is real on the real line, f(t + i h d) = f(t) + i h f'(t; d) - h^2 ..., so
+
+    f'(t; d) = Im f(t + i h d) / h + O(h^2),
+
+and since nothing is subtracted, h can be 1e-20: the result is exact to rounding (Squire and Trapp 1998).
+
+Functions that are not analytic (|x|, a comparison of complex numbers, a cast to real) give wrong values
+without complaint. They betray themselves off the imaginary axis: for an analytic function the quotient
+(f(t + h z d) - f(t)) / (h z) is the same in every direction z of the complex plane. Two are tried, one in
+each half plane, z = (1 + i) / sqrt(2) and z = (-1 + i) / sqrt(2), since a kink shows on one side only. Where
+they differ, this oracle is silent.
+"""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from bpresearch.verify.directions import along
+from bpresearch.verify.oracles import Answer, Measures
+from bpresearch.verify.oracles.forward_mode import along_directions, inner
+from bpresearch.verify.plain import HeldInLoopError, holding_constants, without_custom_rules
+from bpresearch.verify.question import NotAskedError, Question, product
+from bpresearch.verify.verdict import Estimates
+
+name = "complex step"
+TINY, SMALL = 1e-20, 1e-7
+SLANTS = (1 + 1j) / np.sqrt(2), (-1 + 1j) / np.sqrt(2)
+
+
+def program(question: Question):
+    """Both derivatives in each direction, and whether the function looks analytic there."""
+    derivative, directions = question.derivative, question.directions
+    if question.eps > np.finfo(np.float64).eps:
+        raise NotAskedError("it takes float64")
+
+    def pairs(point, others, y_bars, seed):
+        def scalar(point):
+            outputs = without_custom_rules(lambda point: derivative.values(point, others))(point)
+            return product(y_bars[0], outputs, outputs)
+
+        try:
+            function = holding_constants(scalar, point)
+        except HeldInLoopError as error:
+            raise NotAskedError(str(error)) from error
+        here, gradient = function(point), derivative.gradient(point, others, y_bars[0])
+
+        def one(d, leaf, number):
+            def at(step):
+                return function([x + step * e for x, e in zip(point, d, strict=True)])
+
+            value = jnp.imag(at(1j * TINY)) / TINY
+            quotients = jnp.stack([(at(SMALL * z) - here) / (SMALL * z) for z in SLANTS])
+            rounding = question.eps * jnp.abs(here) / SMALL
+            off = jnp.maximum(jnp.abs(jnp.imag(quotients)), jnp.abs(jnp.real(quotients) - value))
+            analytic = jnp.all(off <= 100 * rounding + 1e-4 * jnp.abs(quotients))
+            return inner(gradient, d), value, analytic
+
+        found, values, analytic = along(directions, point, seed, one)
+        return {"found": [found], "values": [values], "analytic": analytic}
+
+    return pairs
+
+
+def estimates(question: Question, answer: Answer, measures: Measures) -> Iterator[Estimates]:
+    """One for each leaf; silent along directions in which the function is not analytic."""
+    uncertainty = np.where(answer["analytic"], 0.0, np.inf)
+    return along_directions(name, question, answer, measures, uncertainty)

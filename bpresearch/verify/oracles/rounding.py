@@ -1,0 +1,121 @@
+"""Is the arithmetic sound in the working precision?
+
+A gradient in float32 or bfloat16 is never right to the last digit, and how far off it may be depends on
+the function, its data and its size. So the yardstick is autodiff's own rounding error in the same precision:
+
+    ratio = |derivative - g| / max(|autodiff - g|, spread of autodiff, eps |g| / 4),
+
+where g is the float64 gradient at the same (rounded) point and |.| the norm over a leaf. The spread, measured
+by random rounding where the first and third do not suffice, is what autodiff's error might have been: the one
+error that is seen may be small by luck. A derivative written with care stays within a few times that; one
+that cancels catastrophically does not.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpresearch.verify.precision import cast, compiled
+from bpresearch.verify.question import NotAskedError, Question, first_line
+from bpresearch.verify.report import Row
+from bpresearch.verify.spread import Spreads
+
+name = "rounding"
+
+LARGEST_RATIO = 8.0
+"""Correct hand-written gradients of 60 random networks (482 leaves) stayed below 2.1 in float32 and 3.5 in
+bfloat16."""
+
+Gradients = Sequence[np.ndarray]
+
+
+def ratio_rows(
+    names: Sequence[str],
+    found: Gradients,
+    autodiff: Gradients,
+    exact: Gradients,
+    spreads: Callable[[], Gradients],
+    dtypes: Sequence[Any],
+) -> list[Row]:
+    """A row for each leaf; undecided where autodiff itself is not finite.
+
+    Args:
+        names: of the leaves.
+        found: the derivative in question, computed in the working precision.
+        autodiff: the same by autodiff.
+        exact: in float64.
+        spreads: measures the spread of autodiff's, element by element.
+        dtypes: the working precision of each leaf.
+    """
+    rows, measured = [], None
+    for index, (path, dtype) in enumerate(zip(names, dtypes, strict=True)):
+        f, a, g = (np.asarray(leaf[index]).astype(np.float64) for leaf in (found, autodiff, exact))
+        detail = f"times autodiff's own error in {jnp.dtype(dtype)}"
+        if not (np.isfinite(a).all() and np.isfinite(g).all()):
+            detail = f"autodiff is not finite in {jnp.dtype(dtype)}"
+            rows.append(Row(path, g.shape, name, np.nan, LARGEST_RATIO, None, detail))
+            continue
+        error = float(np.linalg.norm(f - g)) if np.isfinite(f).all() else np.inf
+        least = 0.25 * float(jnp.finfo(dtype).eps) * float(np.linalg.norm(g))
+        yardstick = max(float(np.linalg.norm(a - g)), least)
+        if error > LARGEST_RATIO * yardstick:
+            measured = spreads() if measured is None else measured
+            size = np.where(np.isfinite(measured[index]), measured[index], 0.0)
+            yardstick = max(yardstick, float(np.linalg.norm(size)))
+        ratio = error / yardstick if yardstick > 0 else 0.0 if error == 0 else np.inf
+        rows.append(Row(path, g.shape, name, ratio, LARGEST_RATIO, bool(ratio <= LARGEST_RATIO), detail))
+    return rows
+
+
+def of_function(question: Question, dtypes: Sequence[Any]) -> list[Row]:
+    """The rows of a function that was checked in float64, in the precision in which its arguments came.
+
+    Raises:
+        NotAskedError: they are float64, there is no twin, or the function cannot be computed so.
+    """
+    derivative = question.derivative
+    if all(jnp.finfo(dtype).bits > 32 for dtype in dtypes):
+        raise NotAskedError("the arguments are float64")
+    if derivative.twin is None:
+        raise NotAskedError("no custom rule inside, so autodiff is what is being checked")
+    point = [np.asarray(x).astype(dtype) for x, dtype in zip(question.point, dtypes, strict=True)]
+    wide = [jnp.asarray(x, jnp.float64) for x in point]  # rounded first, so that both see the same numbers
+
+    def both(point, y_bar):
+        outputs = jax.eval_shape(lambda point: derivative.apply(point, question.others), point)
+        bar = [b.astype(o.dtype) for b, o in zip(y_bar, outputs, strict=True)]
+        return (
+            derivative.gradient(point, question.others, bar),
+            derivative.expected(point, question.others, bar),
+        )
+
+    y_bar = [np.asarray(bar).astype(np.float32) for bar in question.y_bars[0]]
+    y_bar = [bar.astype(jnp.bfloat16).astype(np.float32) for bar in y_bar]  # exact in every precision
+    try:
+        exact = jax.device_get(derivative.program("rounding in float64", lambda: both)(wide, y_bar))[1]
+        with jax.enable_x64(False):  # as users run it: a stray 64-bit constant would raise the precision
+            found, own = jax.device_get(derivative.program("rounding", lambda: both)(point, y_bar))
+    except Exception as error:  # any reason of the function's own
+        raise NotAskedError(first_line(error)) from error
+
+    def spreads():
+        with jax.enable_x64(False):
+            return Spreads(lambda point, y_bar: both(point, y_bar)[1])((point, y_bar), 2).sizes
+
+    return ratio_rows(question.names, found, own, exact, spreads, dtypes)
+
+
+def in_precision(gradients: Callable[..., Any], arguments: Any, dtype: Any) -> Callable[[], Gradients]:
+    """What measures the spread of autodiff's gradient in a working precision."""
+
+    def spreads():
+        with jax.enable_x64(False):
+            return Spreads(gradients)(cast(arguments, dtype), 2).sizes
+
+    return spreads
+
+
+__all__ = ["LARGEST_RATIO", "compiled", "in_precision", "of_function", "ratio_rows"]

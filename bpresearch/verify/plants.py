@@ -1,0 +1,87 @@
+"""Several planted faults in one program: which of them is planted is a value of it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpresearch.chainrule import Equation, Rule
+from bpresearch.chainrule.engine import several
+from bpresearch.chainrule.notes import collecting
+from bpresearch.chainrule.primitives import LAYER
+from bpresearch.verify.equations import Plant, with_backward
+
+
+def one_of(plants: Sequence[Plant], fault: jax.Array) -> Plant:
+    """The plant with number `fault`, as a value of the program; a number below zero plants nothing."""
+
+    def plant(e: Equation, rule: Any) -> Any:
+        planted = {number: plant(e, rule) for number, plant in enumerate(plants)}
+        planted = {number: wrong for number, wrong in planted.items() if wrong is not rule}
+        if not planted:
+            return rule
+        rules = [rule, *planted.values()]
+
+        def index() -> jax.Array:
+            """Which of the few that touch this equation: 0 is its own rule."""
+            return jnp.sum(jnp.stack([jnp.where(fault == n, i, 0) for i, n in enumerate(planted, 1)]))
+
+        is_layer = e.primitive.name == LAYER
+        backward = (_switched_layer if is_layer else _switched)(rules, index)
+        return with_backward(rule, backward, _switched_forward(rules, index) if is_layer else None)
+
+    return plant
+
+
+def _switched(rules: list[Any], index: Callable[[], jax.Array]) -> Callable[..., Any]:
+    def backward(e, *bars):
+        def answer(rule):
+            found = several(rule.backward(e, *bars))
+            return [
+                jnp.zeros_like(x) if bar is None else bar.astype(x.dtype)
+                for x, bar, wanted in zip(e.ins, found, e.wanted, strict=True)
+                if wanted
+            ]
+
+        def planted(rule):
+            with collecting():  # what is noted of equations inside of this one is noted outside of the switch
+                return answer(rule)
+
+        right = answer(rules[0])
+        wrong = [lambda rule=rule: planted(rule) for rule in rules[1:]]
+        found = iter(lax.switch(index(), [lambda: right, *wrong]))
+        return tuple(next(found) if wanted else None for wanted in e.wanted)
+
+    return backward
+
+
+def _switched_layer(rules: list[Rule], index: Callable[[], jax.Array]) -> Callable[..., Any]:
+    def backward(layer, residuals, y_bar, **options):
+        right = jax.eval_shape(lambda: rules[0].backward(layer, residuals, y_bar, **options))
+
+        def answer(rule):
+            found = rule.backward(layer, residuals, y_bar, **options)
+            return jax.tree.map(
+                lambda shape, leaf: jnp.broadcast_to(leaf, shape.shape).astype(shape.dtype), right, found
+            )
+
+        return lax.switch(index(), [lambda rule=rule: answer(rule) for rule in rules])
+
+    return backward
+
+
+def _switched_forward(rules: list[Rule], index: Callable[[], jax.Array]) -> Callable[..., Any]:
+    """Most faults leave `forward` alone; then there is nothing to switch."""
+    different = {rule.forward: None for rule in rules}
+    if len(different) == 1:
+        return rules[0].forward
+    which = jnp.asarray([list(different).index(rule.forward) for rule in rules])
+
+    def forward(layer, *inputs, **options):
+        # All are computed, in front of the switch, for a layer may change its state as it computes.
+        answers = [f(layer, *inputs, **options) for f in different]
+        return lax.switch(which[index()], [lambda answer=answer: answer for answer in answers])
+
+    return forward
