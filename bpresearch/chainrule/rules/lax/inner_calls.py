@@ -25,6 +25,7 @@ from jax.interpreters import ad
 from bpresearch.chainrule import engine, tangents
 from bpresearch.chainrule.halves import depending, run
 from bpresearch.chainrule.primitives import LAYER, NoPrimitiveRuleError, Static, is_floating, primitive
+from bpresearch.chainrule.staging import closure
 
 BODIES = ("jaxpr", "call_jaxpr")
 
@@ -209,7 +210,7 @@ def _own(e, moving):
     """The number of operands that the call closes over, and the others; only these may be differentiated."""
     count = e.params.get("num_consts", 0)
     if any(moving[:count]):
-        raise NoPrimitiveRuleError(_closure(e))
+        raise NoPrimitiveRuleError(closure(e))
     return count, e.ins[count:]
 
 
@@ -219,11 +220,7 @@ def _explaining_closures(e):
     try:
         yield
     except jax.errors.UnexpectedTracerError as error:
-        raise NoPrimitiveRuleError(_closure(e)) from error
-
-
-def _closure(e):
-    return f"{e.name} at {e.place} closes over a value that is traced with it; make it an argument"
+        raise NoPrimitiveRuleError(closure(e)) from error
 
 
 def _tangent_program(e, primals, dots):

@@ -179,7 +179,7 @@ class WhileRule:
     def forward(e):
         raise engine.NoPrimitiveRuleError(
             f"while at {e.place} has no backward pass: the number of its steps is not known beforehand; "
-            "a fori_loop with a fixed number of steps, or a scan, has one"
+            "a scan has one, and so has a fori_loop that is given the number of steps as a Python int"
         )
 
     def backward(e, *bars):
