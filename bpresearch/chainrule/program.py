@@ -18,6 +18,7 @@ from jax.extend.core import Jaxpr
 
 from bpresearch.chainrule.calls import layers_whole, named
 from bpresearch.chainrule.primitives import Value
+from bpresearch.chainrule.references import has_references, of_values
 from bpresearch.chainrule.staging import current_trace, staging
 from bpresearch.functional import merge, split, state_of
 
@@ -63,6 +64,9 @@ def trace(f: Callable[..., Any], *args: Any) -> Program:
             return f(*args)
 
     closed, shapes = jax.make_jaxpr(whole, return_shape=True)(*args)
+    if has_references(closed.jaxpr):
+        types = [v.aval for v in closed.jaxpr.invars]
+        closed = jax.make_jaxpr(of_values(closed.jaxpr, closed.consts))(*types)
     return Program(closed.jaxpr, closed.consts, jax.tree.structure(shapes))
 
 

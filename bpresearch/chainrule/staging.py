@@ -35,7 +35,8 @@ class Staging(jax.core.Trace):
         return self.program if staged else self.around
 
     def process_primitive(self, primitive, operands, params, /):
-        with set_current_trace(self.chosen(operands)):
+        makes_reference = primitive.name in ("new_ref", "empty_ref")  # which may be written to later on
+        with set_current_trace(self.program if makes_reference else self.chosen(operands)):
             return primitive.bind(*operands, **params)
 
     def process_call(self, primitive, f, operands, params, /):
@@ -58,7 +59,7 @@ class Staging(jax.core.Trace):
             raise NoPrimitiveRuleError(closure(equation)) from error
 
     def stage_value(self, value):
-        return value
+        return self.chosen([value]).stage_value(value)
 
 
 def closure(e: Equation) -> str:

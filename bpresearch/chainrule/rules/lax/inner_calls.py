@@ -23,17 +23,10 @@ from jax.extend.core import Var
 from jax.interpreters import ad
 
 from bpresearch.chainrule import engine, tangents
+from bpresearch.chainrule.bodies import body
 from bpresearch.chainrule.halves import depending, run
 from bpresearch.chainrule.primitives import LAYER, NoPrimitiveRuleError, Static, is_floating, primitive
 from bpresearch.chainrule.staging import closure
-
-BODIES = ("jaxpr", "call_jaxpr")
-
-
-def body(params):
-    """The program of a call, and the values of its constants."""
-    found = next(params[name] for name in BODIES if name in params)
-    return (found.jaxpr, found.consts) if hasattr(found, "consts") else (found, ())
 
 
 def flow_of(jaxpr, flags):

@@ -14,17 +14,10 @@ from jax import lax
 from jax.extend.core import Var
 
 from bpresearch.chainrule import engine, tangents
+from bpresearch.chainrule.bodies import sizes
 from bpresearch.chainrule.halves import depending, halves, run
 from bpresearch.chainrule.primitives import Static, is_floating, primitive, zeros
 from bpresearch.chainrule.sums import step_by_step
-
-
-def sizes(params):
-    """Number of constants, and of constants and carries together."""
-    if "ft_in" in params:  # as JAX 0.12 writes it
-        consts, carry, _ = params["ft_in"].unpack()
-        return len(consts), len(consts) + len(carry)
-    return params["num_consts"], params["num_consts"] + params["num_carry"]
 
 
 def carried(params, flags):
