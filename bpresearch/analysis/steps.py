@@ -19,10 +19,10 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from bpresearch import chainrule
 from bpresearch.chainrule import engine
+from bpresearch.chainrule.bodies import body
 from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
 from bpresearch.chainrule.primitives import LAYER, Equation, Value, table
 from bpresearch.chainrule.registry import has_rule
-from bpresearch.chainrule.rules.lax.inner_calls import body
 from bpresearch.functional import Loss, TrainingLoss, as_inputs, merge, split
 
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "remat"})

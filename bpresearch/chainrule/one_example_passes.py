@@ -16,6 +16,7 @@ from jax.extend.core import JaxprEqn
 from jax.interpreters import ad
 
 from bpresearch.chainrule import engine
+from bpresearch.chainrule.bodies import body
 from bpresearch.chainrule.example_axis import TERM, ExamplesMeet
 from bpresearch.chainrule.one_example import MIX, Held, Mixed, OneExample, Own, Shared
 from bpresearch.chainrule.one_example_inner import (
@@ -27,7 +28,6 @@ from bpresearch.chainrule.one_example_inner import (
     with_values,
 )
 from bpresearch.chainrule.primitives import LAYER, Value, is_floating
-from bpresearch.chainrule.rules.lax.inner_calls import body
 from bpresearch.chainrule.whole import layer_p
 
 OURS = "bpresearch.chainrule.rules."

@@ -89,13 +89,16 @@ class Equation:
 
     @property
     def line(self) -> str:
-        """The user's own `file.py:line (function)`; "" where nothing but libraries made the equation."""
+        """The user's own `file.py:line (function)`, or that of the call that a library made the equation in;
+        "" where nothing but libraries did.
+        """
+        around = self.enclosing.line if self.enclosing else ""
         if not self.source or not self.source.traceback:
-            return ""
+            return around
         line = source_info_util.summarize(self.source)
         # Frames before the one that began the trace belong to whoever asked, not to the program.
         inside = itertools.takewhile(lambda f: f.file_name != TRACING, self.source.traceback.frames)
-        return line if any(f"{f.file_name}:{f.line_num}" in line for f in inside) else ""
+        return line if any(f"{f.file_name}:{f.line_num}" in line for f in inside) else around
 
     @property
     def place(self) -> str:

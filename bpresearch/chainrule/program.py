@@ -4,14 +4,13 @@ A model among the arguments is taken apart into arrays, put together again insid
 stay whole there. What its variables have become is part of the results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import flax
 import jax
-import numpy as np
 import optax
 from flax import nnx
 from jax.extend import source_info_util
@@ -19,6 +18,8 @@ from jax.extend.core import Jaxpr
 
 from bpresearch.chainrule.calls import layers_whole, named
 from bpresearch.chainrule.primitives import Value
+from bpresearch.chainrule.references import has_references, of_values
+from bpresearch.chainrule.staging import current_trace, staging
 from bpresearch.functional import merge, split, state_of
 
 # The line of an equation is the user's, not one of the libraries that the user's line has called.
@@ -52,14 +53,44 @@ class Program:
 
 
 def trace(f: Callable[..., Any], *args: Any) -> Program:
-    """The program of `f(*args)`, layers whole. `args` are pytrees of arrays, or of their shapes and types."""
+    """The program of `f(*args)`, layers whole. `args` are pytrees of arrays, or of their shapes and types.
+
+    What does not depend on them is no part of it, but computed at once.
+    """
+    around = current_trace()
 
     def whole(*args):
-        with layers_whole():
+        with staging(around), layers_whole():
             return f(*args)
 
     closed, shapes = jax.make_jaxpr(whole, return_shape=True)(*args)
+    if has_references(closed.jaxpr):
+        types = [v.aval for v in closed.jaxpr.invars]
+        closed = jax.make_jaxpr(of_values(closed.jaxpr, closed.consts))(*types)
     return Program(closed.jaxpr, closed.consts, jax.tree.structure(shapes))
+
+
+def trace_of(f: Callable[[list[Any]], Any], leaves: Sequence[Any], wanted: Sequence[bool]) -> Program:
+    """The program of `f(leaves)` as a function of the wanted leaves; the others are known, whatever they
+    are.
+    """
+
+    def of_wanted(*moving):
+        remaining = iter(moving)
+        return f([next(remaining) if w else leaf for leaf, w in zip(leaves, wanted, strict=True)])
+
+    return trace(of_wanted, *picked(leaves, wanted))
+
+
+def picked(leaves: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+    """The wanted leaves."""
+    return [leaf for leaf, w in zip(leaves, wanted, strict=True) if w]
+
+
+def in_place(values: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+    """Values of the wanted leaves in the places of all; None for the others."""
+    remaining = iter(values)
+    return [next(remaining) if w else None for w in wanted]
 
 
 def is_model(value: Any) -> bool:
@@ -98,8 +129,6 @@ def take_apart(arguments: Any) -> Parts:
         if is_model(leaf):
             models[place], *variables = split(leaf)
             leaves[place] = tuple(variables)
-        elif isinstance(leaf, float | complex | int | np.generic):
-            leaves[place] = jax.numpy.asarray(leaf)
     return Parts(structure, models, leaves)
 
 

@@ -24,7 +24,7 @@ from flax import nnx
 from bpresearch.chainrule import engine, tangents, transforms
 from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
 from bpresearch.chainrule.primitives import Value, is_floating
-from bpresearch.chainrule.program import is_model, take_apart, trace
+from bpresearch.chainrule.program import is_model, picked, take_apart, trace, trace_of
 from bpresearch.chainrule.registry import has_rule, version
 from bpresearch.functional import Loss, Params, Program, State, as_inputs, merge, split
 
@@ -158,12 +158,15 @@ def _of_function(
     for n, primal in enumerate(primals):
         dots += _directions(primal, vectors[n]) if n in vectors else [None] * len(_arrays(primal))
 
-    def gradient(*leaves):
+    wanted = [dot is not None for dot in dots]
+    moving = [jnp.asarray(x) for x in picked(leaves, wanted)]
+
+    def gradient(leaves):
         (primals, _), _ = parts.together(structure.unflatten(leaves))
         return transforms.grad(f, argnums=argnums)(*primals)
 
-    g = trace(gradient, *leaves)
-    values, found = tangents.walk(g.jaxpr, g.consts, leaves, _along(dots, leaves))
+    g = trace_of(gradient, leaves, wanted)
+    values, found = tangents.walk(g.jaxpr, g.consts, moving, _along(picked(dots, wanted), moving))
     return g.structure.unflatten(_filled(found, values))
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from bpresearch.chainrule import engine, tangents
 from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
 from bpresearch.chainrule.primitives import is_floating
-from bpresearch.chainrule.program import Parts, of_arrays, take_apart, trace
+from bpresearch.chainrule.program import Parts, in_place, of_arrays, picked, take_apart, trace_of
 from bpresearch.chainrule.registry import has_rule, version
 from bpresearch.functional import Loss, compiled_value_and_grad, merge, objective, state_of
 
@@ -92,38 +92,41 @@ def _value_and_grad(f: Any, argnums: Any, has_aux: bool, *args: Any, **kwargs: A
     numbers = (argnums,) if isinstance(argnums, int) else argnums
     if not all(-len(args) <= n < len(args) for n in numbers):
         raise ValueError(f"argnums={argnums} of a function that is given {len(args)} positional arguments")
-    chosen = tuple(n % len(args) for n in numbers)
-    program, wanted, flat = _program_of(f, parts, args, chosen)
-    for flag, leaf in zip(wanted, flat, strict=True):
-        if flag and not is_floating(leaf):
-            raise TypeError(f"the gradient with respect to an argument of type {leaf.dtype} is not defined")
+    numbers = tuple(n % len(args) for n in numbers)
+    flat, structure = jax.tree.flatten(parts.leaves)
+    wanted = _wanted(parts, args, numbers)
+    function = of_arrays(f, parts)
+    primals = [jnp.asarray(x) for x in picked(flat, wanted)]
+    for x in primals:
+        if not is_floating(x):
+            raise TypeError(f"the gradient with respect to an argument of type {x.dtype} is not defined")
+    program = trace_of(lambda flat: function(structure.unflatten(flat)), flat, wanted)
     live = [i == 0 for i in range(program.structure.num_leaves)]  # the value alone is differentiated
-    outs, tape = engine.forward(program.jaxpr, program.consts, flat, wanted, live)
+    every = [True] * len(primals)
+    outs, tape = engine.forward(program.jaxpr, program.consts, primals, every, live)
     result, states = program.structure.unflatten(outs)
     value = result[0] if has_aux else result
     _require_real_scalar(value)
     bars = [jnp.ones_like(value), *[None] * (len(outs) - 1)]
-    bars = engine.backward(program.jaxpr, tape, bars, wanted, live)
-    bars = engine.filled(bars, flat)
+    bars = engine.filled(engine.backward(program.jaxpr, tape, bars, every, live), primals)
     _write_back(parts, args, kwargs, states)
-    grads = _gradients(parts, args, kwargs, chosen, bars)
+    grads = _gradients(parts, args, kwargs, numbers, in_place(bars, wanted))
     return result, grads if not isinstance(argnums, int) else grads[0]
 
 
-def _program_of(f: Any, parts: Parts, args: Any, chosen: Sequence[int]) -> tuple[Any, list[bool], list[Any]]:
-    """The program of `f` as a function of flat arrays, which of them are differentiated, and the arrays."""
-    flat, structure = jax.tree.flatten(parts.leaves)
-    function = of_arrays(f, parts)
-    program = trace(lambda *flat: function(structure.unflatten(flat)), *flat)
+def _wanted(parts: Parts, args: Any, numbers: Sequence[int]) -> list[bool]:
+    """Which of the arrays in the arguments are differentiated: those of some arguments, of models the
+    parameters.
+    """
     wanted = []
     for place, leaf in enumerate(parts.leaves):
-        on = _argument_of(place, args) in chosen
+        on = _argument_of(place, args) in numbers
         if place in parts.models:
             params, state = leaf
             wanted += [on] * len(jax.tree.leaves(params)) + [False] * len(jax.tree.leaves(state))
         else:
             wanted += [on] * len(jax.tree.leaves(leaf))
-    return program, wanted, flat
+    return wanted
 
 
 def _argument_of(place: int, args: Any) -> int:
@@ -135,7 +138,7 @@ def _argument_of(place: int, args: Any) -> int:
 
 
 def _gradients(
-    parts: Parts, args: Any, kwargs: Any, chosen: Sequence[int], bars: list[Any]
+    parts: Parts, args: Any, kwargs: Any, numbers: Sequence[int], bars: list[Any]
 ) -> tuple[Any, ...]:
     """For each chosen argument its gradient: arrays as they are, of a model an `nnx.State`."""
     leaves = jax.tree.structure(parts.leaves).unflatten(bars)
@@ -145,7 +148,7 @@ def _gradients(
         nnx.replace_by_pure_dict(gradient, leaves[place][0])
         leaves[place] = gradient
     whole_args, _ = parts.structure.unflatten(leaves)
-    return tuple(whole_args[n] for n in chosen)
+    return tuple(whole_args[n] for n in numbers)
 
 
 def _write_back(parts: Parts, args: Any, kwargs: Any, states: list[Any]) -> None:
@@ -178,8 +181,10 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
     flat, structure = jax.tree.flatten(primals)
     flat = [jnp.asarray(x) for x in flat]
     wanted = [is_floating(x) for x in flat]
-    program = trace(lambda *flat: f(*structure.unflatten(flat)), *flat)
-    outs, tape = engine.forward(program.jaxpr, program.consts, flat, wanted)
+    program = trace_of(lambda flat: f(*structure.unflatten(flat)), flat, wanted)
+    moving = picked(flat, wanted)
+    every = [True] * len(moving)
+    outs, tape = engine.forward(program.jaxpr, program.consts, moving, every)
     whole = program.structure.unflatten(outs)
     outputs = whole[0] if has_aux else whole
     results, of_outputs = jax.tree.flatten(outputs)
@@ -193,9 +198,9 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
             if bar is not None and bar.shape != y.shape:
                 raise ValueError(f"the cotangent of an output of shape {y.shape} has shape {bar.shape}")
         given = [*bars, *[None] * (len(outs) - len(bars))]
-        found = engine.filled(engine.backward(program.jaxpr, tape, given, wanted), flat)
+        found = engine.filled(engine.backward(program.jaxpr, tape, given, every), moving)
         return structure.unflatten(
-            [_float0(x) if bar is None else bar for bar, x in zip(found, flat, strict=True)]
+            [_float0(x) if bar is None else bar for bar, x in zip(in_place(found, wanted), flat, strict=True)]
         )
 
     return (outputs, pullback, whole[1]) if has_aux else (outputs, pullback)
@@ -215,8 +220,9 @@ def jvp(
         jnp.asarray(dot, x.dtype) if is_floating(x) else None
         for dot, x in zip(structure.flatten_up_to(tuple(tangents_)), flat, strict=True)
     ]
-    program = trace(lambda *flat: f(*structure.unflatten(flat)), *flat)
-    outs, found = tangents.walk(program.jaxpr, program.consts, flat, dots)
+    wanted = [dot is not None for dot in dots]
+    program = trace_of(lambda flat: f(*structure.unflatten(flat)), flat, wanted)
+    outs, found = tangents.walk(program.jaxpr, program.consts, picked(flat, wanted), picked(dots, wanted))
     found = [
         _float0(y) if not is_floating(y) else jnp.zeros_like(y) if dot is None else dot
         for y, dot in zip(outs, found, strict=True)
@@ -245,15 +251,17 @@ def gradient(
         x, y = batch
         flat, structure = jax.tree.flatten((params, x, state, y))
         of_params, of_inputs = len(jax.tree.leaves(params)), len(jax.tree.leaves(x)) if inputs else 0
-        program = trace(lambda *flat: loss(*structure.unflatten(flat)), *flat)
         count = of_params + of_inputs
         wanted = [i < count and is_floating(leaf) for i, leaf in enumerate(flat)]
+        program = trace_of(lambda flat: loss(*structure.unflatten(flat)), flat, wanted)
+        moving = picked(flat, wanted)
+        every = [True] * len(moving)
         live = [i == 0 for i in range(program.structure.num_leaves)]  # the loss, not the new state
-        outs, tape = engine.forward(program.jaxpr, program.consts, flat, wanted, live)
+        outs, tape = engine.forward(program.jaxpr, program.consts, moving, every, live)
         value, new_state = program.structure.unflatten(outs)
         bars = [jnp.ones_like(value), *[None] * (len(outs) - 1)]
-        bars = engine.backward(program.jaxpr, tape, bars, wanted, live)
-        bars = engine.filled(bars[:count], flat[:count])
+        bars = engine.filled(engine.backward(program.jaxpr, tape, bars, every, live), moving)
+        bars = in_place(bars, wanted)[:count]
         grads = jax.tree.structure(params).unflatten(bars[:of_params])
         if inputs:
             return (value, new_state), (grads, jax.tree.structure(x).unflatten(bars[of_params:]))

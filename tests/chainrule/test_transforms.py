@@ -63,6 +63,19 @@ class TestFunctions:
         found = chainrule.grad(lambda a, b: a**2 * b, argnums=(0, 1))(3.0, 2.0)
         assert_same(found, (jnp.array(12.0), jnp.array(9.0)))
 
+    def test_what_is_not_differentiated_is_known(self, x):
+        """It may be no array at all, and may decide what is computed: as for `jax.grad`."""
+
+        def f(x, name, flag, scale, *, steps):
+            for _ in range(steps):
+                x = getattr(jnp, name)(x) if flag and scale > 1 else x
+            return jnp.sum(x * scale)
+
+        others = "sin", True, jnp.array(2.0)
+        found = chainrule.grad(f)(x, *others, steps=2)
+        np.testing.assert_allclose(found, jax.grad(f)(x, *others, steps=2), rtol=1e-14)
+        np.testing.assert_array_equal(chainrule.grad(f)(x, "sin", False, 3.0, steps=2), 3.0)
+
     def test_what_nothing_depends_on_has_gradient_zero(self, x):
         assert_same(chainrule.grad(lambda x, y: jnp.sum(x), argnums=1)(x, x), jnp.zeros((4, 3)))
         assert_same(chainrule.grad(lambda x: 1.0)(x), jnp.zeros((4, 3)))

@@ -23,16 +23,10 @@ from jax.extend.core import Var
 from jax.interpreters import ad
 
 from bpresearch.chainrule import engine, tangents
+from bpresearch.chainrule.bodies import body
 from bpresearch.chainrule.halves import depending, run
 from bpresearch.chainrule.primitives import LAYER, NoPrimitiveRuleError, Static, is_floating, primitive
-
-BODIES = ("jaxpr", "call_jaxpr")
-
-
-def body(params):
-    """The program of a call, and the values of its constants."""
-    found = next(params[name] for name in BODIES if name in params)
-    return (found.jaxpr, found.consts) if hasattr(found, "consts") else (found, ())
+from bpresearch.chainrule.staging import closure
 
 
 def flow_of(jaxpr, flags):
@@ -209,7 +203,7 @@ def _own(e, moving):
     """The number of operands that the call closes over, and the others; only these may be differentiated."""
     count = e.params.get("num_consts", 0)
     if any(moving[:count]):
-        raise NoPrimitiveRuleError(_closure(e))
+        raise NoPrimitiveRuleError(closure(e))
     return count, e.ins[count:]
 
 
@@ -219,11 +213,7 @@ def _explaining_closures(e):
     try:
         yield
     except jax.errors.UnexpectedTracerError as error:
-        raise NoPrimitiveRuleError(_closure(e)) from error
-
-
-def _closure(e):
-    return f"{e.name} at {e.place} closes over a value that is traced with it; make it an argument"
+        raise NoPrimitiveRuleError(closure(e)) from error
 
 
 def _tangent_program(e, primals, dots):

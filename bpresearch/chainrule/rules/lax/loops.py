@@ -14,17 +14,10 @@ from jax import lax
 from jax.extend.core import Var
 
 from bpresearch.chainrule import engine, tangents
+from bpresearch.chainrule.bodies import sizes
 from bpresearch.chainrule.halves import depending, halves, run
 from bpresearch.chainrule.primitives import Static, is_floating, primitive, zeros
 from bpresearch.chainrule.sums import step_by_step
-
-
-def sizes(params):
-    """Number of constants, and of constants and carries together."""
-    if "ft_in" in params:  # as JAX 0.12 writes it
-        consts, carry, _ = params["ft_in"].unpack()
-        return len(consts), len(consts) + len(carry)
-    return params["num_consts"], params["num_consts"] + params["num_carry"]
 
 
 def carried(params, flags):
@@ -179,7 +172,7 @@ class WhileRule:
     def forward(e):
         raise engine.NoPrimitiveRuleError(
             f"while at {e.place} has no backward pass: the number of its steps is not known beforehand; "
-            "a fori_loop with a fixed number of steps, or a scan, has one"
+            "a scan has one, and so has a fori_loop that is given the number of steps as a Python int"
         )
 
     def backward(e, *bars):

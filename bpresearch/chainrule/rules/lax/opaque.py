@@ -35,8 +35,8 @@ refused(
     "get",
     "swap",
     "addupdate",
-    why="it reads or writes a mutable reference, and the walk knows values that do not change; write the "
-    "function without, with x.at[...].set(...) or a carry",
+    why="a program with mutable references is walked as one of values (see chainrule/references.py), and "
+    "this one is inside of a function that is opened later; write it with x.at[...].set(...) or a carry",
 )
 refused(
     "accum_grad_in_ref",

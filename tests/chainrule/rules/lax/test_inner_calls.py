@@ -249,6 +249,18 @@ class TestClosures:
         np.testing.assert_allclose(found, np.arange(4.0)[:, None] * 3 * np.cos(x), rtol=1e-14)
 
     @pytest.mark.parametrize("kind", ["vjp", "jvp"])
+    def test_over_what_does_not_depend_on_what_is_differentiated(self, kind, x):
+        """Other arguments, and what is computed of them, are values that the function may hold."""
+
+        def loss(x, v):
+            w = jnp.exp(v) + jax.nn.relu(v)
+            return jnp.sum(self.closing(kind, w, v)(x) ** 2)
+
+        for f in (lambda f: f, jax.jit):
+            found = f(chainrule.grad(loss))(x, 0.5)
+            np.testing.assert_allclose(found, jax.grad(loss)(x, 0.5), rtol=1e-14)
+
+    @pytest.mark.parametrize("kind", ["vjp", "jvp"])
     def test_over_what_is_differentiated(self, kind):
         """It is refused with its place, as JAX refuses it: the author says nothing of that derivative."""
 

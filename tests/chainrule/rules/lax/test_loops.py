@@ -169,6 +169,19 @@ def test_a_fori_loop(w, assert_program_right):
     assert_program_right(f, w)
 
 
+def test_a_fori_loop_with_an_array_as_its_bound(w):
+    """Its value is known where the gradient is not compiled, and the loop is a scan, as for `jax.grad`."""
+
+    def f(w, lengths):
+        return jnp.sum(lax.fori_loop(0, jnp.max(lengths), lambda i, c: jnp.sin(c) * w + c, w))
+
+    lengths = jnp.array([1, 3])
+    found = chainrule.grad(f)(w, lengths)
+    np.testing.assert_allclose(found, jax.grad(f)(w, lengths), rtol=1e-13)
+    with pytest.raises(NoPrimitiveRuleError, match=r"while at .*test_loops\.py:\d+.* as a Python int"):
+        jax.jit(chainrule.grad(f))(w, lengths)
+
+
 def test_tangents_go_along_a_while_loop(w):
     def f(w):
         def step(carry):
