@@ -5,6 +5,8 @@ from bpresearch.verify.check_function import FUNCTION_ORACLES, function
 from bpresearch.verify.check_model import DTYPES, loss, model, prepare
 from bpresearch.verify.equations import Plant
 from bpresearch.verify.faults import FAULTS, Fault, FaultError
+from bpresearch.verify.find_nan import NanReport, find_nan
+from bpresearch.verify.flow import Flow, flow
 from bpresearch.verify.mutations import MUTATIONS
 from bpresearch.verify.precision import cast, cast_model
 from bpresearch.verify.report import Report, Row
@@ -18,6 +20,8 @@ __all__ = [
     "ORACLES",
     "Fault",
     "FaultError",
+    "Flow",
+    "NanReport",
     "Plant",
     "Report",
     "Row",
@@ -25,6 +29,8 @@ __all__ = [
     "assert_gradients",
     "cast",
     "cast_model",
+    "find_nan",
+    "flow",
     "function",
     "loss",
     "model",
