@@ -17,7 +17,7 @@ from bpresearch import autodiff
 from bpresearch.functional import TrainingLoss, split
 from bpresearch.verify.cases import shapes_of
 from bpresearch.verify.precision import cast, cast_model
-from bpresearch.verify.traced_blocks import BLOCKS, Block, Generator, size
+from bpresearch.verify.traced_blocks import BLOCKS, Block, Generator, projected, size
 
 Objective: TypeAlias = Callable[[nnx.Module, Any], Any]
 """`(model, batch) -> loss`."""
@@ -161,13 +161,17 @@ def random_traced_model(rng: Generator) -> tuple[TracedModel, Objective, dict[st
 def _drawn(rng: Generator) -> tuple[TracedModel, Objective, dict[str, np.ndarray]]:
     shape = size(rng), size(rng), size(rng)
     x = (10 ** rng.uniform(-3, 3) * rng.normal(size=shape)).astype(np.float32)
-    blocks, names, outputs = [], [], jax.ShapeDtypeStruct(shape, np.float32)
-    for number in rng.integers(0, len(BLOCKS), rng.integers(1, 6)):
-        parts, apply = BLOCKS[number](rng, *outputs.shape)
-        block = Block(apply, parts)
-        outputs = shapes_of(TracedModel("", [block]), outputs)
-        blocks.append(block)
-        names.append(BLOCKS[number].__name__)
+    blocks: list[Block] = []
+    names: list[str] = []
+    outputs = jax.ShapeDtypeStruct(shape, np.float32)
+    chosen = [BLOCKS[number] for number in rng.integers(0, len(BLOCKS), rng.integers(1, 6))]
+    for number, make in enumerate((*chosen, projected)):
+        if number == len(chosen) and any(nnx.state(block, nnx.Param) for block in blocks):
+            break  # there are parameters without it
+        parts, apply = make(rng, *outputs.shape)
+        blocks.append(Block(apply, parts))
+        names.append(make.__name__)
+        outputs = shapes_of(TracedModel("", blocks[-1:]), outputs)
     name, loss = _objective(rng)
     batch = {
         "x": x,
