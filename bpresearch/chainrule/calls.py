@@ -9,6 +9,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -26,13 +27,16 @@ _users: dict[type, int] = {}
 # else's.
 _traced_with = jax.make_user_context(None)
 
+_opened: ContextVar[bool] = ContextVar("layers are opened, rule or not", default=False)
+
 
 @contextmanager
-def layers_whole(models: Iterable[nnx.Module] = ()) -> Iterator[None]:
+def layers_whole(models: Iterable[nnx.Module] = (), opened: bool = False) -> Iterator[None]:
     """Context in which the calls of layers that have a rule are one equation each.
 
     Args:
         models: models whose modules know their paths; see `named`.
+        opened: no layer is kept whole; each equation still knows the layer it was made in.
     """
     types = {type(module) for model in models for _, module in nnx.iter_modules(model)}
     types |= {target for target in registry.registered() if isinstance(target, type)}
@@ -41,8 +45,9 @@ def layers_whole(models: Iterable[nnx.Module] = ()) -> Iterator[None]:
     with ExitStack() as stack:
         _catch(owners)
         stack.callback(_release, owners)
-        stack.enter_context(_traced_with(registry.version()))
+        stack.enter_context(_traced_with((registry.version(), opened)))
         stack.enter_context(keeping(True))
+        stack.callback(_opened.reset, _opened.set(opened))
         yield
 
 
@@ -70,7 +75,7 @@ def _caught(plain: Callable[..., Any]) -> Callable[..., Any]:
         if not is_active():
             return plain(layer, *args, **kwargs)
         path = getattr(layer, PATH, "")
-        if registry.has_rule(layer) and registry.plain_call(type(layer)) is plain:
+        if not _opened.get() and registry.has_rule(layer) and registry.plain_call(type(layer)) is plain:
             try:
                 return whole_call(plain, *registry.rule_for(layer), layer, path, args, kwargs)
             except registry.DoesNotApply:
@@ -94,6 +99,9 @@ class WholeFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not is_active():
             return self.function(*args, **kwargs)
+        if _opened.get():
+            with jax.named_scope(f"{SCOPE}{self.path}"):
+                return self.function(*args, **kwargs)
         rule, bound = registry.rule_for(self.function)
         function = self.function
         while isinstance(function, functools.partial):

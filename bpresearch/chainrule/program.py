@@ -132,16 +132,19 @@ def take_apart(arguments: Any) -> Parts:
     return Parts(structure, models, leaves)
 
 
-def of_arrays(f: Callable[..., Any], parts: Parts) -> Callable[[list[Any]], tuple[Any, list[Any]]]:
+def of_arrays(
+    f: Callable[..., Any], parts: Parts, opened: bool = False
+) -> Callable[[list[Any]], tuple[Any, list[Any]]]:
     """`f` as a function of the arrays in its arguments, with the models' new variables beside its result.
 
     Args:
         f: takes `(args, kwargs)`, which is what `parts` are of, as `f(*args, **kwargs)`.
+        opened: no layer is kept whole; see `layers_whole`.
     """
 
     def function(leaves):
         (args, kwargs), models = parts.together(leaves)
-        with layers_whole(models):
+        with layers_whole(models, opened):
             result = f(*args, **kwargs)
         return result, [state_of(model) for model in models]
 

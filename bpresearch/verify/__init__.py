@@ -3,6 +3,8 @@
 from bpresearch.verify.assertion import assert_gradients
 from bpresearch.verify.equations import Plant
 from bpresearch.verify.faults import FAULTS, Fault, FaultError
+from bpresearch.verify.find_nan import NanReport, find_nan
+from bpresearch.verify.flow import Flow, flow
 from bpresearch.verify.function import FUNCTION_ORACLES, function
 from bpresearch.verify.model import DTYPES, ORACLES, Prepared, loss, model, prepare
 from bpresearch.verify.mutations import MUTATIONS
@@ -17,6 +19,8 @@ __all__ = [
     "ORACLES",
     "Fault",
     "FaultError",
+    "Flow",
+    "NanReport",
     "Plant",
     "Prepared",
     "Report",
@@ -24,6 +28,8 @@ __all__ = [
     "assert_gradients",
     "cast",
     "cast_model",
+    "find_nan",
+    "flow",
     "function",
     "loss",
     "model",
