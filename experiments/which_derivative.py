@@ -23,9 +23,9 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, chainrule, data, files, models, optim, platform, report, sweep
+from bpresearch import analysis, chainrule, data, files, models, optim, platform, report, sweep, theory
 from bpresearch import command as shared
-from bpresearch.analysis import ablation
+from bpresearch.theory import ablation
 
 shared.define_experiment_flags()
 flags.DEFINE_integer("width", 50, "width of the hidden layers")
@@ -77,7 +77,7 @@ def main() -> int:
         part = true.examples()["train"]
         batch = (true.loss_fn, part.x[:500], part.y[:500])
         if setting == PLAIN:
-            console.print(factor_table(analysis.factor_statistics(networks[0], *batch)))
+            console.print(factor_table(theory.factor_statistics(networks[0], *batch)))
         whole = trained(true, axes, workdir / folder / "nothing")
         rows.append({"setting": str(setting), "replaced": "nothing", "angle": 0.0, "length": 1.0, **whole})
         for name, at_start in ablation.deviations(networks, *batch, ablation.REPLACEMENTS).items():

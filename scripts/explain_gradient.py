@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bpresearch import command as shared
 from bpresearch import files, platform, report
-from bpresearch.analysis.explain import explain
+from bpresearch.theory.explain import explain
 
 shared.define_task_flags()
 flags.DEFINE_string(

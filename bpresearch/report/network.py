@@ -4,7 +4,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.analysis.anatomy import Anatomy, Link
+from bpresearch.theory.anatomy import Anatomy, Link
 
 KINDS = ("input", "one", "weight", "activation", "loss", "pooling", "block")
 """Of factors, in the order of the palette, so that a kind has the same colour in every picture."""

@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from bpresearch import report
-from bpresearch.analysis import Anatomy
-from bpresearch.analysis.anatomy import Link, Path
+from bpresearch.theory import Anatomy
+from bpresearch.theory.anatomy import Link, Path
 
 
 def test_a_check_that_fails_or_is_nan_makes_the_exit_code_one():

@@ -18,12 +18,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from bpresearch.analysis import routes
-from bpresearch.analysis.ablation import kind_of
-from bpresearch.analysis.slopes import UNSEEN, WEIGHT, Slope, Slopes, each, form_of, is_unseen, loss_bars
-from bpresearch.analysis.steps import LossProgram, Step, trace
 from bpresearch.chainrule.primitives import Equation, is_floating
 from bpresearch.functional import Loss, Params, TrainingLoss, as_inputs, format_path, merge, objective, split
+from bpresearch.theory import routes
+from bpresearch.theory.ablation import kind_of
+from bpresearch.theory.slopes import UNSEEN, WEIGHT, Slope, Slopes, each, form_of, is_unseen, loss_bars
+from bpresearch.theory.steps import LossProgram, Step, trace
 from bpresearch.verify.precision import compiled
 
 POOLINGS = (nnx.avg_pool, nnx.max_pool, nnx.min_pool)

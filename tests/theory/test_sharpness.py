@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from bpresearch import data, models, optim
-from bpresearch.analysis import quadratics, sharpness
+from bpresearch.theory import quadratics, sharpness
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(20, 3)).astype(np.float32), RNG.normal(size=(20, 2)).astype(np.float32)

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bpresearch import verify
-from bpresearch.analysis.anatomy import Anatomy, Link, Path, gradient_by_jax, leaf_at, take_apart
 from bpresearch.functional import Loss, TrainingLoss, format_path
+from bpresearch.theory.anatomy import Anatomy, Link, Path, gradient_by_jax, leaf_at, take_apart
 
 NAMES = {"activation": "f'", "loss": "c'", "one": "1"}
 WIDTH = 80
