@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bpresearch import autodiff, chainrule, data, models, optim, sweep, verify
+    from bpresearch import autodiff, chainrule, data, models, optim, sweep, theory, verify
     from bpresearch.theory.explain import explain
 
-__all__ = ["autodiff", "chainrule", "data", "explain", "models", "optim", "sweep", "verify"]
+__all__ = ["autodiff", "chainrule", "data", "explain", "models", "optim", "sweep", "theory", "verify"]
 
 
 def __getattr__(name: str) -> Any:

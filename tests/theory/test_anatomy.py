@@ -119,8 +119,8 @@ def test_what_has_no_paths_is_refused(mlp, monkeypatch):
 def test_factor_statistics_hold_the_live_factors(mlp):
     found = theory.factor_statistics(mlp, CROSS_ENTROPY, X, Y)
     assert [(layer, kind) for layer, kind, _ in found] == [
-        ("layers.1", "weight"), ("layers.2", "activation"), ("layers.3", "weight"),
-        ("layers.4", "activation"), ("layers.5", "weight"), ("loss", "loss"),
+        ("layers.1", "weight"), ("tanh", "activation"), ("layers.3", "weight"),
+        ("tanh", "activation"), ("layers.5", "weight"), ("loss", "loss"),
     ]  # fmt: skip
     h = np.tanh(X @ np.asarray(mlp.layers[1].kernel[...]))
     np.testing.assert_allclose(found[1][2], (1 - h**2).ravel(), rtol=1e-12)
