@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bpresearch import command as shared
 from bpresearch import files, platform, report
-from bpresearch.analysis import quadratics
+from bpresearch.theory import quadratics
 
 shared.define_experiment_flags()
 flags.DEFINE_string("condition", "10,100,1000,10000", "condition numbers, one or many: 10,100")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bpresearch import chainrule, data, files, models, optim, platform, report, sweep
 from bpresearch import command as shared
-from bpresearch.analysis import minibatch, savings
+from bpresearch.theory import minibatch, savings
 
 shared.define_experiment_flags()
 flags.DEFINE_string("batch_size", "1,4,16,64,256", "batch sizes of the trainings")

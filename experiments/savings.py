@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bpresearch import command as shared
 from bpresearch import files, platform, report
-from bpresearch.analysis import savings
+from bpresearch.theory import savings
 
 shared.define_experiment_flags()
 flags.DEFINE_integer("width", 32, "width of the layers")

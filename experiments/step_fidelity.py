@@ -21,7 +21,7 @@ from rich.table import Table
 
 from bpresearch import command as shared
 from bpresearch import data, files, models, optim, platform, report, verify
-from bpresearch.analysis import quadratics, sharpness
+from bpresearch.theory import quadratics, sharpness
 
 shared.define_experiment_flags()
 flags.DEFINE_float("momentum", 0.9, "of heavy ball and Nesterov")

@@ -1,10 +1,11 @@
 """Is the derivative in back-propagation that of the activation function or that of the loss function?
 
-A gradient is taken apart into its three kinds of factor: weights, activation derivatives, the derivative of
-the loss. Each kind is then replaced, everywhere and throughout training, by ones, by a constant with the
-same mean, or (weights) by fixed random numbers, and the result measured: the angle to the true gradient at
-the start, and the accuracy after training with it at the best of several learning rates. Settings differ
-from the first one in one thing each: the activation, the loss or the depth.
+Both: a weight's gradient is the product of both, and of the weights between them. Which of them can training
+do without? A gradient is taken apart into its three kinds of factor: weights, activation derivatives, the
+derivative of the loss. Each kind is then replaced, everywhere and throughout training, by ones, by a constant
+with the same mean, or (weights) by fixed random numbers, and the result measured: the angle to the true
+gradient at the start, and the accuracy after training with it at the best of several learning rates. Settings
+differ from the first one in one thing each: the activation, the loss or the depth.
 
 Checked: where the chain rule says that a replacement changes nothing, the angle is zero (no activation or
 weight lies downstream of a linear model's parameters; the identity's derivative is one), and where it says
@@ -23,9 +24,9 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, chainrule, data, files, models, optim, platform, report, sweep
+from bpresearch import analysis, chainrule, data, files, models, optim, platform, report, sweep, theory
 from bpresearch import command as shared
-from bpresearch.analysis import ablation
+from bpresearch.theory import ablation
 
 shared.define_experiment_flags()
 flags.DEFINE_integer("width", 50, "width of the hidden layers")
@@ -77,7 +78,7 @@ def main() -> int:
         part = true.examples()["train"]
         batch = (true.loss_fn, part.x[:500], part.y[:500])
         if setting == PLAIN:
-            console.print(factor_table(analysis.factor_statistics(networks[0], *batch)))
+            console.print(factor_table(theory.factor_statistics(networks[0], *batch)))
         whole = trained(true, axes, workdir / folder / "nothing")
         rows.append({"setting": str(setting), "replaced": "nothing", "angle": 0.0, "length": 1.0, **whole})
         for name, at_start in ablation.deviations(networks, *batch, ablation.REPLACEMENTS).items():
@@ -88,6 +89,7 @@ def main() -> int:
             rows.append({"setting": str(setting), "replaced": name, **at_start._asdict(), **found})
         console.print(f"{setting}: done", style="dim")
     frame = pd.DataFrame(rows)
+    console.print(answer(frame), style="bold")
     console.print(result_table(frame))
     console.print(verdict(frame))
     chart = report.heatmap(
@@ -163,24 +165,38 @@ def result_table(frame: pd.DataFrame) -> Table:
     return grid
 
 
-def verdict(frame: pd.DataFrame) -> str:
-    """The answer, from the first setting, and where a replacement did least."""
+def answer(frame: pd.DataFrame) -> str:
+    """The answer in words first, at a student's level, from the first setting's numbers."""
     score = {(r.setting, r.replaced): 100 * r.accuracy for r in frame.itertuples()}
     first = frame.setting[0]
-    without = [
-        f"{name} {score[first, name]:.0f}" for name in ("weight: ones", "activation: ones", "loss: ones")
-    ]
+    whole, of = (
+        score[first, "nothing"],
+        {kind: score[first, f"{kind}: ones"] for kind in ("activation", "loss", "weight")},
+    )
+    return (
+        "Is the derivative in back-propagation that of the activation or that of the loss? Both. A weight's "
+        "gradient is a product: the derivative of the loss, times the derivative of each activation on the "
+        "way, times each weight on the way. Leave one kind out (put ones in its place) and the network "
+        f"learns less: {whole:.0f} % of the test examples are right with the whole product, "
+        f"{of['activation']:.0f} % without the activation's derivative, {of['loss']:.0f} % without the "
+        f"loss's, {of['weight']:.0f} % without the weights; guessing gets 10 %."
+    )
+
+
+def verdict(frame: pd.DataFrame) -> str:
+    """Where a replacement did least, and what fixed random weights do."""
+    score = {(r.setting, r.replaced): 100 * r.accuracy for r in frame.itertuples()}
+    first = frame.setting[0]
     bent = [s for s in dict.fromkeys(frame.setting) if not s.startswith(("identity", "linear"))]
     tried = [(s, how) for s in bent for how in ("activation: ones", "activation: mean")]
-    least, how = min(tried, key=lambda one: score[one[0], "nothing"] - score[one])
-    here, there = score[least, "nothing"], score[least, how]
+    least, how = min(tried, key=lambda place: score[place[0], "nothing"] - score[place])
+    whole, without = score[least, "nothing"], score[least, how]
     angle = float(frame[(frame.setting == least) & (frame.replaced == how)].angle.iloc[0])
     return (
-        f"Both, and the weights. {first}: {score[first, 'nothing']:.0f} % with the whole product; with "
-        f"one kind replaced: {', '.join(without)} %. The activation's derivative is missed least with "
-        f"{least} ({how}: {here:.0f} to {there:.0f} %, {angle:.0f}° at the start), and not at all where "
-        f"it is one (identity) or nothing lies downstream (linear). Fixed random weights reach "
-        f"{score[first, 'weight: random']:.0f} %: the weights align with them."
+        f"The activation's derivative is missed least with {least} ({how}: {whole:.0f} to {without:.0f} %, "
+        f"{angle:.0f}° at the start), and not at all where it is one (identity) or nothing lies downstream "
+        f"(linear). Fixed random weights reach {score[first, 'weight: random']:.0f} %: the weights align "
+        "with them."
     )
 
 

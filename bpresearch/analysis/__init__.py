@@ -1,7 +1,6 @@
 """What the runs of a sweep say together."""
 
-from bpresearch.analysis import ablation, deepobs, minibatch, quadratics, savings, sharpness
-from bpresearch.analysis.anatomy import Anatomy, factor_statistics, take_apart
+from bpresearch.analysis import deepobs
 from bpresearch.analysis.comparison import (
     Budget,
     Difference,
@@ -47,7 +46,6 @@ from bpresearch.analysis.statistics import (
 
 __all__ = [
     "METRICS",
-    "Anatomy",
     "Budget",
     "Difference",
     "Interval",
@@ -55,7 +53,6 @@ __all__ = [
     "Range",
     "Setting",
     "Speed",
-    "ablation",
     "axes_of",
     "best_settings",
     "budget_curves",
@@ -68,26 +65,20 @@ __all__ = [
     "edges",
     "effective_learning_rate",
     "expected_best",
-    "factor_statistics",
     "figures",
     "interquartile_mean",
     "interquartile_mean_interval",
     "mean_and_interval",
     "metric_of",
-    "minibatch",
     "normalised_scores",
     "paired_difference",
     "performance_profile",
     "probability_of_improvement",
     "probability_of_improvement_interval",
-    "quadratics",
     "ranking",
-    "savings",
     "settings_of",
     "several",
-    "sharpness",
     "steps_to_target",
-    "take_apart",
     "target_of",
     "unpaired_difference",
     "verdict",

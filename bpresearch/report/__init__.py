@@ -5,13 +5,15 @@ from bpresearch.report.checks import Check, conclude, grid
 from bpresearch.report.experiment import NAMES, PICTURES, write
 from bpresearch.report.figures import write_picture
 from bpresearch.report.heatmap import heatmap
+from bpresearch.report.learner import MOST_UNITS, learner
 from bpresearch.report.lines import axis, lines
-from bpresearch.report.network import network, unit_name
+from bpresearch.report.network import network, paths_page, unit_name
 from bpresearch.report.page import save
 from bpresearch.report.sweeps import Sweep, Sweeps, read
 from bpresearch.report.tables import table
 
 __all__ = [
+    "MOST_UNITS",
     "NAMES",
     "PICTURES",
     "Check",
@@ -22,8 +24,10 @@ __all__ = [
     "gradients",
     "grid",
     "heatmap",
+    "learner",
     "lines",
     "network",
+    "paths_page",
     "read",
     "save",
     "table",

@@ -1,41 +1,64 @@
 """The network that a gradient's paths run through, drawn with the factors on hover."""
 
+import json
+
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.analysis.anatomy import Anatomy, Link
+from bpresearch.report.page import Section, render
+from bpresearch.theory.anatomy import Anatomy, Link
+from bpresearch.theory.explain import Explanation
 
 KINDS = ("input", "one", "weight", "activation", "loss", "pooling", "block")
 """Of factors, in the order of the palette, so that a kind has the same colour in every picture."""
+KIND_DASHES = [[1, 0], [9, 3, 2, 3], [7, 3], [2, 2], [4, 2], [1, 3], [5, 2, 1, 2]]
 
 
-def network(anatomy: Anatomy, title: str) -> alt.TopLevelMixin:
+def paths_page(explanation: Explanation) -> str:
+    """The page of a gradient's largest paths: the answer in words, then the picture.
+
+    Args:
+        explanation: as `theory.explain` gives it, with as many paths as are to be drawn.
+    """
+    title = f"dl/d {explanation.weight} of {explanation.about}"
+    picture = {"paths": network(explanation.anatomy)} if explanation.paths else {}
+    lead = explanation.sentences()
+    return render(title, [Section("gradient", "Which derivative is it?", lead, pictures=picture)])
+
+
+def network(anatomy: Anatomy) -> alt.TopLevelMixin:
     """The largest paths from a weight to the loss: a column for each layer's units, a line for each factor.
 
-    The width of a line is the sum of the absolute products of the drawn paths through it, its colour the
-    kind of factor; hovering shows the factor, and clicking on a kind in the legend picks it out.
+    The width of a line is the sum of the absolute products of the drawn paths through it, its colour and dash
+    the kind of factor; on the largest path each factor is written out. Hovering shows the others, and
+    clicking on a kind in the legend picks it out.
     """
     units, steps = _units(anatomy), _steps(anatomy)
     columns = [link.layer for link in anatomy.links]
     names = ["the weight", *columns[:-1], "loss"]
-    labels = "[" + ", ".join(f"'{name}'" for name in names) + "][datum.value]"
-    axis = alt.Axis(values=list(range(len(names))), labelExpr=labels, labelAngle=-35, grid=False, title=None)
+    axis = alt.Axis(
+        values=list(range(len(names))),
+        labelExpr=f"{json.dumps(names)}[datum.value]",
+        labelAngle=-35, grid=False, title=None, labelOverlap=False,
+    )  # fmt: skip
     x = alt.X("column:Q", axis=axis, scale=alt.Scale(domain=[-0.1, len(names) - 0.9], nice=False))
     y = alt.Y("height:Q", axis=None, scale=alt.Scale(domain=[-0.05, 1.05]))
-    shown = alt.Legend(values=[kind for kind in KINDS if any(link.kind == kind for link in anatomy.links)])
+    kinds = [kind for kind in KINDS if any(link.kind == kind for link in anatomy.links)]
+    legend, dashes = alt.Legend(values=kinds), alt.Scale(domain=KINDS, range=KIND_DASHES)
     chosen = alt.selection_point(fields=["kind"], bind="legend")
     dots = alt.Chart(units).mark_circle(size=10, color="#bbbbbb").encode(x, y, tooltip=["layer", "unit"])
     hover = ["kind:N", "layer:N", "from:N", "to:N", alt.Tooltip("factor:Q", format=".6g")]
     lines = (
         alt.Chart(steps)
-        .mark_rule(strokeCap="round")
+        .mark_rule(strokeCap="butt")
         .encode(
             x,
             y,
             x2="column2:Q",
             y2="height2:Q",
-            color=alt.Color("kind:N", scale=alt.Scale(domain=KINDS), title="kind of factor", legend=shown),
+            color=alt.Color("kind:N", scale=alt.Scale(domain=KINDS), title="kind of factor", legend=legend),
+            strokeDash=alt.StrokeDash("kind:N", scale=dashes, title="kind of factor", legend=legend),
             strokeWidth=alt.StrokeWidth("share:Q", scale=alt.Scale(range=[1, 7], zero=True), legend=None),
             opacity=alt.condition(chosen, alt.value(0.85), alt.value(0.1)),
             tooltip=[
@@ -45,14 +68,22 @@ def network(anatomy: Anatomy, title: str) -> alt.TopLevelMixin:
         )
         .add_params(chosen)
     )
-    subtitle = (
-        f"The {len(anatomy.paths)} largest of {anatomy.number:,} paths; all together: {anatomy.total:.6g}"
+    largest = steps[steps.largest].assign(
+        column=lambda f: (f.column + f.column2) / 2, height=lambda f: (f.height + f.height2) / 2
     )
-    return alt.layer(dots, lines).properties(
-        width=680,
-        height=380,
-        view=alt.ViewBackground(stroke=None),
-        title=alt.TitleParams(title, subtitle=subtitle),
+    written = alt.Chart(largest).encode(x, y, text=alt.Text("factor:Q", format=".3~g"))
+    labels = [
+        written.mark_text(fontSize=13, fontWeight="bold", dy=-10, style="halo"),
+        written.mark_text(fontSize=13, fontWeight="bold", dy=-10),
+    ]
+    shown = len(anatomy.paths)
+    which = f"The {shown}" if shown == anatomy.number else f"The {shown} largest of {anatomy.number:,}"
+    title = alt.TitleParams(
+        f"{which} paths" if shown > 1 else "The largest path",
+        subtitle=f"Numbers: the factors of the largest; the sum of all paths is {anatomy.total:.6g}",
+    )
+    return alt.layer(dots, lines, *labels).properties(
+        width=680, height=380, view=alt.ViewBackground(stroke=None), title=title
     )
 
 
@@ -88,7 +119,7 @@ def _steps(anatomy: Anatomy) -> pd.DataFrame:
                 (start, before, column, name),
                 {"column": start, "height": height, "column2": column, "height2": here,
                  "kind": link.kind, "layer": link.layer, "from": before, "to": name,
-                 "factor": factor, "share": 0.0},
+                 "factor": factor, "share": 0.0, "largest": path is anatomy.paths[0]},
             )  # fmt: skip
             row["share"] += abs(path.product)
             start, before, height = column, name, here

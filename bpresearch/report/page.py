@@ -112,16 +112,24 @@ def render(
         "metric": "",
         **(more or {}),
     }
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("page.html").render(
-        title=title,
-        sections=shown,
-        css=Markup((TEMPLATES / "page.css").read_text()),
-        vega=Markup(_vega()),
-        javascript=Markup((TEMPLATES / "page.js").read_text()),
-        data=Markup(in_script(data)),
+    return (
+        templates()
+        .get_template("page.html")
+        .render(
+            title=title,
+            sections=shown,
+            css=Markup((TEMPLATES / "page.css").read_text()),
+            vega=Markup(_vega()),
+            javascript=Markup((TEMPLATES / "page.js").read_text()),
+            data=Markup(in_script(data)),
+        )
     )
+
+
+def templates() -> jinja2.Environment:
+    """The pages' templates."""
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True)
 
 
 def _figure(name: str, spec: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The pictures, checks and figures of the theory's experiments."""
 
 import pandas as pd
-import pytest
 from rich.console import Console
 
 from bpresearch import report
-from bpresearch.analysis import Anatomy
-from bpresearch.analysis.anatomy import Link, Path
+from bpresearch.theory import Anatomy
+from bpresearch.theory.anatomy import Link, Path
 
 
 def test_a_check_that_fails_or_is_nan_makes_the_exit_code_one():
@@ -47,13 +46,15 @@ def test_a_heatmap_keeps_the_order_of_the_frame():
 LINKS = (Link("input", "layers.1", (2,)), Link("loss", "squared", ()))
 
 
-@pytest.mark.parametrize("paths", [(), (Path(0.5, (1.0, 0.5), (1, 0), 0, LINKS),)])
-def test_the_network_shows_each_factor_once(paths):
-    chart = report.network(Anatomy(LINKS, paths, len(paths), 0.5, 0.5), "T").to_dict()
+def test_the_network_shows_each_factor_once():
+    paths = (Path(0.5, (1.0, 0.5), (1, 0), 0, LINKS), Path(0.25, (1.0, 0.25), (1, 0), 1, LINKS))
+    chart = report.network(Anatomy(LINKS, paths, len(paths), 0.5, 0.5)).to_dict()
     data = chart["datasets"][chart["layer"][1]["data"]["name"]]
     assert [(row["kind"], row["from"], row["to"]) for row in data] == (
-        [("input", "the weight", "[1]"), ("loss", "[1]", "loss")] if paths else []
+        [("input", "the weight", "[1]"), ("loss", "[1]", "loss")]
     )
+    written = chart["datasets"][chart["layer"][2]["data"]["name"]]
+    assert [row["factor"] for row in written] == [1.0, 0.5]
 
 
 def test_units_are_named_by_their_place():

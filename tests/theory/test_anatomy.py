@@ -8,8 +8,8 @@ import optax
 import pytest
 from flax import nnx
 
-from bpresearch import analysis, autodiff, models
-from bpresearch.analysis import anatomy
+from bpresearch import autodiff, models, theory
+from bpresearch.theory import anatomy
 from bpresearch.verify.precision import cast_model
 
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
@@ -55,7 +55,7 @@ def test_the_paths_add_up_to_autodiff(build, options, places):
     model = model_of(build, **options)
     for place, index in places:
         weight = ("layers", *place)
-        found = analysis.take_apart(model, CROSS_ENTROPY, X, Y, weight, index)
+        found = theory.take_apart(model, CROSS_ENTROPY, X, Y, weight, index)
         assert abs(found.total - gradient_at(model, weight, index)) <= 1e-12 * found.size
         assert found.size > 0
         for path in found.paths:
@@ -64,7 +64,7 @@ def test_the_paths_add_up_to_autodiff(build, options, places):
 
 def test_every_path_is_listed_once_and_its_factors_are_those_of_the_formula(mlp):
     weight, (i, j) = ("layers", 1, "kernel"), (3, 2)
-    found = analysis.take_apart(mlp, CROSS_ENTROPY, X, Y, weight, (i, j), paths=1000)
+    found = theory.take_apart(mlp, CROSS_ENTROPY, X, Y, weight, (i, j), paths=1000)
     assert [link.kind for link in found.links] == [
         "input", "activation", "weight", "activation", "weight", "loss",
     ]  # fmt: skip
@@ -90,8 +90,8 @@ def test_every_path_is_listed_once_and_its_factors_are_those_of_the_formula(mlp)
 
 def test_the_largest_paths_come_first_whatever_their_number(mlp):
     place = ("layers", 1, "kernel"), (0, 0)
-    every = analysis.take_apart(mlp, CROSS_ENTROPY, X, Y, *place, paths=1000)
-    few = analysis.take_apart(mlp, CROSS_ENTROPY, X, Y, *place, paths=4)
+    every = theory.take_apart(mlp, CROSS_ENTROPY, X, Y, *place, paths=1000)
+    few = theory.take_apart(mlp, CROSS_ENTROPY, X, Y, *place, paths=4)
     assert few.paths == every.paths[:4]
     assert few.number == every.number
     assert few.rest == pytest.approx(sum(path.product for path in every.paths[4:]), rel=1e-12)
@@ -100,7 +100,7 @@ def test_the_largest_paths_come_first_whatever_their_number(mlp):
 def test_a_dead_unit_has_no_path():
     model = model_of(models.mlp, widths=(4,), activation=nnx.relu)
     model.layers[1].bias[...] = np.array([-100.0, 0, 0, 0])
-    found = analysis.take_apart(model, CROSS_ENTROPY, X, Y, ("layers", 1, "kernel"), (0, 0))
+    found = theory.take_apart(model, CROSS_ENTROPY, X, Y, ("layers", 1, "kernel"), (0, 0))
     assert (found.number, found.total, found.paths) == (0, 0.0, ())
 
 
@@ -110,17 +110,17 @@ def test_what_has_no_paths_is_refused(mlp, monkeypatch):
         models.flatten, nnx.Linear(7, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))
     )
     with pytest.raises(ValueError, match=r"BatchNorm at layers\.2 mixes"):
-        analysis.take_apart(normalised, CROSS_ENTROPY, X, Y, *place)
+        theory.take_apart(normalised, CROSS_ENTROPY, X, Y, *place)
     monkeypatch.setattr(anatomy, "MOST_FACTORS", 19)
     with pytest.raises(ValueError, match=r"layers\.3 has 4 inputs and 5 outputs"):
-        analysis.take_apart(mlp, CROSS_ENTROPY, X, Y, *place)
+        theory.take_apart(mlp, CROSS_ENTROPY, X, Y, *place)
 
 
 def test_factor_statistics_hold_the_live_factors(mlp):
-    found = analysis.factor_statistics(mlp, CROSS_ENTROPY, X, Y)
+    found = theory.factor_statistics(mlp, CROSS_ENTROPY, X, Y)
     assert [(layer, kind) for layer, kind, _ in found] == [
-        ("layers.1", "weight"), ("layers.2", "activation"), ("layers.3", "weight"),
-        ("layers.4", "activation"), ("layers.5", "weight"), ("loss", "loss"),
+        ("layers.1", "weight"), ("tanh", "activation"), ("layers.3", "weight"),
+        ("tanh", "activation"), ("layers.5", "weight"), ("loss", "loss"),
     ]  # fmt: skip
     h = np.tanh(X @ np.asarray(mlp.layers[1].kernel[...]))
     np.testing.assert_allclose(found[1][2], (1 - h**2).ravel(), rtol=1e-12)

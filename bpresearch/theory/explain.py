@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import jax
@@ -17,8 +18,19 @@ from rich.table import Table
 from rich.text import Text
 
 from bpresearch import verify
-from bpresearch.analysis.anatomy import Anatomy, Link, Path, gradient_by_jax, leaf_at, take_apart
 from bpresearch.functional import Loss, TrainingLoss, format_path
+from bpresearch.theory.anatomy import Anatomy, Link, Path, gradient_by_jax, leaf_at, take_apart
+
+MET = {
+    "input": "what the weight is multiplied with",
+    "one": "1, as a bias is multiplied with nothing",
+    "activation": "the derivative of each activation",
+    "pooling": "the derivative of the pooling",
+    "block": "the derivative of each other step",
+    "weight": "each weight on the way",
+    "loss": "the derivative of the loss",
+}
+"""The kinds of factor, in words, in the order in which they are told."""
 
 NAMES = {"activation": "f'", "loss": "c'", "one": "1"}
 WIDTH = 80
@@ -73,6 +85,11 @@ class Explanation:
         """Whether both are equal but for rounding: to 1e-12 of the sum of the paths' absolute values."""
         return bool(self.difference <= 1e-12 * self.anatomy.size + self.rounding)
 
+    def sentences(self) -> list[str]:
+        """The answer in words: is the derivative that of the activation or that of the loss?"""
+        kinds = {link.kind for path in self.paths for link in path.links}
+        return in_words(self.weight, kinds, self.number)
+
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
         console.print(self)
@@ -82,6 +99,7 @@ class Explanation:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         rest = written(self.number - len(self.paths))
         yield Text(f"dl/d {self.weight} of {self.about}")
+        yield "\n".join(["", *(line for s in self.sentences() for line in [*wrap(s, WIDTH), ""])])
         yield f"Paths from the weight to the loss: {written(self.number)}. The largest:\n"
         if self.paths:
             yield self._table(console, options)
@@ -138,8 +156,14 @@ def explain(
         anatomy = take_apart(wide, loss_fn, inputs, targets, path, index, paths=paths)
         gradient = float(leaf_at(grads, path)[index])
         largest = max(float(np.max(np.abs(leaf), initial=0)) for leaf in jax.tree.leaves(grads))
-    name = f"{format_path(path)}[{','.join(map(str, index))}]"
-    return Explanation(name, type(model).__name__, gradient, anatomy, largest * sys.float_info.epsilon)
+    return Explanation(
+        element_name(path, index), type(model).__name__, gradient, anatomy, largest * sys.float_info.epsilon
+    )
+
+
+def element_name(path: tuple[Any, ...], index: tuple[int, ...]) -> str:
+    """An element of a parameter in one word: the inverse of `element`."""
+    return f"{format_path(path)}[{','.join(map(str, index))}]"
 
 
 def element(grads: Any, weight: str | None) -> tuple[tuple[Any, ...], tuple[int, ...]]:
@@ -166,6 +190,30 @@ def element(grads: Any, weight: str | None) -> tuple[tuple[Any, ...], tuple[int,
     if len(index) != len(shape) or any(i >= n for i, n in zip(index, shape, strict=True)):
         raise ValueError(f"weight={weight}: {match[1]} has the shape {shape}, and indices start from 0")
     return path, index
+
+
+def in_words(weight: str, kinds: set[str], number: int) -> list[str]:
+    """What kinds of factor a gradient is made of, as a student asks: activation's derivative or loss's?
+
+    Args:
+        weight: its name.
+        kinds: of factor that occur on its paths; none where all products are zero.
+        number: of paths.
+    """
+    if not kinds:
+        return [
+            f"Every path from {weight} to the loss has a factor that is zero, and so the gradient is zero."
+        ]
+    met = [words for kind, words in MET.items() if kind in kinds]
+    listed = ", ".join(met[:-1]) + f" and {met[-1]}" if met[1:] else met[-1]
+    between = ", and the weights between them" if "weight" in kinds else ""
+    answer = f"Both{between}" if "activation" in kinds else f"That of the loss{between}"
+    paths = "one path leads" if number == 1 else f"{written(number)} paths lead"
+    return [
+        f"Is the derivative that of the activation or that of the loss? {answer}.",
+        f"From {weight} to the loss {paths}. Along a path the gradient is the product of {listed}."
+        + (" The products of all paths add up." if number > 1 else ""),
+    ]
 
 
 def written(number: int) -> str:

@@ -18,12 +18,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from bpresearch.analysis import routes
-from bpresearch.analysis.ablation import kind_of
-from bpresearch.analysis.slopes import UNSEEN, WEIGHT, Slope, Slopes, each, form_of, is_unseen, loss_bars
-from bpresearch.analysis.steps import LossProgram, Step, trace
 from bpresearch.chainrule.primitives import Equation, is_floating
 from bpresearch.functional import Loss, Params, TrainingLoss, as_inputs, format_path, merge, objective, split
+from bpresearch.theory import routes
+from bpresearch.theory.ablation import kind_of
+from bpresearch.theory.slopes import UNSEEN, WEIGHT, Slope, Slopes, each, form_of, is_unseen, loss_bars
+from bpresearch.theory.steps import LossProgram, Step, trace
 from bpresearch.verify.precision import compiled
 
 POOLINGS = (nnx.avg_pool, nnx.max_pool, nnx.min_pool)
@@ -37,7 +37,8 @@ class Link(NamedTuple):
 
     Attributes:
         kind: input, weight, activation, loss; one for a bias; pooling or block where it is none of these.
-        layer: its path; of an equation outside of layers with rules, what is computed, and in which layer.
+        layer: its path; of a function its name; of an equation outside of layers with rules, what is
+            computed, and in which layer.
         shape: of what comes out; a complex number is two units.
         step: its number in the program.
         line: the user's own file and line; of the loss, which is many equations, none.
@@ -221,8 +222,11 @@ def _link(program: LossProgram, slope: Slope, loss: str, single: bool) -> Link |
 
 
 def _name(step: Step) -> str:
+    """A module's path, a function's name: `layers.1` of a dense layer, `sigmoid` of what comes after it."""
     call = step.call
-    return (call.path or call.name) if call else f"{step.layer} {step.name}".strip()
+    if not call:
+        return f"{step.layer} {step.name}".strip()
+    return call.path if call.path and isinstance(call.layer, nnx.Module) else call.name
 
 
 def _kind(program: LossProgram, step: Step, k: int) -> str:

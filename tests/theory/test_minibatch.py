@@ -9,7 +9,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from bpresearch import autodiff, chainrule, models
-from bpresearch.analysis import minibatch
+from bpresearch.theory import minibatch
 
 RNG = np.random.default_rng(0)
 GRADIENTS = RNG.normal(size=(6, 3)) * np.array([1.0, 2.0, 0.1])

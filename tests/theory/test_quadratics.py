@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bpresearch import optim
-from bpresearch.analysis import quadratics
+from bpresearch.theory import quadratics
 
 
 @pytest.mark.parametrize("condition", [10.0, 300.0])

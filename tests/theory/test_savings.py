@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpresearch.analysis import savings
+from bpresearch.theory import savings
 
 RNG = np.random.default_rng(0)
 

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpresearch.analysis.routes import Factors
-from bpresearch.analysis.steps import CALLS, CUSTOM, LossProgram, Step, acts_on_each, shape_of
 from bpresearch.chainrule import engine, tangents
 from bpresearch.chainrule.primitives import LAYER, Equation, Value
+from bpresearch.theory.routes import Factors
+from bpresearch.theory.steps import CALLS, CUSTOM, LossProgram, Step, acts_on_each, shape_of
 
 WEIGHT = -1
 """The node that paths start from: one element of a parameter."""

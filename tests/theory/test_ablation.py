@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from bpresearch import chainrule, models
-from bpresearch.analysis import ablation
 from bpresearch.functional import split
+from bpresearch.theory import ablation
 from bpresearch.verify.precision import cast_model
 
 RNG = np.random.default_rng(0)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bpresearch.analysis import routes
-from bpresearch.analysis.slopes import from_dense
+from bpresearch.theory import routes
+from bpresearch.theory.slopes import from_dense
 
 RNG = np.random.default_rng(0)
 SIZES = [1, 3, 2, 4, 1]

@@ -1,0 +1,137 @@
+"""Why is Adam so much faster where classes are as unequal as words?
+
+A linear softmax classifier whose classes have the frequencies 1 / k (Zipf), one orthogonal input for each
+class (a setting of Kunstner et al. 2024). Gradient descent's loss of a class is a function of frequency times
+time, so that the rarest class takes as many times longer as it is rarer; sign descent learns every class at
+one exponential rate, and Adam, too, learns all classes alike. Checked: the losses of each class in training
+against the closed forms of continuous time, the times to a loss against the frequencies, and Adam's rate of
+each class against the others'.
+"""
+
+import numpy as np
+import optax
+import pandas as pd
+from absl import flags
+from rich.console import Console
+
+from bpresearch import command as shared
+from bpresearch import files, platform, report
+from bpresearch.theory import heavy_tails
+
+shared.define_experiment_flags()
+flags.DEFINE_integer("classes", 100, "number of classes")
+flags.DEFINE_integer("steps", 24_000, "updates of gradient descent; of the other two a fortieth")
+flags.DEFINE_float("target", 0.1, "the loss of a class at which it counts as learned")
+
+RECORDS = 600
+METHODS = {
+    "gradient descent": (optax.sgd, 0.5),
+    "sign descent": (optax.sign_sgd, 0.01),
+    "Adam": (optax.adam, 0.01),
+}
+
+
+def main() -> int:
+    classes, steps, json_file = (
+        shared.positive("classes", 3),
+        shared.positive("steps", RECORDS),
+        shared.output_file("json"),
+    )
+    target = flags.FLAGS.target
+    if not 0 < target < np.log(classes):
+        raise ValueError(
+            f"--target={target:g}: takes a loss between 0 and log(classes) = {np.log(classes):.3g}"
+        )
+    if flags.FLAGS.quick:
+        classes, steps = min(classes, 30), min(steps, 6000)
+    platform.start(flags.FLAGS.platform)
+    workdir, console = shared.experiment_workdir("heavy_tails"), Console()
+
+    frequency = heavy_tails.frequencies(classes)
+    steps = steps // RECORDS * RECORDS
+    times, losses = {}, {}
+    for name, (method, rate) in METHODS.items():
+        count = steps if name == "gradient descent" else max(steps // 40, RECORDS)
+        every = count // RECORDS
+        losses[name] = heavy_tails.trained(frequency, method(rate), every * RECORDS, every)
+        times[name] = np.arange(RECORDS + 1) * every * rate
+    closed = {
+        "gradient descent": heavy_tails.by_gradient_descent(
+            frequency, times["gradient descent"][:, None], classes
+        ),
+        "sign descent": heavy_tails.by_sign_descent(times["sign descent"][:, None] + 0 * frequency, classes),
+    }
+    learned = {name: heavy_tails.time_to(target, losses[name], times[name]) for name in METHODS}
+
+    shown = sorted({0, classes // 10, classes - 1})
+    columns = ("class", "frequency", *METHODS)
+    grid = report.grid(f"Time (steps times learning rate) until a class's loss is {target:g}", columns)
+    for k in shown:
+        grid.add_row(str(k + 1), f"{frequency[k]:.3g}", *(f"{learned[name][k]:.4g}" for name in METHODS))
+    console.print(grid)
+    longer = learned["gradient descent"][-1] / learned["gradient descent"][0]
+    console.print(
+        f"The rarest class is {classes} times as rare as the most frequent one: gradient descent takes "
+        f"{longer:.1f} times as long for it, Adam {learned['Adam'][-1] / learned['Adam'][0]:.2f} times."
+    )
+    figures = {f"{name.replace(' ', '_')}.{k + 1}.time": learned[name][k] for name in METHODS for k in shown}
+    files.write_figures(json_file, figures)
+    console.print(
+        f"Picture: {report.write_picture(picture(times, losses, closed, shown), workdir, 'heavy_tails')}"
+    )
+    return report.conclude(console, checks(frequency, times, losses, closed, learned))
+
+
+def checks(
+    frequency: np.ndarray,
+    times: dict[str, np.ndarray],
+    losses: dict[str, np.ndarray],
+    closed: dict[str, np.ndarray],
+    learned: dict[str, np.ndarray],
+) -> list[report.Check]:
+    """Against continuous time, the frequencies, and one rate for all classes."""
+    found = [
+        report.Check(
+            f"{name}: worst loss over closed form, off 1 by", np.abs(losses[name] / form - 1).max(), 0, 0.03
+        )
+        for name, form in closed.items()
+    ]
+    slowed = learned["gradient descent"] * frequency
+    late = losses["Adam"][RECORDS // 2] / losses["Adam"][-1]
+    rates = np.log(late) / (times["Adam"][-1] - times["Adam"][RECORDS // 2])
+    return [
+        *found,
+        report.Check("gradient descent: time x frequency, rarest / first", slowed[-1] / slowed[0], 1, 0.03),
+        report.Check("Adam: time, rarest / first", learned["Adam"][-1] / learned["Adam"][0], 1, 0.03),
+        report.Check("Adam: rate of the loss, rarest / first", rates[-1] / rates[0], 1, 0.03),
+    ]
+
+
+def picture(
+    times: dict[str, np.ndarray],
+    losses: dict[str, np.ndarray],
+    closed: dict[str, np.ndarray],
+    shown: list[int],
+):
+    def rows(of: dict[str, np.ndarray], every: int) -> pd.DataFrame:
+        return pd.DataFrame(
+            {"method": name, "class": f"class {k + 1}", "part": time / times[name][-1], "loss": loss}
+            for name, values in of.items()
+            for k in shown
+            for time, loss in zip(times[name][::every], values[::every, k], strict=True)
+        )
+
+    return report.lines(
+        rows(losses, 5),
+        x=report.axis("part", "part of the training"),
+        y=report.axis("loss", "loss of the class", log=True, domain=[1e-3, 10], clamp=True),
+        line="class",
+        panel="method",
+        points=rows(closed, 100),
+        title="How long does a rare class take?",
+        subtitle="Classes of frequency 1 / k; lines: trained, circles: closed forms of continuous time",
+    )
+
+
+if __name__ == "__main__":
+    shared.run(main)
