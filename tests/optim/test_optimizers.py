@@ -16,9 +16,7 @@ EXCUSED = {
     "optimistic_adam_v2": "is optim.optimistic_adam; Optax's optimistic_adam is deprecated",
     "dpsgd": "takes the gradient of each example",
     "galore": "for matrices of rank 128 and more",
-    "schedule_free": "evaluates at other weights than it trains",
-    "schedule_free_adamw": "evaluates at other weights than it trains",
-    "schedule_free_sgd": "evaluates at other weights than it trains",
+    "schedule_free": "wraps an optimizer: schedule_free_sgd and schedule_free_adamw are here",
     "sophia": "second order: estimates the Hessian",
 }
 
@@ -54,6 +52,9 @@ def optax_function(name):
         "rmsprop_momentum": lambda lr, **h: optax.rmsprop(lr, **h),
         "adafactor_momentum": lambda lr, **h: optax.adafactor(lr, **h),
         "optimistic_adam": lambda lr, **h: optax.optimistic_adam_v2(lr, **h),
+        "muon": lambda lr, adam_lr_multiplier, **h: contrib.muon(
+            lr, adam_learning_rate=lr * adam_lr_multiplier, **h
+        ),
         "polyak_sgd": lambda lr, **h: optax.polyak_sgd(max_learning_rate=lr, **h),
         "noisy_sgd": lambda lr, seed, **h: optax.noisy_sgd(lr, key=seed.astype(int), **h),
         "dadapt_adamw": lambda lr, b1, b2, **h: contrib.dadapt_adamw(lr, betas=(b1, b2), **h),
@@ -100,7 +101,7 @@ def changed(optimizer):
     """A value for each hyper-parameter that is not its default."""
     found = {}
     for name, parameter in inspect.signature(optimizer).parameters.items():
-        if name != "learning_rate":
+        if name != "learning_rate" and not isinstance(parameter.default, str):
             default = 0.9 if parameter.default is parameter.empty else parameter.default
             found[name] = jnp.float32(
                 {"increase_factor": 1.2, "estim_lr0": 0.1}.get(name, 0.7 * default or 0.1)
