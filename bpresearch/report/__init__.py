@@ -8,8 +8,9 @@ from bpresearch.report.heatmap import heatmap
 from bpresearch.report.lines import axis, lines
 from bpresearch.report.network import network, unit_name
 from bpresearch.report.page import save
+from bpresearch.report.paper import paper
 from bpresearch.report.sweeps import Sweep, Sweeps, read
-from bpresearch.report.tables import table
+from bpresearch.report.tables import show, table
 
 __all__ = [
     "NAMES",
@@ -24,8 +25,10 @@ __all__ = [
     "heatmap",
     "lines",
     "network",
+    "paper",
     "read",
     "save",
+    "show",
     "table",
     "unit_name",
     "write",
