@@ -21,7 +21,7 @@ POINTS = {"pt": 1.0, "in": 72.0, "cm": 72 / 2.54, "mm": 72 / 25.4}
 WIDTHS = {"column": "3.25in", "text": "6.75in"}
 """A column and a whole page of text in two columns, as the templates of ICML and many others have them."""
 
-NAMED = ("optimizer", "schedule", "sweep", "panel", "against", "layer", "parameter", "kind")
+NAMED = ("optimizer", "schedule", "sweep", "panel", "against", "layer", "parameter", "kind", "label", "axis")
 """Columns of a picture's data whose values are words that it shows."""
 
 
@@ -153,7 +153,7 @@ def fitted(spec: dict[str, Any], points: float) -> str:
     if "columns" in spec:
         spec["columns"] = across
     tall, panel = inner["height"], points / across - 30
-    _thinner(spec)
+    _thinner(spec, points)
     drawing = ""
     for _ in range(4):  # labels and legends take what is not known before it is drawn
         inner["width"] = round(panel, 2)
@@ -166,19 +166,25 @@ def fitted(spec: dict[str, Any], points: float) -> str:
     return drawing
 
 
-def _thinner(spec: Any) -> None:
-    """Lines, points and letters of marks at half the size that a page has."""
+def _thinner(spec: Any, points: float) -> None:
+    """Lines, points and letters of marks at half the size that a page has, and legends that fit."""
     if isinstance(spec, dict):
+        for name, most in (("gradientLength", 0.6 * points), ("columns", points // 80)):
+            if name in spec and "facet" not in spec:
+                spec[name] = min(spec[name], most)
+        if isinstance(spec.get("strokeDash"), dict) and "range" in spec["strokeDash"].get("scale", {}):
+            scale = spec["strokeDash"]["scale"]
+            scale["range"] = [[length / 2 for length in dash] for dash in scale["range"]]
         mark = spec.get("mark")
         if isinstance(mark, dict):
             for name, factor in (("strokeWidth", 0.5), ("size", 0.3), ("fontSize", 0.6)):
                 if isinstance(mark.get(name), int | float):
                     mark[name] *= factor
         for inner in spec.values():
-            _thinner(inner)
+            _thinner(inner, points)
     elif isinstance(spec, list):
         for inner in spec:
-            _thinner(inner)
+            _thinner(inner, points)
 
 
 def _config(points: float) -> dict[str, Any]:
@@ -191,6 +197,8 @@ def _config(points: float) -> dict[str, Any]:
     found["legend"] |= small | {"symbolSize": 60, "symbolStrokeWidth": 1.2, "columns": columns, "offset": 4}
     found["legend"] |= {"labelLimit": 160, "rowPadding": 1, "columnPadding": 6}
     found["header"] |= {"labelFontSize": 7.5, "labelFontWeight": "normal", "labelPadding": 3}
+    if points < 300:
+        found["legend"]["layout"] = {"bottom": {"direction": "vertical"}}
     found["facet"] = {"spacing": 10}
     return found
 

@@ -20,9 +20,9 @@ MAP_BINS = 30
 def diagnostics(sweeps: Sweeps) -> dict[str, alt.FacetChart]:
     """A picture for each variable that runs recorded along their steps, at the best settings.
 
-    A number has a curve. A positive number for each layer, such as a norm, has a line for each layer in the
-    network's order, on a logarithmic axis. What has another dimension, such as a histogram, has a heat map of
-    that dimension against the steps.
+    A number has a curve. A number of at least 0 for each layer, such as a norm, has a line for each layer in
+    the network's order, on a logarithmic axis, with gaps where it is 0. What has another dimension, such as a
+    histogram, has a heat map of that dimension against the steps.
     """
     found: dict[str, alt.FacetChart] = {}
     for name in dict.fromkeys(name for sweep in sweeps for name in _recorded(sweep.results)):
@@ -34,7 +34,7 @@ def diagnostics(sweeps: Sweeps) -> dict[str, alt.FacetChart]:
         positive = bool(finite.min() > 0)
         if values[0].ndim == 2:
             found[name] = _curves(having, name, positive)
-        elif positive and having.sweeps[0].results[name].dims[2] == "layer":
+        elif finite.min() >= 0 and having.sweeps[0].results[name].dims[2] == "layer":
             found[name] = _layers(having, name)
         else:
             found[name] = _heat_map(having, name, positive)
@@ -81,8 +81,7 @@ def _layers(sweeps: Sweeps, name: str) -> alt.FacetChart:
             for place, path in enumerate(variable["layer"].values.tolist()):
                 layer, _, parameter = path.rpartition(".")
                 at, means = binned(variable.values[setting.runs, :, place], variable[along].values)
-                with np.errstate(divide="ignore"):
-                    course = np.exp(np.log(means).mean(axis=0))
+                course = np.exp(np.log(np.where(means > 0, means, np.nan)).mean(axis=0))
                 rows += [
                     {"step": float(step), "value": float(value), "layer": layer or path,
                      "parameter": parameter if layer else "weight", "path": path, "panel": panel,
@@ -91,6 +90,7 @@ def _layers(sweeps: Sweeps, name: str) -> alt.FacetChart:
                 ]  # fmt: skip
     frame, words = pd.DataFrame(rows), titled(name)
     layers, kinds = (list(dict.fromkeys(frame[column])) for column in ("layer", "parameter"))
+    kinds.sort(key=lambda kind: kind != "kernel")  # which has the whole line
     scale = alt.Scale(domain=layers, range=_shades(len(layers)))
     legend = alt.Legend(title="layer, from the input on", symbolLimit=60, columns=5)
     y_axis = alt.Axis(format="~g", tickCount=6, labelExpr=NUMBER)
