@@ -1,6 +1,7 @@
 """The command `bpresearch`, and its subcommands as scripts.
 
-Each subcommand is a module of this room with a docstring, `define_flags()` and `main() -> exit code`.
+Each subcommand is a module of this room with a docstring, `define_flags()`, `main() -> exit code` and, where
+more flags follow from the values of these, `options()`.
 """
 
 import functools
@@ -63,4 +64,5 @@ def run(name: str) -> NoReturn:
         except ModuleNotFoundError as error:  # of what only some flags need
             raise missing(error, f"the command {name}") from error
 
-    start.run(guarded)
+    options = [command.options] if hasattr(command, "options") else []  # flags that follow from others
+    start.run(guarded, *options)
