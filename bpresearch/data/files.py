@@ -189,7 +189,7 @@ def read_npz(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is not a zip archive of arrays")
         names = _names(path, archive.files)
-        _check_sizes(archive.zip, names)
+        _check_sizes(zipfile.ZipFile(content), names)
         arrays = {name: archive[name] for name in names}
     except (OSError, EOFError, KeyError, MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
         raise _unreadable(path, error) from error

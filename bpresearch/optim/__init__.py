@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from bpresearch.optim import adaptive, mup, optimizers, parameter_free, schedule_free, schedules
 from bpresearch.optim import muon as _muon
+from bpresearch.optim import soap as _soap
 from bpresearch.optim.adaptive import *  # noqa: F403
 from bpresearch.optim.evaluation import averaged, evaluation_params
 from bpresearch.optim.groups import frozen, grouped
@@ -18,10 +19,11 @@ from bpresearch.optim.quotient import (
     quotient_update,
 )
 from bpresearch.optim.schedule_free import *  # noqa: F403
+from bpresearch.optim.soap import *  # noqa: F403
 
 BY_NAME: dict[str, Optimizer] = {
     name: getattr(module, name)
-    for module in (optimizers, adaptive, _muon, parameter_free, schedule_free)
+    for module in (optimizers, adaptive, _muon, parameter_free, schedule_free, _soap)
     for name in module.__all__
 }
 """Every optimizer by its name; adding a function to its file's `__all__` adds it everywhere."""

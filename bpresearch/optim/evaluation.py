@@ -19,8 +19,8 @@ class AverageState(NamedTuple):
     inner: optax.OptState
     mean: optax.Params
     """The average of the weights so far, in float32 at least; at first the weights themselves."""
-    count: Int[Array, ""]
-    """Number of updates so far."""
+    number: Int[Array, ""]
+    """Of updates so far."""
 
 
 def evaluation_params(optimizer_state: optax.OptState, params: optax.Params) -> optax.Params:
@@ -56,9 +56,12 @@ def evaluation_params(optimizer_state: optax.OptState, params: optax.Params) -> 
                 path_of(path): (trained[path_of(path)] - (1 - state.b1) * z) / state.b1
                 for path, z in jax.tree.leaves_with_path(state.z)
             }
-    return jax.tree.map_with_path(
-        lambda path, leaf: chosen.get(path_of(path), leaf).astype(leaf.dtype), params
-    )
+
+    def at(path: Any, weight: Any) -> Any:
+        name = path_of(path)
+        return chosen[name].astype(weight.dtype) if name in chosen else weight
+
+    return jax.tree.map_with_path(at, params)
 
 
 @functools.cache
@@ -82,6 +85,7 @@ def averaged(optimizer: Optimizer) -> Optimizer:
         kind, amount = parsed(average)
         if kind == "tail" and steps is None:
             raise ValueError(f"average={average} needs steps, the number of updates of the whole training")
+        last = 0 if steps is None else steps
 
         def init(params: optax.Params) -> AverageState:
             mean = jax.tree.map(lambda w: w.astype(jnp.promote_types(w.dtype, jnp.float32)), params)
@@ -90,8 +94,8 @@ def averaged(optimizer: Optimizer) -> Optimizer:
         def update(updates: optax.Updates, state: AverageState, params: Any = None, **extra: Any):
             updates, inner_state = inner.update(updates, state.inner, params, **extra)
             weights = evaluation_params(inner_state, optax.apply_updates(params, updates))
-            count = state.count + 1
-            share = ema_share(amount, count) if kind == "ema" else tail_share(amount, count, steps)
+            count = state.number + 1
+            share = ema_share(amount, count) if kind == "ema" else tail_share(amount, count, last)
             mean = jax.tree.map(lambda m, w: m + share.astype(m.dtype) * (w - m), state.mean, weights)
             return updates, AverageState(inner_state, mean, count)
 

@@ -39,7 +39,7 @@ def test_every_optimizer_of_optax_is_here():
         and not inspect.isclass(value)
     }
     assert found - set(optim.BY_NAME) == set(EXCUSED)
-    own = {"momentum", "nesterov", "rmsprop_momentum", "adafactor_momentum", "backtracking"}
+    own = {"momentum", "nesterov", "rmsprop_momentum", "adafactor_momentum", "backtracking", "soap"}
     assert set(optim.BY_NAME) - found == own
 
 
@@ -109,7 +109,9 @@ def changed(optimizer):
     return found
 
 
-@pytest.mark.parametrize("names", np.array_split(sorted(set(optim.BY_NAME) - {"lbfgs"}), 4), ids=range(4))
+@pytest.mark.parametrize(
+    "names", np.array_split(sorted(set(optim.BY_NAME) - {"lbfgs", "soap"}), 4), ids=range(4)
+)
 def test_hyperparameters_are_traced_and_mean_what_optax_means(names):
     hyper = {name: changed(optim.BY_NAME[name]) for name in names}
 
