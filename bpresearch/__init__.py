@@ -1,19 +1,47 @@
 """bpresearch: gradient experiments in JAX, with every gradient checked against the chain rule by hand."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bpresearch.imports import on_demand
 
 if TYPE_CHECKING:
-    from bpresearch import autodiff, chainrule, data, models, optim, sweep, theory, verify
+    from bpresearch import (
+        analysis,
+        autodiff,
+        chainrule,
+        command,
+        data,
+        models,
+        optim,
+        platform,
+        report,
+        sweep,
+        theory,
+        train,
+        verify,
+    )
     from bpresearch.theory.explain import explain
 
-__all__ = ["autodiff", "chainrule", "data", "explain", "models", "optim", "sweep", "theory", "verify"]
+__all__ = [
+    "analysis",
+    "autodiff",
+    "chainrule",
+    "command",
+    "data",
+    "explain",
+    "models",
+    "optim",
+    "platform",
+    "report",
+    "sweep",
+    "theory",
+    "train",
+    "verify",
+]
+
+# Loaded when first used: pytest loads our plugin before a test suite has told JAX its platform.
+__getattr__ = on_demand(__name__, __file__)
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded when first used: pytest loads our plugin before a test suite has told JAX its platform.
-    if name == "explain":
-        return import_module("bpresearch.theory.explain").explain
-    if name in __all__:
-        return import_module(f"bpresearch.{name}")
-    raise AttributeError(f"module 'bpresearch' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bpresearch import command as shared
 from bpresearch import data
-from bpresearch.sweep.distribution import Uniform
+from bpresearch.distribution import Uniform
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ version = "0.1.0"
 dependencies = []
 
 [project.optional-dependencies]
+report = []
 test = []
+torch = []
 
 [tool.ruff]
 """
@@ -37,7 +39,8 @@ def build_editable(directory, settings=None, metadata=None):
     with zipfile.ZipFile(os.path.join(directory, name), "w") as wheel:
         wheel.writestr("small.pth", os.getcwd())
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: small\\nVersion: 0.1.0\\n"
-                       + "Provides-Extra: test\\n" + open("requires.txt").read())
+                       + "".join(f"Provides-Extra: {name}\\n" for name in ("report", "test", "torch"))
+                       + open("requires.txt").read())
         wheel.writestr(f"{info}/WHEEL",
                        "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any")
         wheel.writestr(f"{info}/RECORD", "")
@@ -112,12 +115,12 @@ def test_the_environment_through_its_life(project):
 
     # Other versions are noticed, and an extra that was added stays.
     (project / "constraints.txt").write_text("numpy==1.0\n")
-    code, output, errors = run(project, "run", *hello, EXTRAS="test")
+    code, output, errors = run(project, "run", *hello, EXTRAS="torch")
     assert (code, output) == expected
     assert errors[0] == f"The pinned versions have changed: updating {ENVIRONMENT}."
-    assert run(project, "run", *hello, EXTRAS="test") == (*expected, [])
+    assert run(project, "run", *hello, EXTRAS="torch") == (*expected, [])
     assert run(project, "run", *hello) == (*expected, [])
-    assert (project / ENVIRONMENT / "installed.txt").read_text().startswith("test\n")
+    assert (project / ENVIRONMENT / "installed.txt").read_text().startswith("report torch\n")
 
     # Without a registry there is one line, and the environment is what it was before.
     (project / "requires.txt").write_text("Requires-Dist: numpy\n")
@@ -168,7 +171,7 @@ def test_a_python_that_is_not_installed(project):
 
 def test_an_unknown_extra(project):
     code, _, (line,) = run(project, "run", "experiments/hello.py", EXTRAS="tset")
-    assert code == 2 and "EXTRAS=tset: the project's extras are test" in line
+    assert code == 2 and "EXTRAS=tset: the project's extras are report, test, torch" in line
 
 
 def test_an_environment_that_somebody_else_made_is_left_alone(project):

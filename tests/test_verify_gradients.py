@@ -72,18 +72,18 @@ BAD_FLAGS = {
     "--seed=-1": "--seed=-1: takes an integer of at least 0",
 }
 ONE_BY_ONE = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, sys
 from absl.testing import flagsaver
-from bpresearch import command
+from bpresearch.command import start, verify
 
 script, *given = sys.argv[1:]
-main = runpy.run_path(script)["main"]
+verify.define_flags()
 for flag in given:
     out, err = io.StringIO(), io.StringIO()
     sys.argv = [script, "--dataset=diabetes", "--platform=cpu", flag]
     with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            command.run(main)
+            start.run(verify.main)
         except SystemExit as done:
             code = done.code
     print(json.dumps([code, out.getvalue(), err.getvalue()]))

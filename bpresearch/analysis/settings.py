@@ -23,11 +23,17 @@ class Metric(NamedTuple):
         """The title without its unit."""
         return self.title.removesuffix(" (%)")
 
-    def format(self, interval: Interval) -> str:
-        """`66.1 +- 0.8` (per cent for accuracies), without the interval where there is none; `-` for NaN."""
+    def format(self, interval: Interval, *, difference: bool = False) -> str:
+        """`66.1 +- 0.8` (per cent for accuracies), without the interval where there is none; `-` for NaN.
+
+        An accuracy's interval ends at 0 and 100: `99.5 (98.1 to 100.0)`; that of a difference does not.
+        """
         if math.isnan(interval.mean):
             return "-"
         factor, digits = (100, 1) if self.percent else (1, 3)
+        low, high = interval.bounds
+        if self.percent and not difference and (low < 0 or high > 1):
+            return f"{100 * interval.mean:.1f} ({100 * max(low, 0):.1f} to {100 * min(high, 1):.1f})"
         half = "" if math.isnan(interval.half_width) else f" ± {factor * interval.half_width:.{digits}f}"
         return f"{factor * interval.mean:.{digits}f}{half}"
 
@@ -178,7 +184,7 @@ def verdict(results: xr.Dataset, by: str = "optimizer") -> str:
     unit = "points" if metric.percent else "in loss"
     if gap.mean == gap.half_width == 0:
         return f"{text} {describe(second)} does exactly as well."
-    size = metric.format(gap._replace(mean=abs(gap.mean)))
+    size = metric.format(gap._replace(mean=abs(gap.mean)), difference=True)
     if gap.mean < 0:
         return f"{text} On the test part that is {size} {unit} worse than {describe(second)}, {sure}."
     return f"{text} That is {size} {unit} better than {describe(second)}, {sure}."

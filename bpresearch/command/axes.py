@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from bpresearch.sweep.distribution import NoDistributionError, Uniform
+from bpresearch.distribution import NoDistributionError, Uniform
 
 FLAGS = flags.FLAGS
 

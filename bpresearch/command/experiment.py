@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from bpresearch.command.axes import numbers
-from bpresearch.sweep.distribution import Uniform
+from bpresearch.distribution import Uniform
 
 FLAGS = flags.FLAGS
 

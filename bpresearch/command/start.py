@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -20,7 +21,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     def parse(argv: Sequence[str]) -> list[str]:
         if any(argument.lstrip("-") in ("help", "h", "helpfull", "helpshort") for argument in argv[1:]):
-            print(help_text())
+            print(help_text(inspect.getmodule(main)))
             sys.exit(0)
         try:
             rest = FLAGS(argv)[1:]
@@ -66,9 +67,9 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def help_text() -> str:
-    """The script's docstring and its flags with their defaults."""
-    lines = [inspect.cleandoc(sys.modules["__main__"].__doc__ or ""), "", "Flags:"]
+def help_text(script: ModuleType | None) -> str:
+    """A script's docstring and its flags with their defaults."""
+    lines = [inspect.cleandoc(getattr(script, "__doc__", None) or ""), "", "Flags:"]
     own = FLAGS.flags_by_module_dict()
     shared = [
         flag for module, found in own.items() if module.startswith("bpresearch.command.") for flag in found

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Int32, Shaped
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test examples, standardised, as numpy arrays.
+    """Training and test examples as numpy arrays.
 
     Attributes:
         name: the name that `load` takes.
@@ -19,7 +19,7 @@ class Dataset:
             labels, one for each.
         x_test, y_test: the same for the test part.
         classes: number of classes; None for regression.
-        description: a sentence with the source and the split.
+        description: a sentence with the source, the split, and how the values are standardised.
         target_scale: what a unit of `y` is in the units of the source (1 for classes).
 
     Raises:
@@ -63,6 +63,10 @@ class Dataset:
         return self.classes if self.classes is not None else self.y.shape[1]
 
 
+STANDARDIZATIONS = ("features", "none")
+"""What `dataset` and the functions that load take as `standardize`."""
+
+
 def standardized(
     x: Shaped[np.ndarray, "train *features"], x_test: Shaped[np.ndarray, "test *features"]
 ) -> tuple[Float[np.ndarray, "train *features"], Float[np.ndarray, "test *features"]]:
@@ -72,10 +76,12 @@ def standardized(
     the same thing, all together. Where the standard deviation is zero, only the mean is.
     """
     axis = 0 if x.ndim == 2 else None
-    mean = np.mean(x, axis=axis, dtype=np.float64)
-    deviation = np.std(x, axis=axis, dtype=np.float64)
-    scale = np.where(deviation > 0, deviation, 1.0)
-    train, test = (((part - mean) / scale).astype(np.float32) for part in (x, x_test))
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found and named afterwards
+        mean = np.mean(x, axis=axis, dtype=np.float64)
+        deviation = np.std(x, axis=axis, dtype=np.float64)
+        scale = np.where(deviation > 0, deviation, 1.0)
+        scale = np.where(np.isfinite(scale), scale, np.nan)
+        train, test = (((part - mean) / scale).astype(np.float32) for part in (x, x_test))
     return train, test
 
 
@@ -87,20 +93,51 @@ def dataset(
     y_test: Shaped[np.ndarray, "test *targets"],
     description: str,
     classes: int | None = None,
+    standardize: str = "features",
 ) -> Dataset:
-    """A data set from the arrays of its source: standardised, in the formats of `Dataset`.
+    """A data set from the arrays of its source, in the formats of `Dataset`.
 
-    Without `classes`, `y` holds numbers: they are standardised too, with the statistics of the training
-    part, and `target_scale` is their standard deviation.
+    Without `classes`, `y` holds numbers. With `standardize="features"` the mean of the training part is
+    taken out of inputs and numbers to predict, and they are divided by its standard deviation (see
+    `standardized`), which is then `target_scale`; "none" leaves them as they are. The description says which.
+
+    Raises:
+        ValueError: there is no such standardisation, or a column is too large for float32.
     """
-    x, x_test = standardized(x, x_test)
+    if standardize not in STANDARDIZATIONS:
+        raise ValueError(f"standardize={standardize} is not one of {', '.join(STANDARDIZATIONS)}")
+    raw, scale = x, 1.0
+    if standardize == "features":
+        x, x_test = standardized(x, x_test)
+        what = "each feature" if x.ndim == 2 else "all of an example's values together"
+        description += f"; standardised: {what}{'' if classes is not None else ', and the targets'}"
+    else:
+        with np.errstate(over="ignore"):
+            x, x_test = (part.astype(np.float32) for part in (x, x_test))
+        description += "; not standardised"
+    _check_columns(name, raw, x)
     if classes is not None:
         labels = y.astype(np.int32), y_test.astype(np.int32)
         return Dataset(name, x, labels[0], x_test, labels[1], classes, description)
     y, y_test = (part.reshape(len(part), -1).astype(np.float64) for part in (y, y_test))
-    scale = float(np.std(y)) or 1.0
-    targets = [((part - np.mean(y)) / scale).astype(np.float32) for part in (y, y_test)]
+    mean = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        if standardize == "features":
+            mean, scale = float(np.mean(y)), float(np.std(y)) or 1.0
+            scale = scale if np.isfinite(scale) else np.nan
+        targets = [((part - mean) / scale).astype(np.float32) for part in (y, y_test)]
+    _check_columns(name, y, targets[0], "target")
     return Dataset(name, x, targets[0], x_test, targets[1], None, description, scale)
+
+
+def _check_columns(name: str, raw: np.ndarray, scaled: np.ndarray, what: str = "feature") -> None:
+    """Refuses values that were finite and are not as float32."""
+    if np.isfinite(raw).all() and not np.isfinite(scaled).all():
+        largest = np.max(np.abs(raw.reshape(len(raw), -1)), axis=0)
+        column = int(np.argmax(largest))
+        raise ValueError(
+            f"{name}: {what} {column} reaches {largest[column]:.3g}, which overflows: scale it down"
+        )
 
 
 def reconstruction(source: Dataset) -> Dataset:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bpresearch.data.dataset import Dataset, dataset
+from bpresearch.imports import extra
 
 
 @functools.cache
@@ -20,8 +21,7 @@ def published_mnist1d() -> dict[str, np.ndarray]:
     Returns:
         `x` (4000, 40), `y` (4000,), `x_test` (1000, 40), `y_test` (1000,).
     """
-    from mnist1d.data import make_dataset  # slow to import: it brings plotting along
-
+    make_dataset = extra("mnist1d.data", "--dataset=mnist1d").make_dataset  # slow: it brings plotting along
     before = np.random.get_state(), random.getstate()  # the generator seeds both
     try:
         made = make_dataset()
@@ -31,7 +31,7 @@ def published_mnist1d() -> dict[str, np.ndarray]:
     return {name: made[name] for name in ("x", "y", "x_test", "y_test")}
 
 
-def mnist1d() -> Dataset:
+def mnist1d(*, standardize: str = "features") -> Dataset:
     """MNIST-1D with its published split, as signals with one channel."""
     made = published_mnist1d()
     return dataset(
@@ -42,16 +42,17 @@ def mnist1d() -> Dataset:
         made["y_test"],
         "MNIST-1D (Greydanus and Kobak 2024): signals of 40 points, 4,000 for training and 1,000 for test",
         classes=10,
+        standardize=standardize,
     )
 
 
-def spirals() -> Dataset:
+def spirals(*, standardize: str = "features") -> Dataset:
     """Two interleaved spirals with noise (after Lang and Witbrock 1988): 1,000 points each part."""
     (x, y), (x_test, y_test) = (_spirals(np.random.default_rng(seed), 1000) for seed in (0, 1))
     text = (
         "two interleaved spirals with noise (Lang and Witbrock 1988): 1,000 points for training and for test"
     )
-    return dataset("spirals", x, y, x_test, y_test, text, classes=2)
+    return dataset("spirals", x, y, x_test, y_test, text, classes=2, standardize=standardize)
 
 
 def _spirals(

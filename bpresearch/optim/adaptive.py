@@ -27,7 +27,6 @@ __all__ = [
     "lamb",
     "lion",
     "madgrad",
-    "muon",
     "nadam",
     "nadamw",
     "novograd",
@@ -188,11 +187,3 @@ def simplified_ademamix(learning_rate, b1=0.99, b2=0.95, alpha=0.0, eps=1e-8, ep
 def madgrad(learning_rate, momentum=0.9, weight_decay=0.0, eps=1e-6):
     """Dual averaging: z = w_0 - sum(l g) / (cbrt(sum(l g^2)) + eps),  w <- beta w + (1 - beta) z, with
     l = lr sqrt(t + 1) (Defazio and Jelassi 2021)."""
-
-
-@given_to(contrib.muon)
-def muon(learning_rate, beta=0.95, eps=1e-8, weight_decay=0.0, adam_b1=0.9, adam_b2=0.999):
-    """Matrices: w <- w - lr (U V^T + wd w) for the momentum U S V^T, by Newton and Schulz; the rest: AdamW.
-
-    (Jordan et al. 2024.)
-    """

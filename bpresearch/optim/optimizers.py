@@ -146,7 +146,7 @@ def clipped(optimizer: Optimizer) -> Optimizer:
     def after_clipping(learning_rate: ArrayLike, clip_norm: ArrayLike, **others: Any):
         return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer(learning_rate, **others))
 
-    return _taking("clip_norm", optimizer, after_clipping)
+    return taking({"clip_norm": inspect.Parameter.empty}, optimizer, after_clipping)
 
 
 @functools.cache
@@ -162,14 +162,59 @@ def decayed(optimizer: Optimizer) -> Optimizer:
     def after_decay(learning_rate: ArrayLike, weight_decay: ArrayLike, **others: Any):
         return optax.chain(optax.add_decayed_weights(weight_decay), optimizer(learning_rate, **others))
 
-    return _taking("weight_decay", optimizer, after_decay)
+    return taking({"weight_decay": inspect.Parameter.empty}, optimizer, after_decay)
 
 
-def _taking(name: str, optimizer: Optimizer, function: Optimizer) -> Optimizer:
-    """`function` under the optimizer's name, with one more hyper-parameter in its signature."""
+@functools.cache
+def decoupled(optimizer: Optimizer) -> Optimizer:
+    """The optimizer with a weight decay that no learning rate scales: w <- w + step - weight_decay w.
+
+    It takes one more hyper-parameter, `decoupled_decay`; where that is False, it is the optimizer as it is.
+    Otherwise `weight_decay` is the fraction of the weights that each update takes away, and the
+    optimizer's own decay, which is lr weight_decay w in Optax as in PyTorch, is set to 0. A schedule of its
+    own, `weight_decay_schedule`, makes it that of Loshchilov and Hutter (2019), whose decay follows the
+    schedule's multiple of the learning rate and not its peak.
+
+    >>> adamw = bp.optim.decoupled(bp.optim.adamw)(0.0, weight_decay=0.1, decoupled_decay=True)
+    >>> updates, _ = adamw.update(jnp.ones(1), adamw.init(jnp.ones(1)), jnp.ones(1))
+    >>> round(float(updates[0]), 6)
+    -0.1
+
+    Raises:
+        ValueError: no weight decay is given, or the optimizer is schedule-free: it decays the point it steps
+            from, not its weights.
+    """
+    own = decayed(optimizer)
+
+    def beside(learning_rate: ArrayLike, *, decoupled_decay: bool = False, **others: Any):
+        if not decoupled_decay:
+            return own(learning_rate, **others)
+        if optimizer.__name__.startswith("schedule_free"):
+            raise ValueError(f"decoupled_decay: {optimizer.__name__} decays with its learning rate")
+        if "weight_decay" not in others:
+            raise ValueError(
+                "decoupled_decay needs a weight_decay: the part of the weights taken away each step"
+            )
+        decay, without = others.pop("weight_decay"), {"weight_decay": 0.0} if own is optimizer else {}
+        return optax.chain(optimizer(learning_rate, **others, **without), optax.add_decayed_weights(-decay))
+
+    return taking({"decoupled_decay": False}, own, beside)
+
+
+def taking(names: dict[str, Any], optimizer: Optimizer, function: Optimizer) -> Optimizer:
+    """`function` under the optimizer's name, with more hyper-parameters in its signature.
+
+    Args:
+        names: of the hyper-parameters, with their defaults; `inspect.Parameter.empty` is none.
+        optimizer: the one that `function` makes use of.
+        function: `(learning_rate, **hyperparameters) -> optax.GradientTransformation`.
+    """
     functools.update_wrapper(function, optimizer)
     signature = inspect.signature(optimizer)
-    extra = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
-    changed = signature.replace(parameters=[*signature.parameters.values(), extra])
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for name, default in names.items()
+    ]
+    changed = signature.replace(parameters=[*signature.parameters.values(), *added])
     function.__signature__ = changed  # type: ignore[attr-defined]
     return function

@@ -9,8 +9,9 @@ from bpresearch.report.learner import MOST_UNITS, learner
 from bpresearch.report.lines import axis, lines
 from bpresearch.report.network import network, paths_page, unit_name
 from bpresearch.report.page import save
+from bpresearch.report.paper import paper
 from bpresearch.report.sweeps import Sweep, Sweeps, read
-from bpresearch.report.tables import table
+from bpresearch.report.tables import show, table
 
 __all__ = [
     "MOST_UNITS",
@@ -27,9 +28,11 @@ __all__ = [
     "learner",
     "lines",
     "network",
+    "paper",
     "paths_page",
     "read",
     "save",
+    "show",
     "table",
     "unit_name",
     "write",

@@ -34,7 +34,7 @@ def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
             at = np.unique(np.geomspace(1, len(curve.trials), MOST_TRIALS).round().astype(int)) - 1
             mean, half = sweeps.scaled(curve.mean[at]), sweeps.scaled(curve.half_width[at])
             rows += [
-                {"trials": int(n), "value": m, "low": m - h, "high": m + h, by: name, "sweep": sweep.name,
+                {"trials": int(n), "value": m, **sweeps.interval(m - h, m + h), by: name, "sweep": sweep.name,
                  "panel": sweeps.panel(sweep)}
                 for n, m, h in zip(curve.trials[at], mean, half, strict=True)
             ]  # fmt: skip

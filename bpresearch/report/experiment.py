@@ -202,7 +202,12 @@ def _comparison(sweeps: Sweeps, section: Section) -> None:
             chance, low, high = row.improvement
             interval = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
             table.add(
-                [row.name, test.format(row.paired), test.format(row.unpaired), f"{chance:.2f}{interval}"]
+                [
+                    row.name,
+                    test.format(row.paired, difference=True),
+                    test.format(row.unpaired, difference=True),
+                    f"{chance:.2f}{interval}",
+                ]
             )
         tables.append(table)
     section.tables = tables

@@ -9,7 +9,7 @@ import xarray as xr
 
 from bpresearch.analysis import best_settings
 from bpresearch.report.pictures import curve_layers, curves
-from bpresearch.report.style import panels, titled
+from bpresearch.report.style import DASHES, NUMBER, panels, titled
 from bpresearch.report.sweeps import Sweeps, binned
 
 KNOWN = {"train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy"}
@@ -20,8 +20,9 @@ MAP_BINS = 30
 def diagnostics(sweeps: Sweeps) -> dict[str, alt.FacetChart]:
     """A picture for each variable that runs recorded along their steps, at the best settings.
 
-    A number has a curve. What has one more dimension, such as a norm for each layer or a histogram, has a
-    heat map of that dimension against the steps.
+    A number has a curve. A number of at least 0 for each layer, such as a norm, has a line for each layer in
+    the network's order, on a logarithmic axis, with gaps where it is 0. What has another dimension, such as a
+    histogram, has a heat map of that dimension against the steps.
     """
     found: dict[str, alt.FacetChart] = {}
     for name in dict.fromkeys(name for sweep in sweeps for name in _recorded(sweep.results)):
@@ -31,8 +32,12 @@ def diagnostics(sweeps: Sweeps) -> dict[str, alt.FacetChart]:
         if not len(finite):
             continue
         positive = bool(finite.min() > 0)
-        draw = _curves if values[0].ndim == 2 else _heat_map
-        found[name] = draw(having, name, positive)
+        if values[0].ndim == 2:
+            found[name] = _curves(having, name, positive)
+        elif finite.min() >= 0 and having.sweeps[0].results[name].dims[2] == "layer":
+            found[name] = _layers(having, name)
+        else:
+            found[name] = _heat_map(having, name, positive)
     return found
 
 
@@ -59,6 +64,65 @@ def _curves(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:
         f"At each {sweeps.by}'s best setting; {sweeps.seeds}",
         toggles=["x", "y"] if positive else ["x"],
     )
+
+
+def _layers(sweeps: Sweeps, name: str) -> alt.FacetChart:
+    """A line for each layer's parameter: colour and legend in the network's order, a dash for each kind.
+
+    The mean over a bin of steps, then the geometric mean over seeds.
+    """
+    rows: list[dict[str, Any]] = []
+    for sweep in sweeps:
+        variable = sweep.results[name]
+        along = str(variable.dims[1])
+        for (optimizer, schedule), setting in best_settings(sweep.results).items():
+            stratum, mine = (schedule, optimizer) if sweeps.by == "optimizer" else (optimizer, schedule)
+            panel = sweeps.panel(sweep, mine, stratum)
+            for place, path in enumerate(variable["layer"].values.tolist()):
+                layer, _, parameter = path.rpartition(".")
+                at, means = binned(variable.values[setting.runs, :, place], variable[along].values)
+                course = np.exp(np.log(np.where(means > 0, means, np.nan)).mean(axis=0))
+                rows += [
+                    {"step": float(step), "value": float(value), "layer": layer or path,
+                     "parameter": parameter if layer else "weight", "path": path, "panel": panel,
+                     "optimizer": optimizer, "schedule": schedule, "sweep": sweep.name}
+                    for step, value in zip(at, course, strict=True)
+                ]  # fmt: skip
+    frame, words = pd.DataFrame(rows), titled(name)
+    layers, kinds = (list(dict.fromkeys(frame[column])) for column in ("layer", "parameter"))
+    kinds.sort(key=lambda kind: kind != "kernel")  # which has the whole line
+    scale = alt.Scale(domain=layers, range=_shades(len(layers)))
+    legend = alt.Legend(title="layer, from the input on", symbolLimit=60, columns=5)
+    y_axis = alt.Axis(format="~g", tickCount=6, labelExpr=NUMBER)
+    lines = (
+        alt.Chart()
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4)),
+            y=alt.Y("value:Q", title=words, scale=alt.Scale(type="log", nice=False), axis=y_axis),
+            color=alt.Color("layer:N", sort=layers, scale=scale, legend=legend),
+            strokeDash=alt.StrokeDash("parameter:N", scale=alt.Scale(domain=kinds, range=DASHES), title=None),
+            detail="path:N",
+            tooltip=[*(alt.Tooltip(f"{n}:N") for n in ("optimizer", "schedule", "path", "step")),
+                     alt.Tooltip("value:Q", format=".4g")],
+        )
+    )  # fmt: skip
+    return panels(
+        [lines],
+        frame,
+        f"Diagnostic: {words}",
+        f"Of each layer, the geometric mean over seeds at each {sweeps.by}'s best setting",
+        toggles=["x", "y"],
+    )
+
+
+def _shades(count: int) -> list[str]:
+    """So many colours in an order that is seen, also without colours: from light to dark."""
+    light, dark = np.array([246, 190, 80]), np.array([40, 20, 110])
+    middle = np.array([205, 70, 110])
+    at = np.linspace(0, 1, count) if count > 1 else np.array([1.0])
+    colours = [np.interp(at, [0, 0.5, 1], channel) for channel in zip(light, middle, dark, strict=True)]
+    return [f"rgb({r:.0f},{g:.0f},{b:.0f})" for r, g, b in zip(*colours, strict=True)]
 
 
 def _heat_map(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:

@@ -111,6 +111,11 @@ class Sweeps:
         """A metric's values as pictures show them: accuracies in per cent."""
         return 100 * np.asarray(values) if self.metric.percent else values
 
+    def interval(self, low: float, high: float) -> dict[str, float]:
+        """The ends of an interval of the metric as pictures show them, an accuracy's within 0 and 100 %."""
+        ends = np.clip([low, high], 0, 100) if self.metric.percent else (low, high)
+        return {"low": float(ends[0]), "high": float(ends[1])}
+
     def panel(self, sweep: Sweep, *names: str) -> str:
         """The title of a panel: the sweep's name, where there are several, and what else it shows."""
         return " · ".join([*([sweep.name] if len(self) > 1 else []), *names])
@@ -156,7 +161,7 @@ class Sweeps:
         for sweep in self:
             for setting in settings_of(sweep.results):
                 interval = mean_and_interval(setting.test)
-                low, high = np.clip(interval.bounds, 0, 1 if self.metric.percent else None)
+                low, high = (float(self.scaled(end)) for end in interval.bounds)
                 values = {column(name): value for name, value in setting.values.items()}
                 rows.append(
                     {
@@ -165,8 +170,7 @@ class Sweeps:
                         "panel": self.panel(sweep, str(setting.values[self.stratum])),
                         **values,
                         "value": float(self.scaled(interval.mean)),
-                        "low": float(self.scaled(low)),
-                        "high": float(self.scaled(high)),
+                        **self.interval(low, high),
                         "choosing": float(self.scaled(mean_and_interval(setting.chosen_by).mean)),
                         "effective_lr": effective_learning_rate(setting.values),
                         "diverged": f"{setting.diverged} of {len(setting.runs)}",

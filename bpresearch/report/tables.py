@@ -1,17 +1,20 @@
 """Tables for the console."""
 
 import xarray as xr
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bpresearch.analysis import (
     axes_of,
     best_settings,
+    budget_warnings,
     chosen_by,
     edges,
     mean_and_interval,
     metric_of,
     settings_of,
+    verdict,
 )
 
 WIDTH = 80
@@ -69,6 +72,19 @@ def table(results: xr.Dataset) -> Table:
     caption += f" Not shown: {', '.join(left_out)}." if left_out else ""
     grid.caption = escape(caption)
     return grid
+
+
+def show(results: xr.Dataset, by: str = "optimizer") -> None:
+    """Prints what a sweep says: its table of best settings, the verdict, and what to be wary of.
+
+    Args:
+        results: as `sweep.run` returns them or `sweep.read` reads them.
+        by: what the verdict compares, "optimizer" or "schedule".
+    """
+    console = Console()
+    console.print(table(results))
+    for sentence in (verdict(results, by), *budget_warnings(results)):
+        console.print(sentence, markup=False)
 
 
 def _fitting(rows: list[dict[str, str]], names: list[str]) -> tuple[list[str], list[str]]:

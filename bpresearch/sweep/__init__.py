@@ -1,8 +1,8 @@
 """Sweeps: many runs in a few compiled programs, with their results on disk."""
 
+from bpresearch.distribution import Uniform
 from bpresearch.sweep.ask_and_tell import claim, drawn, pretended, search, source_of
 from bpresearch.sweep.description import coordinate, describe
-from bpresearch.sweep.distribution import Uniform
 from bpresearch.sweep.estimate import estimate
 from bpresearch.sweep.execute import Interrupted, run
 from bpresearch.sweep.experiment import Experiment

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from bpresearch.distribution import Uniform
 from bpresearch.sweep import sample, store
 from bpresearch.sweep.description import describe, label
-from bpresearch.sweep.distribution import Uniform
 from bpresearch.sweep.execute import run
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import Axes, Settings

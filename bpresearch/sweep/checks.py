@@ -1,8 +1,8 @@
 """Whether axes and runs fit the experiment; what does not is refused in one line."""
 
+from bpresearch.distribution import Uniform
 from bpresearch.optim import hyperparameters
 from bpresearch.sweep.description import label
-from bpresearch.sweep.distribution import Uniform
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.grid import OWN_AXES, Axes, Settings, model_options
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bpresearch import files
+from bpresearch.distribution import Uniform
+from bpresearch.imports import extra
 from bpresearch.sweep.description import coordinate
-from bpresearch.sweep.distribution import Uniform
 from bpresearch.sweep.grid import Axes, Settings, expand, taken
 
 SAMPLERS = ("random", "qmc", "tpe")
@@ -20,15 +21,10 @@ STUDY = "sweep"
 
 
 def optuna() -> Any:
-    """The module, or a ValueError that says how to install it."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ValueError(
-            "samplers and pruners need Optuna, which is not installed: EXTRAS=optuna scripts/run ..."
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
+    """The module, or an error that says how to install it."""
+    module = extra("optuna", "a sampler or pruner")
+    module.logging.set_verbosity(module.logging.WARNING)
+    return module
 
 
 class Journal:

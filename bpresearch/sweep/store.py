@@ -211,13 +211,13 @@ def dataset(group: zarr.Group) -> xr.Dataset:
     return found.assign_coords({name: found[name].astype(object) for name in texts})
 
 
-def stored(workdir: Path) -> xr.Dataset | None:
+def stored(workdir: str | Path) -> xr.Dataset | None:
     """The results in a workdir as they are, finished or not; None if there are none.
 
     Raises:
         ValueError: they cannot be read.
     """
-    path = workdir / "results.zarr"
+    path = Path(workdir).expanduser() / "results.zarr"
     if not path.exists():
         return None
     try:
@@ -226,7 +226,7 @@ def stored(workdir: Path) -> xr.Dataset | None:
         raise ValueError(f"--workdir={workdir}: results.zarr cannot be read") from error
 
 
-def read(workdir: Path) -> xr.Dataset:
+def read(workdir: str | Path) -> xr.Dataset:
     """The results that a workdir holds, as far as they are, in memory.
 
     Raises:

@@ -98,3 +98,14 @@ def test_a_pruned_run_did_not_diverge_and_its_setting_comes_last(made_up):
     best = analysis.best_settings(results)[("momentum", "constant")]
     assert best.values["lr"] != 0.1 and best.complete
     assert {s.pruned for s in found if s.values["lr"] == 0.1} == {0, 2}
+
+
+def test_an_accuracys_interval_stays_within_0_and_100_and_a_differences_does_not():
+    accuracy = analysis.Metric("test_accuracy", "test accuracy (%)", True, True)
+    near = analysis.Interval(0.995, 0.0123, 3)
+    assert accuracy.format(near) == "99.5 (98.3 to 100.0)"
+    assert accuracy.format(near, difference=True) == "99.5 ± 1.2"
+    assert accuracy.format(analysis.Interval(0.01, 0.02, 3)) == "1.0 (0.0 to 3.0)"
+    assert accuracy.format(analysis.Interval(0.9, 0.02, 3)) == "90.0 ± 2.0"
+    loss = analysis.Metric("test_loss", "test loss", False, False)
+    assert loss.format(analysis.Interval(1.5, 2.0, 3)) == "1.500 ± 2.000"

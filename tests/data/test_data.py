@@ -1,8 +1,10 @@
 """Data sets against published values and their sources."""
 
 import gzip
+import io
 import random
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -46,6 +48,8 @@ def test_generating_mnist1d_leaves_the_random_state_alone():
 SHAPES = {
     "mnist1d": ((4000, 40, 1), 1000, 10),
     "digits": ((1437, 8, 8, 1), 360, 10),
+    "wine": ((142, 13), 36, 3),
+    "breast_cancer": ((455, 30), 114, 2),
     "diabetes": ((353, 10), 89, None),
     "spirals": ((1000, 2), 1000, 2),
 }
@@ -82,6 +86,38 @@ def test_digits_are_those_of_scikit_learn_each_once():
     back = np.round(whole * scale + shift + source.images[0].mean()).astype(int).reshape(-1, 64)
     key = lambda rows: sorted(map(tuple, rows.astype(int).tolist()))  # noqa: E731
     assert key(back) == key(source.images.reshape(-1, 64))
+
+
+@pytest.mark.parametrize("name", ["wine", "breast_cancer"])
+def test_feature_vectors_left_as_they_are_are_scikit_learns_rows(name):
+    found, source = data.load(name, standardize="none"), getattr(datasets, f"load_{name}")()
+    rows = lambda x, y: sorted(map(tuple, np.column_stack([x, y]).astype(np.float32).tolist()))  # noqa: E731
+    both = (np.concatenate([found.x, found.x_test]), np.concatenate([found.y, found.y_test]))
+    assert rows(*both) == rows(source.data, source.target)
+    assert "not standardised" in found.description
+    assert "standardised: each feature" in data.load(name).description
+
+
+def test_numbers_to_predict_are_standardised_with_the_features_or_not_at_all():
+    x, y = np.arange(12.0).reshape(6, 2), np.arange(6.0)
+    plain = data.dataset("a", x, y, x, y, "", standardize="none")
+    np.testing.assert_array_equal(plain.y[:, 0], y)
+    assert plain.target_scale == 1
+    scaled = data.dataset("a", x, y, x, y, "")
+    np.testing.assert_allclose(scaled.y[:, 0] * scaled.target_scale + y.mean(), y, atol=1e-6)
+    assert "and the targets" in scaled.description
+    with pytest.raises(ValueError, match="standardize=all is not one of features, none"):
+        data.dataset("a", x, y, x, y, "", standardize="all")
+
+
+@pytest.mark.parametrize(("value", "standardize"), [(1e300, "features"), (1e39, "none")])
+def test_a_column_that_overflows_is_named(value, standardize):
+    x = np.ones((4, 3))
+    x[1:3, 2] = [value, -value]
+    with pytest.raises(ValueError, match=r"a: feature 2 reaches 1e\+\d+, which overflows"):
+        data.dataset("a", x, np.arange(4), x, np.arange(4), "", 4, standardize)
+    with pytest.raises(ValueError, match="a: target 2 reaches"):
+        data.dataset("a", x[:, :1], x, x[:, :1], x, "", standardize=standardize)
 
 
 def test_diabetes_is_that_of_scikit_learn_in_units_of_the_training_deviation():
@@ -246,6 +282,20 @@ def test_npz_without_a_split_gets_a_fifth_for_test(tmp_path):
         ({"x": np.array([object()] * 20)}, "cannot be read as .npz without pickles"),
         ({"x_test": np.ones((2, 3))}, "lacks y_test"),
         ({"x_test": np.ones((2, 5)), "y_test": np.ones(2, int)}, "must be equal"),
+        (
+            {"x_test": np.ones((2, 3)), "y_test": np.ones(2)},
+            r"targets are classes \(int64\) and the test targets",
+        ),
+        (
+            {"x_test": np.ones((2, 3)), "y_test": np.full(2, 4)},
+            "test part holds the class 4, and the training",
+        ),
+        ({"y": np.full(20, 2**32 + 1)}, "holds the class 4294967297 among 16 training examples"),
+        ({"x": np.ones((20, 0))}, r"an example has shape \(0,\) and holds nothing"),
+        (
+            {"y": np.ones((20, 2)), "x_test": np.ones((2, 3)), "y_test": np.ones((2, 3))},
+            "a training example has 2 targets and a test example 3",
+        ),
     ],
 )
 def test_npz_files_that_do_not_fit_are_one_line(tmp_path, changes, message):
@@ -253,6 +303,40 @@ def test_npz_files_that_do_not_fit_are_one_line(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         data.load("npz", str(tmp_path / "a.npz"))
     assert "\n" not in str(error.value)
+
+
+def test_a_single_example_is_both_parts(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones((1, 3)), y=np.array([1]))
+    found = data.load("npz", tmp_path / "a.npz")
+    np.testing.assert_array_equal(found.x, found.x_test)
+    assert (
+        found.x.shape == (1, 3)
+        and "1 examples for training and 1 (the same one) for test" in found.description
+    )
+
+
+def npy(shape, content=b""):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return file.getvalue() + content
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("x.npy", npy((10**12, 3)), r"x is said to have shape \(1000000000000, 3\), and ends after"),
+        ("x.npy", b"text", "cannot be read as .npz"),
+        ("x", b"text", "x is not an array"),
+        ("x.npy", npy((-5, 3)), "cannot be read as .npz|must"),
+    ],
+)
+def test_what_only_claims_to_be_an_array_is_one_line(tmp_path, member, content, message):
+    np.savez(tmp_path / "a.npz", y=np.arange(5))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr(member, content)
+    with pytest.raises(ValueError, match=message) as error:
+        data.load("npz", tmp_path / "a.npz")
+    assert "\n" not in str(error.value) and str(error.value).startswith(str(tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 cut", b"\x93NUMPY"])

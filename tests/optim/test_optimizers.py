@@ -16,9 +16,7 @@ EXCUSED = {
     "optimistic_adam_v2": "is optim.optimistic_adam; Optax's optimistic_adam is deprecated",
     "dpsgd": "takes the gradient of each example",
     "galore": "for matrices of rank 128 and more",
-    "schedule_free": "evaluates at other weights than it trains",
-    "schedule_free_adamw": "evaluates at other weights than it trains",
-    "schedule_free_sgd": "evaluates at other weights than it trains",
+    "schedule_free": "wraps an optimizer: schedule_free_sgd and schedule_free_adamw are here",
     "sophia": "second order: estimates the Hessian",
 }
 
@@ -41,7 +39,7 @@ def test_every_optimizer_of_optax_is_here():
         and not inspect.isclass(value)
     }
     assert found - set(optim.BY_NAME) == set(EXCUSED)
-    own = {"momentum", "nesterov", "rmsprop_momentum", "adafactor_momentum", "backtracking"}
+    own = {"momentum", "nesterov", "rmsprop_momentum", "adafactor_momentum", "backtracking", "soap"}
     assert set(optim.BY_NAME) - found == own
 
 
@@ -54,6 +52,9 @@ def optax_function(name):
         "rmsprop_momentum": lambda lr, **h: optax.rmsprop(lr, **h),
         "adafactor_momentum": lambda lr, **h: optax.adafactor(lr, **h),
         "optimistic_adam": lambda lr, **h: optax.optimistic_adam_v2(lr, **h),
+        "muon": lambda lr, adam_lr_multiplier, **h: contrib.muon(
+            lr, adam_learning_rate=lr * adam_lr_multiplier, **h
+        ),
         "polyak_sgd": lambda lr, **h: optax.polyak_sgd(max_learning_rate=lr, **h),
         "noisy_sgd": lambda lr, seed, **h: optax.noisy_sgd(lr, key=seed.astype(int), **h),
         "dadapt_adamw": lambda lr, b1, b2, **h: contrib.dadapt_adamw(lr, betas=(b1, b2), **h),
@@ -100,7 +101,7 @@ def changed(optimizer):
     """A value for each hyper-parameter that is not its default."""
     found = {}
     for name, parameter in inspect.signature(optimizer).parameters.items():
-        if name != "learning_rate":
+        if name != "learning_rate" and not isinstance(parameter.default, str):
             default = 0.9 if parameter.default is parameter.empty else parameter.default
             found[name] = jnp.float32(
                 {"increase_factor": 1.2, "estim_lr0": 0.1}.get(name, 0.7 * default or 0.1)
@@ -108,7 +109,9 @@ def changed(optimizer):
     return found
 
 
-@pytest.mark.parametrize("names", np.array_split(sorted(set(optim.BY_NAME) - {"lbfgs"}), 4), ids=range(4))
+@pytest.mark.parametrize(
+    "names", np.array_split(sorted(set(optim.BY_NAME) - {"lbfgs", "soap"}), 4), ids=range(4)
+)
 def test_hyperparameters_are_traced_and_mean_what_optax_means(names):
     hyper = {name: changed(optim.BY_NAME[name]) for name in names}
 
