@@ -1,16 +1,18 @@
 """Which wrong gradients does a checker find, does it name the culprit, and does it leave right ones alone?
 
 Around every rule a small model is built, and faults are planted in the rule one at a time: of the rule as a
-whole (bpresearch.verify.mutations), in single operations of its backward pass (bpresearch.verify.operations)
-and made by hand (bpresearch.verify.faults). A fault counts if it changes some gradient by 1e-6 of its size or
-more. Asked, side by side: bpresearch (verify.model), jax.test_util.check_grads in float32 and float64, and
+whole, in single operations of its backward pass, and made by hand (mutations, operations and faults in
+bpresearch.verify.detection). A fault counts if it changes some gradient by 1e-6 of its size or more. Asked,
+side by side: bpresearch (verify.model), jax.test_util.check_grads in float32 and float64, and
 torch.autograd.gradcheck, slow and fast, where PyTorch is installed. Then random models with right gradients
-are verified, in three precisions and at scales from 1e-3 to 1e3. Exit code 1 if bpresearch missed a fault,
-named another layer, or rejected a right gradient.
+are verified, chains of layers and models as users write them, in three precisions and at scales from 1e-3 to
+1e3. A new seed is drawn and printed each time. Exit code 1 if bpresearch missed a fault, named another layer,
+or rejected a right gradient.
 """
 
 import json
 import random
+import secrets
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -22,9 +24,9 @@ from rich.table import Table
 
 from bpresearch import command as shared
 from bpresearch import files, platform, verify
-from bpresearch.verify import cases, random_models
-from bpresearch.verify.mutations import changes
-from bpresearch.verify.peers import PEERS, Peers
+from bpresearch.verify.detection import cases, random_models
+from bpresearch.verify.detection.mutations import changes
+from bpresearch.verify.detection.peers import PEERS, Peers
 
 flags.DEFINE_bool("quick", False, "a sample of rules, faults and models: done within 50 s")
 flags.DEFINE_bool("peers", True, "ask the other checkers too")
@@ -32,7 +34,9 @@ flags.DEFINE_integer("models", 1000, "number of random models with right gradien
 flags.DEFINE_integer(
     "draws", 10, "how many of them share an architecture, with other weights, data and scales"
 )
-flags.DEFINE_integer("seed", 0, "of the random models, and of the sample that --quick takes")
+flags.DEFINE_integer(
+    "seed", None, "of the random models, and of the sample that --quick takes; by default drawn anew"
+)
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")
 
 EFFECT = 1e-6
@@ -70,14 +74,14 @@ def plant_all(case: cases.Case, faults: dict[str, verify.Plant], tally: Tally, p
         tally.rules.add(case.name)
     tally.planted += len(effective)
     tally.right += 1
-    tally.rejected["bpresearch"] += not reports[""].passed
-    if not reports[""].passed:
+    tally.rejected["bpresearch"] += reports[""].passed is False
+    if reports[""].passed is False:
         tally.complaints.append(f"rejected: the rule of {case.name} as it is: {reports[''].summary()}")
     for name in effective:
         report = reports[name]
-        tally.found["bpresearch"] += not report.passed
+        tally.found["bpresearch"] += report.passed is False
         tally.culprit_right += report.culprits == (case.where,)
-        if report.passed or report.culprits != (case.where,):
+        if report.passed is not False or report.culprits != (case.where,):
             named = ", ".join(report.culprits) or "nobody"
             tally.complaints.append(f"missed: {name} in {case.name} at {case.where}; blamed: {named}")
     numbers = {name: number for number, name in enumerate(faults)}
@@ -114,7 +118,9 @@ def main() -> int:
         raise ValueError(f"--draws={draws}: takes an integer of at least 1")
     platform.start("cpu")
     console = Console()
-    choose = random.Random(flags.FLAGS.seed)
+    seed = secrets.randbelow(2**31) if flags.FLAGS.seed is None else flags.FLAGS.seed
+    print(f"seed {seed}: --seed={seed} draws the same models again")
+    choose = random.Random(seed)
     known, missing = cases.cases()
     if quick:
         known, count, draws = choose.sample(known, min(3, len(known))), min(count, 9), min(draws, 3)
@@ -128,15 +134,17 @@ def main() -> int:
         print(line)
     begun = time.perf_counter()
     models = random_models.verify_many(
-        count, draws, flags.FLAGS.seed, lambda numbers: track(numbers, "right gradients", console=console)
+        count, draws, seed, lambda numbers: track(numbers, "right gradients", console=console)
     )
     console.print(
         f"{models.verified} random models, {models.architectures} architectures: {models.rejected} rejected, "
-        f"{models.undecided} of {models.leaves} leaves undecided, in {time.perf_counter() - begun:.0f} s"
+        f"{models.undecided_models} undecided ({models.undecided} of {models.leaves} leaves), in "
+        f"{time.perf_counter() - begun:.0f} s"
     )
     for line in models.complaints:
         print(line)
     figures = {
+        "seed": seed,
         "planted": tally.planted,
         "rules": len(tally.rules),
         "rules_without_case": len(missing),
@@ -145,6 +153,7 @@ def main() -> int:
         "correct_models": models.verified + tally.right,
         "correct_rejected": models.rejected + tally.rejected["bpresearch"],
         "undecided_share": models.undecided / max(models.leaves, 1),
+        "undecided_models": models.undecided_models,
         **{f"{peer}.found": tally.found[peer] for peer in peers},
         **{f"{peer}.correct_rejected": tally.rejected[peer] for peer in peers},
     }

@@ -3,14 +3,19 @@
 An MLP 64-128-128-10 (26,122 parameters) on 16 random examples: every coordinate of every parameter by finite
 differences (bpresearch), the same by torch.autograd.gradcheck in slow mode on the same weights where PyTorch
 is installed, and engine against engine, for the first time in this process and again with its programs
-compiled. In float64. Exit code 1 if a gradient is rejected.
+compiled. In float64. Then a small function with a `custom_vjp`: a first verdict on it and a repeated one
+against `jax.test_util.check_grads`, medians over functions that differ in their shapes, and how many programs
+are compiled for the first. Exit code 1 if a gradient is rejected.
 """
 
 import importlib.util
 import json
+import statistics
 import time
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
@@ -50,6 +55,61 @@ def gradcheck_seconds(model: nnx.Module, x: np.ndarray, y: np.ndarray) -> float:
     return time.perf_counter() - begun
 
 
+def dense(width: int) -> tuple[Any, tuple[np.ndarray, ...]]:
+    """A layer with its backward pass by hand, and arguments."""
+
+    @jax.custom_vjp
+    def layer(x, w, b):
+        return jnp.tanh(x @ w + b[None])
+
+    def forward(x, w, b):
+        y = layer(x, w, b)
+        return y, (x, w, y)
+
+    def backward(kept, y_bar):
+        x, w, y = kept
+        z_bar = y_bar * (1 - y**2)
+        return z_bar @ w.T, x.T @ z_bar, jnp.sum(z_bar, axis=0)
+
+    layer.defvjp(forward, backward)
+    rng = np.random.default_rng(width)
+    return layer, (rng.normal(size=(5, width)), rng.normal(size=(width, 4)), rng.normal(size=4))
+
+
+def of_small_functions(count: int) -> dict[str, float]:
+    """Ratios of times on functions of other shapes each, so that each is compiled for the first time."""
+    from jax.test_util import check_grads
+
+    programs = 0
+
+    def compiled(name, seconds, **_):
+        nonlocal programs
+        programs += name == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    first, again, peer, counts = [], [], [], []
+    for width in range(3, 4 + count):
+        layer, args = dense(width)
+        with jax.enable_x64(True):
+            begun = time.perf_counter()
+            check_grads(layer, args, order=1, modes=["rev"])
+            peer.append(time.perf_counter() - begun)
+        before = programs
+        for seconds in (first, again):
+            begun = time.perf_counter()
+            if not verify.function(layer, *args).passed:
+                raise ValueError("a right derivative was rejected")
+            seconds.append(time.perf_counter() - begun)
+            counts.append(programs - before)
+            before = programs
+    ours, repeated, theirs = (statistics.median(seconds[1:]) for seconds in (first, again, peer))
+    return {
+        "function.check_grads_s": theirs, "function.first_s": ours, "function.again_s": repeated,
+        "function.time_vs_check_grads": ours / theirs, "function.repeat_vs_check_grads": repeated / theirs,
+        "function.programs": max(counts[2::2]), "function.programs_again": max(counts[3::2]),
+    }  # fmt: skip
+
+
 def main() -> int:
     json_file = shared.output_file("json")
     platform.start("cpu")
@@ -75,6 +135,7 @@ def main() -> int:
         figures["gradcheck_slow_s"] = gradcheck_seconds(model, x, y)
         figures["speedup_vs_gradcheck"] = figures["gradcheck_slow_s"] / figures["every_coordinate_s"]
 
+    figures |= of_small_functions(3 if flags.FLAGS.quick else 7)
     table = Table(f"{count} parameters", "")
     for name, value in figures.items():
         if name != "parameters":

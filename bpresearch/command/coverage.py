@@ -15,7 +15,7 @@ from absl import flags
 
 from bpresearch import chainrule
 from bpresearch.command.start import output_file
-from bpresearch.verify.functions import Functions, functions
+from bpresearch.verify.detection.functions import Functions, functions
 
 SAMPLE = 30
 """With --quick one function of so many is tried."""

@@ -341,7 +341,7 @@ def _rows(prepared: _Prepared, arguments: Arguments, options: _Options) -> tuple
     directions = choose_directions(
         [leaf.size for leaf in prepared.point], options.missed, options.every_coordinate_up_to
     )
-    y_bars = [random_like(prepared.outputs, key) for key in jax.random.split(jax.random.key(options.seed))]
+    y_bars = [random_like(prepared.outputs, 2 * options.seed + i) for i in range(2)]
     question = Question(
         prepared.derivative, prepared.point, (), arguments.names, y_bars, directions, options.seed, eps,
         tolerance=options.tolerance,
@@ -359,8 +359,7 @@ def _rows(prepared: _Prepared, arguments: Arguments, options: _Options) -> tuple
         second = prepared.second
         if wrong_twin:  # it is not trusted any further
             second = replace(second, twin=None, values=second.apply, programs={})
-        bars = random_like(prepared.point, jax.random.key(options.seed + 1))
-        other = random_like(prepared.point, jax.random.key(options.seed + 2))
+        bars, other = (random_like(prepared.point, 2 * options.seed + i) for i in (2, 3))
         again = replace(question, derivative=second, others=y_bars[0], y_bars=[bars, other], found=())
         more, said, _ = answers(again, asked, arguments.is_real)
         rows += [replace(row, path=f"{row.path} (second)") for row in more]

@@ -14,12 +14,12 @@ from flax import nnx
 from bpresearch.functional import Loss, TrainingLoss, split
 from bpresearch.verify.answers import answers
 from bpresearch.verify.blame import Blame
+from bpresearch.verify.detection.faults import plant_fault
+from bpresearch.verify.detection.plants import one_of
 from bpresearch.verify.directions import MISSED, choose_directions
 from bpresearch.verify.engines import by_autodiff, by_rules, leaf_names, mean_loss
 from bpresearch.verify.equations import Plant, equations_of
-from bpresearch.verify.faults import plant_fault
 from bpresearch.verify.oracles import behaviour, contract, rounding
-from bpresearch.verify.plants import one_of
 from bpresearch.verify.precision import cast, cast_model, compiled, is_floating, parameter_dtype
 from bpresearch.verify.question import Derivative, Question, first_line
 from bpresearch.verify.report import Report, Row
@@ -75,7 +75,7 @@ def model(
         missed: the probability, for each larger leaf, that a wrong element is missed by finite differences,
             which decides in how many random directions they are taken (see `bpresearch.verify.directions`).
         seed: of the random directions.
-        plant: a fault to plant, to see what is reported: a name from `bpresearch.verify.faults`, with
+        plant: a fault to plant, to see what is reported: a name from `verify.FAULTS`, with
             `@layers.2` after it for a certain layer, `@tanh` for a primitive or `@file.py:12` for a line, or
             a function `(equation, rule) -> rule` (see `chainrule.replacing`).
 

@@ -10,6 +10,7 @@ those values fixed. Values alone do not show that: `holding_constants` fixes the
 """
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import jax
@@ -51,25 +52,56 @@ def holding_constants(function: Callable[[Any], Any], point: Any) -> Callable[[A
         return function
     if any(e.primitive.name in LOOPS and any(map(_stops, _equations_inside(e))) for e in _equations(traced)):
         raise HeldInLoopError("it holds values constant inside a loop, which differences of values do not")
+    flat = jax.make_jaxpr(lambda *leaves: evaluate(traced, list(leaves)))(*jax.tree.leaves(point))
+    holds = _holds(flat.jaxpr)
+    if not any(holds):
+        return function
     held: list[Any] = []
+    numbers = count()
 
     def keep(equation, inputs, outputs):
-        held.extend(outputs if _stops(equation) else ())
+        if _stops(equation) and holds[next(numbers)]:
+            held.extend(outputs)
         return outputs
 
     evaluate(traced, jax.tree.leaves(point), keep)
 
     def with_constants(moved):
-        constants = iter(held)
+        constants, numbers = iter(held), count()
 
         def put(equation, inputs, outputs):
-            return [next(constants).astype(outputs[0].dtype)] if _stops(equation) else outputs
+            if not (_stops(equation) and holds[next(numbers)]):
+                return outputs
+            return [next(constants).astype(outputs[0].dtype)]
 
         jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(moved)
         outputs = evaluate(jaxpr, jax.tree.leaves(moved), put)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return with_constants
+
+
+def _holds(jaxpr: Any) -> list[bool]:
+    """For each value whose gradient is stopped, whether the derivative takes it for constant.
+
+    The factors with which `custom_linear_solve` solves are stopped as well, and its derivative is that of the
+    solution all the same: what only it makes use of moves.
+    """
+    seen = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    holds = []
+    for equation in reversed(jaxpr.eqns):
+        is_seen = any(v in seen for v in equation.outvars)
+        if _stops(equation):
+            holds.append(is_seen)
+        if not is_seen:
+            continue
+        operands = list(equation.invars)
+        if equation.primitive.name == "custom_linear_solve":
+            lengths = equation.params["const_lengths"]
+            first = lengths.matvec + lengths.vecmat
+            operands = operands[:first] + operands[first + lengths.solve + lengths.transpose_solve :]
+        seen |= {v for v in operands if not isinstance(v, Literal)}
+    return holds[::-1]
 
 
 def _stops(equation: Any) -> bool:

@@ -80,35 +80,13 @@ def random_signs(shape: Sequence[int], seed: Seed) -> Int[Array, "*shape"]:
     return (1 - 2 * (bits & 1).astype(jnp.int32)).reshape(shape)
 
 
-def jittered(tree: Any, eps: Sequence[float]) -> Any:
-    """The tree and, for each of `eps`, a copy with every number off by that much relatively, up or down.
+def random_like(shapes: Any, seed: int) -> Any:
+    """Standard normal numbers for floating leaves and zeros for others; drawn on the host."""
+    rng = np.random.default_rng(seed % 2**63)
 
-    Stacked along a new first axis, the unchanged tree first. What a function makes of the copies shows how
-    much rounding of its arguments alone moves its result, and so what no correct algorithm in that
-    precision can be asked to resolve (stochastic arithmetic: Vignes 1993). Zeros stay zero.
-    """
-
-    def stack(index, leaf):
-        leaf = jnp.asarray(leaf)
+    def draw(leaf):
         if not is_floating(leaf):
-            return jnp.broadcast_to(leaf, (len(eps) + 1, *leaf.shape))
-        sign = random_signs((len(eps), *leaf.shape), index).astype(leaf.dtype)
-        size = jnp.asarray(eps, leaf.dtype).reshape(-1, *[1] * leaf.ndim)
-        return jnp.concatenate([leaf[None], leaf[None] * (1 + size * sign)])
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return jnp.asarray(rng.normal(size=leaf.shape).astype(leaf.dtype))
 
-    leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten([stack(index, leaf) for index, leaf in enumerate(leaves)])
-
-
-def random_like(shapes: Any, key: jax.Array) -> Any:
-    """Standard normal numbers for floating leaves and zeros for others."""
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(key, len(leaves) + 1)
-    return structure.unflatten(
-        [
-            jax.random.normal(k, leaf.shape, leaf.dtype)
-            if is_floating(leaf)
-            else jnp.zeros(leaf.shape, leaf.dtype)
-            for k, leaf in zip(keys, leaves, strict=False)
-        ]
-    )
+    return jax.tree.map(draw, shapes)

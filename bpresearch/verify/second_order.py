@@ -57,7 +57,7 @@ def second_order_rows(model: nnx.Module, loss_fn: Any, x: Any, y: Any, seed: int
         found = of_rules(whole(point), state, (x, y), whole(v))
         return [y_bar[0] * leaf for leaf in floating_leaves(params, found)]
 
-    others = random_like(point, jax.random.key(seed)), state, x, y
+    others = random_like(point, seed), state, x, y
     try:
         jax.eval_shape(product, point, others, [jnp.ones(())])
     except chainrule.NoRuleError as error:  # of a primitive, too

@@ -75,3 +75,15 @@ def test_running_averages_keep_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(split(model)[1])} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(split(model)[2])} == {jnp.dtype("float32")}
     model(jnp.ones((4, 3), jnp.bfloat16))
+
+
+def test_the_factors_of_a_linear_system_are_no_constants():
+    """`jnp.linalg.solve` stops the gradient of its factors; its derivative is the solution's all the same."""
+
+    def solved(a, b):
+        return jnp.linalg.solve(a @ a.T + jnp.eye(3), b)
+
+    rng = np.random.default_rng(0)
+    report = verify.function(solved, rng.normal(size=(3, 3)), rng.normal(size=3))
+    assert report.passed is True, str(report)
+    assert {row.path for row in report.rows if row.oracle == "finite differences" and row.passed} == {"a", "b"}

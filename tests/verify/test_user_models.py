@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 from bpresearch import verify
+from bpresearch.verify.detection.faults import planted
 from bpresearch.verify.equations import equations_of
-from bpresearch.verify.faults import planted
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
 

@@ -110,7 +110,8 @@ def _vmap(derivative, point, others, y_bars):
         jax.eval_shape(jax.vmap(lambda point: derivative.apply(point, others)), pair)
     except Exception as error:
         raise NotAskedError(f"the function itself has no vmap: {first_line(error)}") from error
-    return jax.vmap(gradient)(pair), jax.lax.map(gradient, pair)
+    one_by_one = [gradient([leaf[i] for leaf in pair]) for i in range(2)]
+    return jax.vmap(gradient)(pair), [jnp.stack(leaves) for leaves in zip(*one_by_one, strict=True)]
 
 
 FORWARD = Clause("forward", "fwd returns other values than the function", _forward)

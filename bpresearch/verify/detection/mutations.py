@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpresearch.verify.faults import FAULTS, Fault
+from bpresearch.verify.detection.faults import FAULTS, Fault
 from bpresearch.verify.precision import is_floating
 
 MUTATIONS: dict[str, Fault] = {}

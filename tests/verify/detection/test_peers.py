@@ -2,8 +2,8 @@
 
 import pytest
 
-from bpresearch.verify import cases
-from bpresearch.verify.peers import PEERS, Peers
+from bpresearch.verify.detection import cases
+from bpresearch.verify.detection.peers import PEERS, Peers
 
 CHECKERS = [name for name, available in PEERS.items() if available()]
 

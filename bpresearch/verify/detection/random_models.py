@@ -9,11 +9,19 @@ import numpy as np
 from flax import nnx
 
 from bpresearch import chainrule
-from bpresearch.functional import as_inputs
-from bpresearch.verify.cases import INTEGER_INPUTS, LAYERS, TARGETS, perturb, probabilities, shapes_of
+from bpresearch.functional import TrainingLoss, as_inputs
+from bpresearch.verify.detection.cases import (
+    INTEGER_INPUTS,
+    LAYERS,
+    TARGETS,
+    perturb,
+    probabilities,
+    shapes_of,
+)
+from bpresearch.verify.detection.traced_models import is_finite, random_traced_model
 from bpresearch.verify.model import DTYPES, prepare
 from bpresearch.verify.precision import is_floating
-from bpresearch.verify.report import Report
+from bpresearch.verify.report import VALUES, Report
 
 LARGEST = 48
 """No layer's output has more numbers for one example."""
@@ -101,15 +109,55 @@ def _takes(loss_fn: Any, shape: tuple[int, ...], rng: np.random.Generator) -> bo
     return True
 
 
+@dataclass(frozen=True)
+class TracedArchitecture:
+    """A model with a `__call__` and a loss of its own, without its numbers: `draw` gives it some."""
+
+    layers: tuple[str, ...]
+    model: nnx.Module
+    loss_fn: TrainingLoss
+    batch: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the inputs."""
+        return np.shape(self.batch["x"])
+
+    def draw(self, rng: np.random.Generator) -> tuple[nnx.Module, Any, Any]:
+        """The model with other parameters and data, of other scales; with its own where those overflow."""
+        for _ in range(5):
+            model = nnx.merge(*nnx.split(self.model))
+            perturb(model, rng, 10 ** rng.uniform(-3, 0))
+            batch = {name: _redrawn(leaf, rng) for name, leaf in self.batch.items()}
+            if is_finite(model, self.loss_fn.loss, batch):
+                return model, (), batch
+        return self.model, (), self.batch
+
+
+def _redrawn(leaf: Any, rng: np.random.Generator) -> Any:
+    """Other numbers of a similar kind: whole numbers in another order, others near these at another scale."""
+    if not is_floating(leaf):
+        return rng.permutation(leaf)
+    moved = leaf * (1 + 0.3 * rng.normal(size=np.shape(leaf))) * 10 ** rng.uniform(-1, 1)
+    return np.asarray(moved, leaf.dtype)
+
+
+def traced_architecture(rng: np.random.Generator) -> TracedArchitecture:
+    """One as users write them: see `traced_models`."""
+    model, loss, batch = random_traced_model(rng)
+    return TracedArchitecture((model.name,), model, TrainingLoss(loss), batch)
+
+
 @dataclass
 class Verified:
-    """What was said about models whose gradients are right."""
+    """What was said about models whose gradients are right: `undecided` counts leaves."""
 
     verified: int = 0
     architectures: int = 0
     rejected: int = 0
     leaves: int = 0
     undecided: int = 0
+    undecided_models: int = 0
     complaints: list[str] = field(default_factory=list)
 
 
@@ -121,39 +169,39 @@ def verify_many(
 ) -> Verified:
     """Verifies `count` random models, so many `draws` of each architecture, with every oracle.
 
-    The working precision goes from float64 to float32 to bfloat16 with the architectures.
+    Every other architecture is a chain of layers with rules, the others are as users write them. The working
+    precision goes from float64 to float32 to bfloat16 with the architectures.
     """
     rng, result = np.random.default_rng(seed), Verified()
     check: Any = None
     for number in track(range(count)):
         if number % draws == 0:
-            architecture = random_architecture(rng)
-            dtype = DTYPES[result.architectures % len(DTYPES)]
+            kind = random_architecture if result.architectures % 2 == 0 else traced_architecture
+            architecture = kind(rng)
+            dtype = DTYPES[result.architectures // 2 % len(DTYPES)]
             result.architectures += 1
-            check = prepare(*_question(architecture, rng), dtype)
+            model, x, y = architecture.draw(rng)
+            check = prepare(model, architecture.loss_fn, x, y, dtype)
         model, x, y = architecture.draw(rng)
         report = check(model, x, y, seed=number)
         decided = verdicts(report)
         result.verified += 1
         result.leaves += len(decided)
         result.undecided += sum(verdict is None for verdict in decided.values())
-        if not report.passed:
-            result.rejected += 1
+        result.undecided_models += report.passed is None
+        if report.passed is not True:
+            said = "rejected" if report.passed is False else "undecided"
+            result.rejected += report.passed is False
             what = f"{', '.join(architecture.layers)} at {architecture.shape} in {dtype}"
-            result.complaints.append(f"rejected: model {number}, {what}: {report.summary()}")
+            result.complaints.append(f"{said}: model {number}, {what}: {report.summary()}")
     return result
-
-
-def _question(architecture: Architecture, rng: np.random.Generator) -> tuple[Any, Any, Any, Any]:
-    model, x, y = architecture.draw(rng)
-    return model, architecture.loss_fn, x, y
 
 
 def verdicts(report: Report) -> dict[str, bool | None]:
     """The verdict on each leaf: wrong if any oracle says so, undecided if none can tell."""
     found: dict[str, bool | None] = {}
     for row in report.rows:
-        if row.oracle in ("autodiff", "finite differences", "rounding"):
+        if row.oracle in (*VALUES, "rounding"):
             before = found.get(row.path)
             found[row.path] = False if False in (before, row.passed) else before or row.passed
     return found

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from bpresearch import chainrule
-from bpresearch.verify.arguments import ARGUMENTS, Case, Fixed, default
+from bpresearch.verify.detection.arguments import ARGUMENTS, Case, Fixed, default
 from bpresearch.verify.precision import compiled
 
 Arrays: TypeAlias = Sequence[Any]

@@ -8,10 +8,10 @@ from flax import nnx
 
 from bpresearch import autodiff, chainrule
 from bpresearch.functional import TrainingLoss, split
-from bpresearch.verify import traced_models
-from bpresearch.verify.cases import shapes_of
+from bpresearch.verify.detection import traced_models
+from bpresearch.verify.detection.cases import shapes_of
+from bpresearch.verify.detection.traced_blocks import BLOCKS, LARGEST, Block
 from bpresearch.verify.precision import cast, cast_model
-from bpresearch.verify.traced_blocks import BLOCKS, LARGEST, Block
 
 QUICKLY = {"xla_backend_optimization_level": 0}
 

@@ -6,8 +6,8 @@ import optax
 import pytest
 
 from bpresearch import chainrule, verify
-from bpresearch.verify import random_models
-from bpresearch.verify.cases import WITHOUT_CASE, case_of, cases, faults_of, operations_of
+from bpresearch.verify.detection import random_models
+from bpresearch.verify.detection.cases import WITHOUT_CASE, case_of, cases, faults_of, operations_of
 
 
 def target(name):

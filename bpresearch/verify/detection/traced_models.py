@@ -15,9 +15,9 @@ from flax import nnx
 
 from bpresearch import autodiff
 from bpresearch.functional import TrainingLoss, split
-from bpresearch.verify.cases import shapes_of
+from bpresearch.verify.detection.cases import shapes_of
+from bpresearch.verify.detection.traced_blocks import BLOCKS, Block, Generator, projected, size
 from bpresearch.verify.precision import cast, cast_model
-from bpresearch.verify.traced_blocks import BLOCKS, Block, Generator, projected, size
 
 Objective: TypeAlias = Callable[[nnx.Module, Any], Any]
 """`(model, batch) -> loss`."""

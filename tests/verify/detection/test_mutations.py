@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from bpresearch import models, verify
-from bpresearch.verify.mutations import changes
+from bpresearch.verify.detection.mutations import changes
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpresearch.verify.operations import CHANGES, change_operation, count_operations
+from bpresearch.verify.detection.operations import CHANGES, change_operation, count_operations
 
 X, Y_BAR = np.array([[0.5, -1.0], [2.0, 0.25]]), np.array([[1.0, 3.0], [-2.0, 0.5]])
 

@@ -19,10 +19,10 @@ from bpresearch import chainrule, models
 from bpresearch.functional import as_inputs, merge, split
 from bpresearch.models.attention import CausalAttention, MaskedAttention, dot_product_attention
 from bpresearch.models.combinators import LayerStack, LearnedPositions, Masked, Parallel, Unembed
+from bpresearch.verify.detection.faults import FAULTS, planted
+from bpresearch.verify.detection.operations import change_operation, count_operations
 from bpresearch.verify.engines import by_rules
 from bpresearch.verify.equations import Label, Plant, equations_of, with_backward
-from bpresearch.verify.faults import FAULTS, planted
-from bpresearch.verify.operations import change_operation, count_operations
 from bpresearch.verify.precision import is_floating
 
 EXAMPLES = 3

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpresearch.functional import split
+from bpresearch.verify.detection.plants import one_of
 from bpresearch.verify.engines import by_rules, mean_loss
 from bpresearch.verify.equations import Plant
-from bpresearch.verify.plants import one_of
 from bpresearch.verify.precision import cast, cast_model
 
 

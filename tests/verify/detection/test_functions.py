@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bpresearch import chainrule
-from bpresearch.verify.arguments import ARGUMENTS, Case
-from bpresearch.verify.functions import (
+from bpresearch.verify.detection.arguments import ARGUMENTS, Case
+from bpresearch.verify.detection.functions import (
     functions,
     namespaces,
     of_moving_arrays,

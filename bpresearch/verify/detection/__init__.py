@@ -1,0 +1,1 @@
+"""How good the verifier is: planted faults, cases around every rule, random models, other checkers."""
