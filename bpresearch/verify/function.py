@@ -119,6 +119,8 @@ def function(
         raise ValueError("a reference has the same derivative and a surrogate another one: give one of them")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"tolerance {tolerance} is not between 0 and 1")
+    if tolerance is not None:  # these see errors that are borne
+        oracles = [oracle for oracle in oracles if oracle not in ("taylor", "rounding")]
     options = _Options(
         reference, surrogate, dtype, order, tuple(oracles), every_coordinate_up_to, missed, seed,
         tolerance or 0.0,
@@ -156,6 +158,7 @@ class _Prepared:
         double: whether in float64.
         point: where.
         outputs: shapes of what it returns.
+        names: of these.
         structure: what is wrong with the structure of the backward pass.
     """
 
@@ -164,6 +167,7 @@ class _Prepared:
     double: bool
     point: list[Any]
     outputs: Any
+    names: list[str]
     structure: str
 
 
@@ -202,7 +206,8 @@ def _prepare(f: Callable[..., Any], arguments: Arguments, options: _Options) -> 
         derivative, second = _kept(derivative, point, outputs, options)
     else:
         second = derivative
-    return _Prepared(derivative, second, double, point, outputs, structure)
+    names = arguments.output_names(f)
+    return _Prepared(derivative, second, double, point, outputs, names, structure)
 
 
 def _kept(
@@ -344,7 +349,7 @@ def _rows(prepared: _Prepared, arguments: Arguments, options: _Options) -> tuple
     y_bars = [random_like(prepared.outputs, 2 * options.seed + i) for i in range(2)]
     question = Question(
         prepared.derivative, prepared.point, (), arguments.names, y_bars, directions, options.seed, eps,
-        tolerance=options.tolerance,
+        tolerance=options.tolerance, complex=arguments.complex, outputs=prepared.names,
     )  # fmt: skip
     more, notes, wrong_twin = answers(
         question, asked, arguments.is_real, options.reference, options.surrogate

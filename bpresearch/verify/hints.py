@@ -43,6 +43,13 @@ def hint(found: np.ndarray, expected: np.ndarray, batch: int | None = None) -> s
     return _which_elements(found, expected, wrong)
 
 
+def is_conjugate(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Of complex arrays as pairs of real numbers."""
+    size = TOLERANCE * np.max(np.abs(expected), initial=0.0)
+    conjugate = expected * np.array([1.0, -1.0])
+    return bool(np.max(np.abs(found - conjugate), initial=0.0) <= size < np.max(np.abs(found - expected)))
+
+
 def _factor(ratio: float, batch: int | None) -> str:
     if abs(ratio + 1) <= TOLERANCE:
         return "its sign is wrong at every element"
@@ -68,6 +75,9 @@ def _which_elements(found: np.ndarray, expected: np.ndarray, wrong: np.ndarray) 
         slices = np.unique(where[:, axis])
         if found.shape[axis] > 1 and slices.size == 1:
             return f"only what has index {int(slices[0])} along axis {axis} is wrong"
+    rows = np.unique(where[:, 0]) if found.ndim > 1 else np.zeros(0, int)
+    if 0 < rows.size <= min(8, found.shape[0] // 2) and wrong[rows].mean() > 0.9:
+        return f"only rows {', '.join(map(str, rows))} of {found.shape[0]} are wrong"
     if count <= found.size // 2:
         return f"{count} of {found.size} elements are wrong"
     return ""

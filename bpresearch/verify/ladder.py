@@ -49,8 +49,8 @@ def directional_derivatives(
     `together=False` one after the other, for functions that `jax.vmap` does not take.
 
     Returns:
-        What `richardson` does, `predicted` = <gradient, d>, the `scale` of the steps, and the values `above`
-        at t + h d and `here` at t.
+        What `richardson` makes derivatives of: the values `above` at t + h d, `below` at t - h d and `here`
+        at t, and the `scale` of the steps; and `predicted` = <gradient, d>.
     """
     scales = jnp.stack([step_scale(leaf) for leaf in point])
     function = holding_constants(function, point)
@@ -64,8 +64,9 @@ def directional_derivatives(
         )
         above, below = jnp.split(values, 2)
         predicted = sum(jnp.sum(g * e) for g, e in zip(gradient, d, strict=True))
-        answer = {"predicted": predicted, "scale": scales[leaf], "above": above, "here": here}
-        return answer | richardson(above, below, here, h)
+        return {
+            "predicted": predicted, "scale": scales[leaf], "above": above, "below": below, "here": here,
+        }  # fmt: skip
 
     return along(directions, point, seed, one)
 
@@ -77,48 +78,59 @@ def step_scale(leaf: Any) -> Any:
 
 
 def richardson(
-    above: Float[Array, "steps"],
-    below: Float[Array, "steps"],
-    here: Float[Array, ""],
-    h: Float[Array, "steps"],
-) -> dict[str, Float[Array, ""]]:
-    """The derivative from f(t + h d), f(t - h d) and f(t) on a ladder of steps, each a quarter of the last.
+    above: Float[np.ndarray, "directions steps"],
+    below: Float[np.ndarray, "directions steps"],
+    here: Float[np.ndarray, "directions"],
+    scale: Float[np.ndarray, "directions"],
+    eps: float,
+) -> dict[str, Float[np.ndarray, "directions"]]:
+    """Derivatives from f(t + h d), f(t - h d) and f(t) on a ladder of steps h, each a quarter of the last.
+
+    On the host: it is little work, and compiling it would take longer than doing it.
+
+    Args:
+        above, below, here: the values.
+        scale: h is `STEPS` times that.
+        eps: machine precision of the values.
 
     Returns:
         `estimate`, its `uncertainty` and the `step` at which it settles; the derivatives to the `right` and
         `left` and the `side_uncertainty` of both.
     """
-    largest = jnp.maximum(jnp.max(jnp.abs(above)), jnp.max(jnp.abs(below)))
-    rounding = jnp.finfo(here.dtype).eps * largest / h
-    estimate, uncertainty, best = _settled(_extrapolated((above - below) / (2 * h), (2,)), rounding)
-    right, right_uncertainty, _ = _settled(_extrapolated((above - here) / h, (1, 2)), rounding)
-    left, left_uncertainty, _ = _settled(_extrapolated((here - below) / h, (1, 2)), rounding)
+    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    here = np.asarray(here, np.float64)[:, None]
+    h = np.asarray(scale, np.float64)[:, None] * np.asarray(STEPS)
+    with np.errstate(invalid="ignore", over="ignore"):
+        largest = np.max(np.maximum(np.abs(above), np.abs(below)), axis=1, keepdims=True)
+        rounding = eps * largest / h
+        estimate, uncertainty, best = _settled(_extrapolated((above - below) / (2 * h), (2,)), rounding)
+        right, right_uncertainty, _ = _settled(_extrapolated((above - here) / h, (1, 2)), rounding)
+        left, left_uncertainty, _ = _settled(_extrapolated((here - below) / h, (1, 2)), rounding)
     return {
         "estimate": estimate,
         "uncertainty": uncertainty,
-        "step": h[2:-1][best],
+        "step": h[np.arange(len(h)), best + 2],
         "right": right,
         "left": left,
         "side_uncertainty": right_uncertainty + left_uncertainty,
     }
 
 
-def _extrapolated(ladder: Float[Array, "steps"], orders: Sequence[int]) -> Float[Array, "fewer"]:
+def _extrapolated(ladder: np.ndarray, orders: Sequence[int]) -> np.ndarray:
     """The ladder without its terms in h^order, each in turn: steps shrink by 4, the terms by 4^order."""
     for order in orders:
-        ladder = (4**order * ladder[1:] - ladder[:-1]) / (4**order - 1)
+        ladder = (4**order * ladder[:, 1:] - ladder[:, :-1]) / (4**order - 1)
     return ladder
 
 
-def _settled(
-    ladder: Float[Array, "fewer"], rounding: Float[Array, "steps"]
-) -> tuple[Float[Array, ""], Float[Array, ""], Array]:
+def _settled(ladder: np.ndarray, rounding: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The value that is nearest to both its neighbours, how near, rounding included, and which it is."""
-    apart = jnp.abs(jnp.diff(ladder))
-    uncertainty = jnp.maximum(apart[1:], apart[:-1]) + rounding[1 - ladder.size : -1]
-    uncertainty = jnp.where(jnp.isfinite(uncertainty), uncertainty, jnp.inf)
-    best = jnp.argmin(uncertainty)
-    return ladder[1:-1][best], uncertainty[best], best
+    apart = np.abs(np.diff(ladder))
+    uncertainty = np.maximum(apart[:, 1:], apart[:, :-1]) + rounding[:, 1 - ladder.shape[1] : -1]
+    uncertainty = np.where(np.isfinite(uncertainty), uncertainty, np.inf)
+    best = np.argmin(uncertainty, axis=1)
+    rows = np.arange(len(ladder))
+    return ladder[:, 1:-1][rows, best], uncertainty[rows, best], best
 
 
 LANES = 2**16

@@ -317,6 +317,13 @@ class Prepared:
         row = replace(contract.deterministic_row(first, second), oracle=behaviour.BEHAVIOUR)
         return [row, behaviour.finite_row(value, first, trap)]
 
+    def _autodiff_fails(self, low: Any) -> bool:
+        try:
+            jax.eval_shape(by_autodiff(self.low, self.loss_fn), *low)
+        except Exception:  # any reason of the model's own
+            return True
+        return False
+
     def _rounding(self, names: Sequence[str], number: jax.Array, low: Any, high: Any) -> list[Row]:
         exact = jax.device_get(
             self.derivative.program("autodiff", lambda: by_autodiff(self.high, self.loss_fn))(*high)
@@ -325,7 +332,9 @@ class Prepared:
         with jax.enable_x64(False):  # as users run it: a stray 64-bit constant would raise the precision
             try:
                 found, own = jax.device_get(program(number, *low))
-            except TypeError as error:  # not all of Optax has a derivative in every precision
+            except Exception as error:  # not all of JAX and Optax has a derivative in every precision
+                if not self._autodiff_fails(low):
+                    raise
                 reason = f"autodiff fails in {self.dtype}: {first_line(error)}"
                 return [
                     Row(name, leaf.shape, "rounding", math.nan, rounding.LARGEST_RATIO, None, reason)

@@ -73,6 +73,21 @@ class Arguments:
 
         return apply
 
+    def output_names(self, f: Callable[..., Any]) -> list[str]:
+        """A name for each output: its path in what the function returns, or its number."""
+        args, kwargs = self.with_point(self.point())
+        leaves = jax.tree_util.tree_flatten_with_path(jax.eval_shape(lambda: f(*args, **kwargs)))[0]
+        floating = [path for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        paths = [
+            [getattr(k, "idx", getattr(k, "key", getattr(k, "name", k))) for k in path] for path in floating
+        ]
+        return [format_path(("output", *path)) for path in paths]
+
+    @property
+    def complex(self) -> list[bool]:
+        """Which leaves of the point came as complex arrays."""
+        return list(self._complex)
+
     @property
     def is_real(self) -> bool:
         """Whether every leaf of the point came as a real one, so that a complex step can be taken."""
@@ -125,11 +140,14 @@ def _as_real(leaf: Any, dtype: Any) -> np.ndarray:
     return array if dtype is None else array.astype(dtype)
 
 
+def _step(key: Any) -> Any:
+    """The index, key or name that one step of a path stands for."""
+    return getattr(key, "idx", getattr(key, "key", getattr(key, "name", key)))
+
+
 def _name(path: tuple[Any, ...], f: Callable[..., Any], count: int) -> str:
     """`weights.0.kernel` for a leaf of the parameter `weights`, `arg1` where parameters have no names."""
-    group, first, *rest = (
-        getattr(key, "idx", getattr(key, "key", getattr(key, "name", key))) for key in path
-    )
+    group, first, *rest = map(_step, path)
     if group == 1:
         return format_path((first, *rest))
     try:

@@ -91,6 +91,8 @@ class Question:
         found: the derivative in question for the first of `y_bars`, on the host.
         value: of the scalar.
         tolerance: a relative error that passes whatever its cause; 0 for none.
+        complex: which leaves came as complex arrays.
+        outputs: names of the outputs, where they have one.
     """
 
     derivative: Derivative
@@ -104,6 +106,8 @@ class Question:
     found: Sequence[np.ndarray] = ()
     value: float = 0.0
     tolerance: float = 0.0
+    complex: Sequence[bool] = ()
+    outputs: Sequence[str] = ()
 
     @property
     def arguments(self) -> tuple[Any, ...]:

@@ -34,6 +34,7 @@ class Row:
         detail: what was looked at, or why nothing was decided.
         worst: index of the element that is most wrong, the value found there and the value expected.
         hint: what the error looks like, where it has a known shape.
+        eps: machine precision of the values, whose units of the last place are counted.
     """
 
     path: str
@@ -45,15 +46,19 @@ class Row:
     detail: str = ""
     worst: tuple[tuple[int, ...], float, float] | None = None
     hint: str = ""
+    eps: float = math.ulp(1.0)
 
     @property
     def ulps(self) -> float:
-        """Distance of the worst element's two values in float64's units of the last place of the larger."""
+        """Distance of the worst element's two values in units of the last place of the larger one."""
         if self.worst is None:
             return math.nan
         _, found, expected = self.worst
         largest = max(abs(found), abs(expected))
-        return abs(found - expected) / math.ulp(largest) if math.isfinite(found - expected) else math.inf
+        if not math.isfinite(found - expected):
+            return math.inf
+        unit = max(self.eps * 2.0 ** math.floor(math.log2(largest)), math.ulp(0.0)) if largest else 1.0
+        return abs(found - expected) / unit
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain JSON types; a number that JSON does not have (NaN, infinity) becomes a string."""

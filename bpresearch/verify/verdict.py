@@ -75,6 +75,7 @@ class Estimates:
         detail: what was looked at.
         elements: whether places are the elements of the leaf, so that one can be named.
         silent: a reason for saying nothing at all.
+        eps: machine precision of the values.
         floor: a rounding of the largest number around, for when nothing is measured.
         hint: what a difference looks like, asked if there is one.
     """
@@ -93,6 +94,7 @@ class Estimates:
     elements: bool = False
     silent: str = ""
     floor: float = 0.0
+    eps: float = math.ulp(1.0)
     hint: Callable[[], str] | None = None
 
 
@@ -188,7 +190,8 @@ def _row(
     worst: object = None,
     hint: str = "",
 ) -> Row:
-    return Row(e.path, e.shape, e.oracle, error, bound, passed, detail, worst, hint)  # type: ignore[arg-type]
+    row = Row(e.path, e.shape, e.oracle, error, bound, passed, detail, worst, hint)  # type: ignore[arg-type]
+    return replace(row, eps=e.eps)
 
 
 def _joined(*parts: str) -> str:

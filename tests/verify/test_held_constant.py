@@ -86,4 +86,7 @@ def test_the_factors_of_a_linear_system_are_no_constants():
     rng = np.random.default_rng(0)
     report = verify.function(solved, rng.normal(size=(3, 3)), rng.normal(size=3))
     assert report.passed is True, str(report)
-    assert {row.path for row in report.rows if row.oracle == "finite differences" and row.passed} == {"a", "b"}
+    assert {row.path for row in report.rows if row.oracle == "finite differences" and row.passed} == {
+        "a",
+        "b",
+    }

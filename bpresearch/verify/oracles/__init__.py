@@ -4,13 +4,14 @@ An oracle is a program that computes, at the point of a question, the derivative
 by side. That both are one program has a use: random rounding of it measures the spread of each.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from bpresearch.verify.directions import along
 from bpresearch.verify.question import NotAskedError, Question, first_line
 from bpresearch.verify.spread import Spread, Spreads
 from bpresearch.verify.verdict import Estimates, Measure
@@ -19,21 +20,48 @@ Answer = dict[str, Any]
 """What a program computes: `found` and `values`, lists of arrays that should be equal, and more."""
 
 
-@runtime_checkable
+Body = Callable[[Any, Any, Any], Callable[[Any, Any, Any], Answer]]
+"""`(point, others, y_bars) -> (d, leaf, number) -> numbers`: of an oracle that sees directions one by one."""
+
+
 class Oracle(Protocol):
-    """A source of a derivative."""
+    """A source of a derivative. It has either of `program` and `body`.
+
+    `program(question)` is `(point, others, y_bars, seed) -> answer`, to be compiled. `body(question)` is what
+    is computed in each direction: oracles that have one share a loop, which is compiled once for all. Both
+    raise `NotAskedError` where the oracle cannot be asked this question.
+    """
 
     name: str
 
-    def program(self, question: Question) -> Callable[..., Answer]:
-        """`(point, others, y_bars, seed) -> answer`, to be compiled.
-
-        Raises:
-            NotAskedError: this oracle cannot be asked this question.
-        """
-
     def estimates(self, question: Question, answer: Answer, measures: "Measures") -> Iterable[Estimates]:
         """What the answer says of each leaf."""
+
+
+def in_each_direction(question: Question, bodies: dict[str, Body]) -> Callable[..., dict[str, Answer]]:
+    """A program with one loop over the directions for several oracles."""
+
+    def program(point, others, y_bars, seed):
+        at = {name: body(point, others, y_bars) for name, body in bodies.items()}
+
+        def one(d, leaf, number):
+            return {name: of(d, leaf, number) for name, of in at.items()}
+
+        answers = along(question.directions, point, seed, one)
+        return {
+            name: {key: [values] if key in ("found", "values") else values for key, values in answer.items()}
+            for name, answer in answers.items()
+        }
+
+    return program
+
+
+def program_of(oracle: Any, question: Question) -> Callable[..., Answer]:
+    """The program of one oracle alone."""
+    if not hasattr(oracle, "body"):
+        return oracle.program(question)
+    program = in_each_direction(question, {oracle.name: oracle.body(question)})
+    return lambda *arguments: program(*arguments)[oracle.name]
 
 
 @dataclass(eq=False)
@@ -72,7 +100,7 @@ class Measures:
 
 
 def ask(
-    question: Question, oracles: Iterable[Oracle], key: Any = ()
+    question: Question, oracles: Sequence[Any], key: Any = ()
 ) -> tuple[dict[str, tuple[Answer, Measures]], list[str]]:
     """The answers of several oracles, by one program; and a note for each that cannot be asked.
 
@@ -88,7 +116,7 @@ def ask(
     if known is None:
         for oracle in oracles:
             try:
-                program = oracle.program(question)
+                program = program_of(oracle, question)
                 jax.eval_shape(program, *arguments)
             except NotAskedError as error:
                 notes.append(f"Not asked: {oracle.name} ({error}).")
@@ -100,7 +128,9 @@ def ask(
     programs, notes = known
 
     def together(*arguments):
-        return {name: program(*arguments) for name, program in programs.items()}
+        bodies = {o.name: o.body(question) for o in oracles if o.name in programs and hasattr(o, "body")}
+        answers = {name: program(*arguments) for name, program in programs.items() if name not in bodies}
+        return answers | (in_each_direction(question, bodies)(*arguments) if bodies else {})
 
     try:
         answers = jax.device_get(derivative.program(("answers", key), lambda: together)(*arguments))

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from bpresearch.verify.directions import along
-from bpresearch.verify.oracles import Answer, Measures
+from bpresearch.verify.oracles import Answer, Body, Measures
 from bpresearch.verify.oracles.forward_mode import along_directions, inner
 from bpresearch.verify.precision import random_signs
 from bpresearch.verify.question import NotAskedError, Question, product
@@ -22,24 +21,24 @@ from bpresearch.verify.verdict import Estimates
 name = "adjoint"
 
 
-def program(question: Question):
-    """Both sides of the identity in each direction, with a new random y_bar for each."""
-    derivative, directions = question.derivative, question.directions
+def body(question: Question) -> Body:
+    """Both sides of the identity in a direction, with a new random y_bar for each."""
+    derivative = question.derivative
     twin = derivative.twin
     if twin is None:
         raise NotAskedError("no custom rule inside, so autodiff is what is being checked")
 
-    def pairs(point, others, y_bars, seed):
+    def at(point, others, y_bars):
         def one(v, leaf, number):
             outputs, dots = jax.jvp(lambda point: twin(point, others), (point,), (v,))
             seeds = [number + jnp.uint32(1_000_003 * (i + 1)) for i in range(len(outputs))]
             y_bar = [random_signs(o.shape, s).astype(o.dtype) for o, s in zip(outputs, seeds, strict=True)]
-            return inner(derivative.gradient(point, others, y_bar), v), product(y_bar, dots, outputs)
+            found = inner(derivative.gradient(point, others, y_bar), v)
+            return {"found": found, "values": product(y_bar, dots, outputs)}
 
-        found, values = along(directions, point, seed, one)
-        return {"found": [found], "values": [values]}
+        return one
 
-    return pairs
+    return at
 
 
 def estimates(question: Question, answer: Answer, measures: Measures) -> Iterator[Estimates]:

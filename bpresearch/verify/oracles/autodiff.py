@@ -1,10 +1,12 @@
 """Autodiff: JAX's reverse mode on a twin that has no hand-written rule in it. Exact to rounding."""
 
 from collections.abc import Iterator
+from functools import partial
 
+import jax.numpy as jnp
 import numpy as np
 
-from bpresearch.verify.hints import hint
+from bpresearch.verify.hints import hint, is_conjugate
 from bpresearch.verify.oracles import Answer, Measures
 from bpresearch.verify.question import Question
 from bpresearch.verify.verdict import Estimates
@@ -41,8 +43,33 @@ def estimates(question: Question, answer: Answer, measures: Measures) -> Iterato
                 measure=measures.of(index),
                 elements=True,
                 floor=floor,
-                hint=lambda f=found, v=values: hint(f, v, examples(question)),
+                eps=question.eps,
+                hint=partial(_hint, question, answer, leaf, number),
             )  # fmt: skip
+
+
+def _hint(question: Question, answer: Answer, leaf: int, number: int) -> str:
+    """What the error of a leaf looks like."""
+    count = len(question.y_bars)
+    pairs = [(answer["found"][leaf * count + i], answer["values"][leaf * count + i]) for i in range(count)]
+    found, values = map(np.asarray, pairs[number])
+    if count > 1 and found.any() and np.allclose(pairs[0][0], pairs[1][0], 1e-9, 1e-12):
+        return "it is the same for every cotangent: y_bar has no part in it"
+    if leaf < len(question.complex) and question.complex[leaf] and is_conjugate(found, values):
+        return "it is the complex conjugate of the right one"
+    return hint(found, values, examples(question)) or _first_for_all(question, found, leaf, number)
+
+
+def _first_for_all(question: Question, found: np.ndarray, leaf: int, number: int) -> str:
+    """Whether the cotangent of the first example was used for all of them."""
+    y_bar = question.y_bars[number]
+    if not all(bar.ndim and bar.shape[0] > 1 for bar in y_bar):
+        return ""
+    first = [jnp.broadcast_to(bar[:1], bar.shape) for bar in y_bar]
+    program = question.derivative.program("expected", lambda: question.derivative.expected)
+    other = np.asarray(program(question.point, question.others, first)[leaf])
+    same = np.allclose(found, other, 1e-6, 1e-9 * largest(other))
+    return "the cotangent of the first example was used for all" if same else ""
 
 
 def largest(values: np.ndarray) -> float:

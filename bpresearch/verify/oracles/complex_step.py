@@ -18,8 +18,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from bpresearch.verify.directions import along
-from bpresearch.verify.oracles import Answer, Measures
+from bpresearch.verify.oracles import Answer, Body, Measures
 from bpresearch.verify.oracles.forward_mode import along_directions, inner
 from bpresearch.verify.plain import HeldInLoopError, holding_constants, without_custom_rules
 from bpresearch.verify.question import NotAskedError, Question, product
@@ -30,13 +29,13 @@ TINY, SMALL = 1e-20, 1e-7
 SLANTS = (1 + 1j) / np.sqrt(2), (-1 + 1j) / np.sqrt(2)
 
 
-def program(question: Question):
-    """Both derivatives in each direction, and whether the function looks analytic there."""
-    derivative, directions = question.derivative, question.directions
+def body(question: Question) -> Body:
+    """Both derivatives in a direction, and whether the function looks analytic there."""
+    derivative = question.derivative
     if question.eps > np.finfo(np.float64).eps:
         raise NotAskedError("it takes float64")
 
-    def pairs(point, others, y_bars, seed):
+    def at(point, others, y_bars):
         def scalar(point):
             outputs = without_custom_rules(lambda point: derivative.values(point, others))(point)
             return product(y_bars[0], outputs, outputs)
@@ -48,20 +47,19 @@ def program(question: Question):
         here, gradient = function(point), derivative.gradient(point, others, y_bars[0])
 
         def one(d, leaf, number):
-            def at(step):
+            def moved(step):
                 return function([x + step * e for x, e in zip(point, d, strict=True)])
 
-            value = jnp.imag(at(1j * TINY)) / TINY
-            quotients = jnp.stack([(at(SMALL * z) - here) / (SMALL * z) for z in SLANTS])
+            value = jnp.imag(moved(1j * TINY)) / TINY
+            quotients = jnp.stack([(moved(SMALL * z) - here) / (SMALL * z) for z in SLANTS])
             rounding = question.eps * jnp.abs(here) / SMALL
             off = jnp.maximum(jnp.abs(jnp.imag(quotients)), jnp.abs(jnp.real(quotients) - value))
             analytic = jnp.all(off <= 100 * rounding + 1e-4 * jnp.abs(quotients))
-            return inner(gradient, d), value, analytic
+            return {"found": inner(gradient, d), "values": value, "analytic": analytic}
 
-        found, values, analytic = along(directions, point, seed, one)
-        return {"found": [found], "values": [values], "analytic": analytic}
+        return one
 
-    return pairs
+    return at
 
 
 def estimates(question: Question, answer: Answer, measures: Measures) -> Iterator[Estimates]:

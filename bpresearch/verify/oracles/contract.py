@@ -41,6 +41,7 @@ class Clause:
     complaint: str
     pairs: Pairs
     oracle: str = CONTRACT
+    of_outputs: bool = False
 
     @property
     def name(self) -> str:
@@ -61,9 +62,12 @@ class Clause:
         """One for each array; they become one row."""
         for index, (found, values) in enumerate(zip(answer["found"], answer["values"], strict=True)):
             found, values = np.asarray(found), np.asarray(values)
+            named = self.of_outputs and len(question.outputs) == len(answer["found"]) > 1
+            where = f", at {question.outputs[index]}" if named else ""
             yield Estimates(
                 self.oracle, self.clause, (), found, values,
-                scale=largest(values), measure=measures.of(index), detail=self.complaint,
+                scale=largest(values), measure=measures.of(index),
+                detail=self.complaint + where,
             )  # fmt: skip
 
 
@@ -114,7 +118,7 @@ def _vmap(derivative, point, others, y_bars):
     return jax.vmap(gradient)(pair), [jnp.stack(leaves) for leaves in zip(*one_by_one, strict=True)]
 
 
-FORWARD = Clause("forward", "fwd returns other values than the function", _forward)
+FORWARD = Clause("forward", "fwd returns other values than the function", _forward, of_outputs=True)
 ZERO = Clause("zero cotangent", "bwd of zero is not zero", _zero)
 LINEAR = Clause("linear", "bwd is not linear in its cotangent", _linear)
 UNUSED = Clause("unused outputs", "other values where only one output is used", _unused)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from bpresearch.verify.directions import Directions
-from bpresearch.verify.ladder import coordinate_derivatives, directional_derivatives
+from bpresearch.verify.ladder import coordinate_derivatives, directional_derivatives, richardson
 from bpresearch.verify.plain import HeldInLoopError, holding_constants
 from bpresearch.verify.precision import compiled
 from bpresearch.verify.question import NotAskedError, Question, first_line
@@ -43,8 +43,13 @@ LONG = 64
 SHARED = 2048
 """Leaves of at most so many elements share a loop there: small ones take longer to compile than to run."""
 
+SURROGATE = (
+    "the function itself does not change here: if another derivative is meant, as of a straight-through "
+    "estimator, declare it with surrogate="
+)
+
 Measured = dict[str, np.ndarray]
-"""What was measured in each direction: see `ladder.directional_derivatives`."""
+"""What was measured in each direction: see `ladder.directional_derivatives` and `ladder.richardson`."""
 
 
 def resolution(eps: float) -> tuple[float, float]:
@@ -112,6 +117,9 @@ def _measure(
         ladder = _ladder(function, together)
         on_device = [jnp.asarray(g) for g in gradient]
         answer = jax.device_get(ladder(point, on_device, chosen, np.uint32(seed % 2**32), others))
+        eps = float(jnp.finfo(answer["here"].dtype).eps)
+        values = (answer[name] for name in ("above", "below", "here", "scale"))
+        answer |= richardson(*values, eps)
         _enter(found, on_the_ladder, {name: values[: climbed.size] for name, values in answer.items()})
     return found
 
@@ -234,4 +242,11 @@ def estimates(question: Question, measured: Measured) -> Iterator[Estimates]:
             agreement=sharpest,
             coarsest=max(bluntest, COARSEST if question.eps > 1e-10 else 0.0),
             detail=detail,
+            hint=lambda m=mine: SURROGATE if _is_flat(measured, m) else "",
         )  # fmt: skip
+
+
+def _is_flat(measured: Measured, mine: np.ndarray) -> bool:
+    """Whether the function does not change in these directions, though its derivative says so."""
+    size = np.max(np.abs(measured["predicted"][mine]), initial=0.0)
+    return bool(np.max(np.abs(measured["estimate"][mine]), initial=0.0) <= 1e-9 * size)

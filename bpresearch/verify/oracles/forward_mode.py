@@ -13,32 +13,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bpresearch.verify.directions import along
-from bpresearch.verify.oracles import Answer, Measures
+from bpresearch.verify.oracles import Answer, Body, Measures
 from bpresearch.verify.question import NotAskedError, Question, product
 from bpresearch.verify.verdict import Estimates
 
 name = "forward mode"
 
 
-def program(question: Question):
-    """Both derivatives of the scalar in each direction."""
-    derivative, directions = question.derivative, question.directions
+def body(question: Question) -> Body:
+    """Both derivatives of the scalar in a direction."""
+    derivative = question.derivative
     twin = derivative.twin
     if twin is None:
         raise NotAskedError("no custom rule inside, so autodiff is what is being checked")
 
-    def pairs(point, others, y_bars, seed):
+    def at(point, others, y_bars):
         gradient = derivative.gradient(point, others, y_bars[0])
 
         def one(d, leaf, number):
             outputs, dots = jax.jvp(lambda point: twin(point, others), (point,), (d,))
-            return inner(gradient, d), product(y_bars[0], dots, outputs)
+            return {"found": inner(gradient, d), "values": product(y_bars[0], dots, outputs)}
 
-        found, values = along(directions, point, seed, one)
-        return {"found": [found], "values": [values]}
+        return one
 
-    return pairs
+    return at
 
 
 def estimates(question: Question, answer: Answer, measures: Measures) -> Iterator[Estimates]:

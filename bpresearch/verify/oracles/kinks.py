@@ -89,9 +89,11 @@ def look(
             return None
         program = question.derivative.program(key, lambda: _program(question, leaf))
         mask = np.zeros(found.size)
-        convex, concave = jax.device_get(program(*arguments, padded, [mask, mask], found))["types"]
-        masks = [_mask(found.size, padded, bent) for bent in (convex, concave)]
+        single = jax.device_get(program(*arguments, padded, [mask, mask], found))["single"]
+        bend, least = _bend(question, found, _sides(question, leaf, single))
+        masks = [_mask(found.size, padded, bent) for bent in (bend > least, bend < -least)]
         answer = jax.device_get(program(*arguments, padded, masks, found))
+        answer |= {name: _sides(question, leaf, answer[name]) for name in ("single", "joint")}
     except (HeldInLoopError, NotImplementedError, TypeError, ValueError):
         return None
     return _judged(question, leaf, elements, expected, answer)
@@ -127,6 +129,21 @@ def _nearby(question: Question, leaf: int, point: Any, others: Any, y_bar: Any, 
     return lax.map(gradient, apart)
 
 
+def _sides(question: Question, leaf: int, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    scale = np.full(len(values["here"]), float(step_scale(question.point[leaf])))
+    return richardson(values["above"], values["below"], values["here"], scale, question.eps)
+
+
+def _bend(
+    question: Question, found: np.ndarray, sides: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """By how much the derivative to the right is larger than that to the left, and what counts as that."""
+    doubt = SAFETY * np.maximum(sides["side_uncertainty"], sides["uncertainty"])
+    return sides["right"] - sides["left"], np.maximum(
+        resolution(question.eps)[0] * np.max(np.abs(found)), doubt
+    )
+
+
 def _mask(size: int, elements: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     mask = np.zeros(size)
     mask[elements[chosen]] = 1.0
@@ -135,7 +152,7 @@ def _mask(size: int, elements: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 def _program(question: Question, leaf: int) -> Any:
     """Both sides along each of the elements and along joint directions, and the gradients nearby."""
-    derivative, eps = question.derivative, question.eps
+    derivative = question.derivative
     shape = question.point[leaf].shape
 
     def program(point, others, y_bar, elements, masks, found):
@@ -151,14 +168,11 @@ def _program(question: Question, leaf: int) -> Any:
         def sides(d):
             values = lax.map(lambda step: function(moved(step * d)), jnp.concatenate([h, -h]))
             above, below = jnp.split(values, 2)
-            return richardson(above, below, here, h)
+            return {"above": above, "below": below, "here": here}
 
         size = point[leaf].size
         units = jax.nn.one_hot(elements, size, dtype=dtype)
         single = lax.map(sides, units)
-        doubt = SAFETY * jnp.maximum(single["side_uncertainty"], single["uncertainty"])
-        bend = single["right"] - single["left"]
-        least = jnp.maximum(resolution(eps)[0] * jnp.max(jnp.abs(found)), doubt)
         key = jax.random.key(question.seed)
         signs = jax.random.rademacher(key, (JOINT - 2, size), dtype)
         joint = jnp.stack([jnp.sign(found).astype(dtype), jnp.ones(size, dtype), *signs])
@@ -167,7 +181,6 @@ def _program(question: Question, leaf: int) -> Any:
         )
         return {
             "single": single,
-            "types": (bend > least, bend < -least),
             "joint": together,
             "directions": jnp.concatenate([joint * mask.astype(dtype)[None] for mask in masks]),
             "nearby": _nearby(question, leaf, point, others, y_bar, elements),

@@ -11,6 +11,7 @@ error that is seen may be small by luck. A derivative written with care stays wi
 that cancels catastrophically does not.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -96,7 +97,9 @@ def of_function(question: Question, dtypes: Sequence[Any]) -> list[Row]:
     y_bar = [bar.astype(jnp.bfloat16).astype(np.float32) for bar in y_bar]  # exact in every precision
     try:
         exact = jax.device_get(derivative.program("rounding in float64", lambda: both)(wide, y_bar))[1]
-        with jax.enable_x64(False):  # as users run it: a stray 64-bit constant would raise the precision
+        # As users run it: a stray 64-bit constant would raise the precision, and is cut down in silence.
+        with jax.enable_x64(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             found, own = jax.device_get(derivative.program("rounding", lambda: both)(point, y_bar))
     except Exception as error:  # any reason of the function's own
         raise NotAskedError(first_line(error)) from error
