@@ -67,8 +67,8 @@ def main() -> int:
     noise = problem.noise_scale(measured_at, rates, updates, FLAGS.target)
 
     grid = report.grid("Steps to the target, each at its best learning rate", ("batch", *fits))
-    for size, *steps in zip(batch, quadratic, network, strict=True):
-        grid.add_row(f"{size:.0f}", *(f"{count:.0f}" for count in steps))
+    for size, *counts in zip(batch, quadratic, network, strict=True):
+        grid.add_row(f"{size:.0f}", *(f"{count:.0f}" for count in counts))
     console.print(grid)
     critical = fits["MNIST-1D"].critical_batch
     console.print(
@@ -76,7 +76,7 @@ def main() -> int:
         f"well above it nothing. The gradient noise scale, measured at {measured_at}, says {noise:.0f}: a "
         f"factor {noise / critical:.1f}."
     )
-    figures = {f"network.{size:.0f}.steps": steps for size, steps in zip(batch, network, strict=True)}
+    figures = {f"network.{size:.0f}.steps": count for size, count in zip(batch, network, strict=True)}
     figures |= {
         f"{name.replace(' ', '_')}.critical_batch": found.critical_batch for name, found in fits.items()
     }
@@ -172,7 +172,7 @@ def checks(
         there = ~np.isnan(steps[name])
         off = np.abs(hyperbola.steps(batch[there]) / steps[name][there] - 1).max()
         found.append(report.Check(f"{name}: hyperbola / steps, off 1 by", off, 0, 0.2))
-    ratio = np.log10(noise / fits["MNIST-1D"].critical_batch)
+    ratio = float(np.log10(noise / fits["MNIST-1D"].critical_batch))
     return [*found, report.Check("log10 of noise scale / critical batch", ratio, 0, 0.3)]
 
 
