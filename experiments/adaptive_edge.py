@@ -7,6 +7,8 @@ itself, so its edge is one of the stretched Hessian P^-1 H: (2 + 2 b1) / ((1 - b
 network on MNIST-1D, trained on all its examples at once, must settle there at every learning rate and b1.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -66,7 +68,7 @@ def main() -> int:
             found = sharpness.full_batch(
                 model, optax.losses.squared_error, x, y, optax.adam(rate, b1=b1),
                 steps=steps // EVERY * EVERY, every=EVERY,
-                preconditioner=lambda state, b1=b1: sharpness.adam_preconditioner(state, b1),
+                preconditioner=partial(sharpness.adam_preconditioner, b1=b1),
             )  # fmt: skip
             edge = sharpness.adaptive_edge(rate, b1)
             over, name = found.settled / edge, f"b1 = {b1:g}, lr = {rate:g}"

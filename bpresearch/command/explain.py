@@ -75,7 +75,7 @@ def main() -> int:
     if html and html.suffix != ".html":
         raise ValueError(f"--html={html}: takes the name of a file that ends in .html")
     paths, small = positive("paths"), FLAGS.file is not None or FLAGS.sizes is not None
-    refused = OF_TASK if small else OF_NETWORK
+    refused: tuple[str, ...] = OF_TASK if small else OF_NETWORK
     if FLAGS.file is not None:
         refused += (*OF_NETWORK, "loss", "seed")
     for flag in refused:

@@ -52,7 +52,8 @@ def descend(u: Float[np.ndarray, " n"], v: Float[np.ndarray, " n"], rate: float,
     def step(weights: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         slopes = jax.grad(lambda w: output(w) ** 2 / 2)(weights)
         moved = jax.tree.map(lambda w, g: w - rate * g, weights, slopes)
-        return moved, (output(weights), sum(jnp.vdot(w, w) for w in weights) / width)
+        u, v = weights
+        return moved, (output(weights), (jnp.vdot(u, u) + jnp.vdot(v, v)) / width)
 
     with jax.enable_x64(True):
         start = jnp.asarray(u, jnp.float64), jnp.asarray(v, jnp.float64)

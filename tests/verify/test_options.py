@@ -41,7 +41,7 @@ def test_a_solver_is_right_to_its_tolerance():
     assert verify.function(f, X).passed is False
     assert verify.function(f, X, tolerance=1e-3).passed is True
     assert verify.function(f, X, tolerance=1e-5).passed is False
-    with pytest.raises(ValueError, match="tolerance 2.0 is not between"):
+    with pytest.raises(ValueError, match="tolerance 2"):
         verify.function(f, X, tolerance=2.0)
 
 

@@ -1,0 +1,208 @@
+"""How large a batch is worth its examples, and can one batch size tell?
+
+With twice the batch a target is reached in half the steps, until the critical batch; beyond it examples are
+wasted: steps against examples is a hyperbola (McCandlish et al. 2018). On the noisy quadratic (Zhang et al.
+2019) the steps of the best constant learning rate are exact, and the decrease of one best step is compared
+with simulated ones. A network on MNIST-1D is trained to a loss with many batch sizes, each at its best
+learning rate, and its hyperbola's critical batch compared with the gradient noise scale tr(S) / |G|^2,
+measured at one batch size on the way.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from absl import flags
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from rich.console import Console
+
+from bpresearch import autodiff, data, files, models, platform, report
+from bpresearch import command as shared
+from bpresearch.functional import split
+from bpresearch.theory import batches, heavy_tails
+
+shared.define_experiment_flags()
+flags.DEFINE_string("batch_size", "4,8,16,32,64,128,256,512", "batch sizes, at least three")
+flags.DEFINE_string("lr", "logspace:0.0125:1.6:15", "learning rates, of which each batch size takes its best")
+flags.DEFINE_string("seed", "0:3", "seeds of the network")
+flags.DEFINE_float("target", 1.2, "training loss to be reached")
+flags.DEFINE_integer("updates", 3000, "the most updates of a run")
+flags.DEFINE_integer("measured_at", 64, "batch size at which the noise scale is measured")
+
+EIGENVALUES, GOAL = 1 / np.arange(1, 101), 0.3
+EVERY, WIDTH, LOOKED_AT = 10, 50, 1000
+LOSS = optax.losses.softmax_cross_entropy_with_integer_labels
+
+
+def main() -> int:
+    FLAGS = flags.FLAGS
+    sizes, rates = shared.listed("batch_size", int, low=1), shared.listed("lr", low=1e-9)
+    seeds, json_file = shared.listed("seed", int, low=0, high=2**32), shared.output_file("json")
+    updates, measured_at = shared.positive("updates", EVERY), shared.positive("measured_at", 4)
+    if len(sizes) < 3:
+        raise ValueError(f"--batch_size={FLAGS.batch_size}: takes at least three, to see a hyperbola")
+    if FLAGS.quick:
+        sizes, rates, seeds = sizes[::2], rates[1::2], seeds[:1]
+    platform.start(FLAGS.platform)
+    workdir, console = shared.experiment_workdir("critical_batch"), Console()
+
+    batch = np.array(sorted(sizes), float)
+    quadratic = np.array([
+        batches.steps_to(GOAL, EIGENVALUES, 30 * EIGENVALUES, size, np.geomspace(1e-4, 1.9, 400))
+        for size in batch
+    ])  # fmt: skip
+    problem = Problem(seeds[0])
+    network = np.array([steps_of(problem, int(size), rates, seeds, updates, FLAGS.target) for size in batch])
+    if np.isnan(network).sum() > len(network) - 3:
+        raise ValueError(
+            f"--target={FLAGS.target:g}: is not reached within --updates={updates}: take a higher loss"
+        )
+    there = ~np.isnan(network)
+    fits = {
+        "noisy quadratic": batches.fit(batch, quadratic),
+        "MNIST-1D": batches.fit(batch[there], network[there]),
+    }
+    noise = problem.noise_scale(measured_at, rates, updates, FLAGS.target)
+
+    grid = report.grid("Steps to the target, each at its best learning rate", ("batch", *fits))
+    for size, *counts in zip(batch, quadratic, network, strict=True):
+        grid.add_row(f"{size:.0f}", *(f"{count:.0f}" for count in counts))
+    console.print(grid)
+    critical = fits["MNIST-1D"].critical_batch
+    console.print(
+        f"MNIST-1D: well below a batch of {critical:.0f} examples twice the batch saves half of the steps, "
+        f"well above it nothing. The gradient noise scale, measured at {measured_at}, says {noise:.0f}: a "
+        f"factor {noise / critical:.1f}."
+    )
+    figures = {f"network.{size:.0f}.steps": count for size, count in zip(batch, network, strict=True)}
+    figures |= {
+        f"{name.replace(' ', '_')}.critical_batch": found.critical_batch for name, found in fits.items()
+    }
+    files.write_figures(json_file, figures | {"network.noise_scale": noise})
+    steps = {"noisy quadratic": quadratic, "MNIST-1D": network}
+    console.print(f"Picture: {report.write_picture(picture(batch, steps, fits), workdir, 'critical_batch')}")
+    return report.conclude(console, checks(batch, steps, fits, noise))
+
+
+class Problem:
+    """A network on MNIST-1D as functions of its weights in one row."""
+
+    def __init__(self, seed: int):
+        dataset = data.load("mnist1d")
+        self.x, self.y = jnp.asarray(dataset.x), jnp.asarray(dataset.y)
+        model = models.mlp(dataset.input_shape, 10, widths=(WIDTH, WIDTH), rngs=nnx.Rngs(seed))
+        graphdef, params, self.state = split(model)
+        self.start, self.unravel = ravel_pytree(params)
+        self.gradient = autodiff.gradient(graphdef, LOSS)
+
+    def slope(self, w: jax.Array, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Gradient and loss on some examples."""
+        (loss, _), grads = self.gradient(self.unravel(w), self.state, (self.x[chosen], self.y[chosen]))
+        return ravel_pytree(grads)[0], loss
+
+    def train(self, rate: jax.Array, key: jax.Array, size: int, updates: int) -> tuple[jax.Array, jax.Array]:
+        """The loss on some training examples, and the weights, before training and after every ten steps."""
+
+        def step(w: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+            chosen = jax.random.randint(key, (size,), 0, len(self.x))
+            return w - rate * self.slope(w, chosen)[0], None
+
+        def record(w: jax.Array, keys: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            return jax.lax.scan(step, w, keys)[0], (self.slope(w, jnp.arange(LOOKED_AT))[1], w)
+
+        keys = jax.random.split(key, (updates // EVERY, EVERY))
+        return jax.lax.scan(record, self.start, keys)[1]
+
+    def noise_scale(self, size: int, rates: list[float], updates: int, target: float) -> float:
+        """tr(S) / |G|^2 over the way to the target at this batch size and its best learning rate.
+
+        Both are estimated without bias at each record, from the gradients of a batch and of its halves, and
+        their means over the steps divided.
+        """
+        key, half = jax.random.key(1), size // 2
+
+        def estimates(w: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            chosen = jax.random.randint(key, (2 * half,), 0, len(self.x))
+            first, second = (self.slope(w, part)[0] for part in (chosen[:half], chosen[half:]))
+            trace = half * jnp.sum((first - second) ** 2) / 2
+            return trace, jnp.vdot(first, second)
+
+        run = jax.jit(jax.vmap(lambda rate: self.train(rate, key, size, updates)))
+        losses, weights = run(jnp.asarray(rates))
+        times = np.arange(losses.shape[1]) * EVERY
+        first = heavy_tails.time_to(target, np.asarray(losses, np.float64).T, times.astype(float))
+        best = int(np.nanargmin(first))
+        on_the_way = weights[best][times <= first[best]]
+        keys = jax.random.split(jax.random.key(2), len(on_the_way))
+        traces, squares = jax.jit(jax.vmap(estimates))(on_the_way, keys)
+        return float(jnp.mean(traces) / jnp.mean(squares))
+
+
+def steps_of(
+    problem: Problem, size: int, rates: list[float], seeds: list[int], updates: int, target: float
+) -> float:
+    """Steps to the target at the learning rate that takes fewest, mean over seeds; NaN if none gets there."""
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    count = min(updates, max(400, 40_000 // size))
+    over_seeds = jax.vmap(lambda rate, key: problem.train(rate, key, size, count)[0], (None, 0))
+    losses = np.asarray(jax.jit(jax.vmap(over_seeds, (0, None)))(jnp.asarray(rates), keys), np.float64)
+    times = np.arange(losses.shape[-1], dtype=float) * EVERY
+    first = heavy_tails.time_to(target, losses.reshape(-1, len(times)).T, times).reshape(
+        len(rates), len(seeds)
+    )
+    means = first.mean(axis=1)  # NaN where a seed does not get there
+    return float(np.nanmin(means)) if np.isfinite(means).any() else float("nan")
+
+
+def checks(
+    batch: np.ndarray, steps: dict[str, np.ndarray], fits: dict[str, batches.Hyperbola], noise: float
+) -> list[report.Check]:
+    """One best step against simulated ones, both hyperbolas, and the noise scale within a factor."""
+    random = np.random.default_rng(0)
+    h, g, size = EIGENVALUES, EIGENVALUES * random.normal(size=100), 8.0
+    predicted = batches.best_decrease(g, h, 2 * h, size)
+    noisy = g + np.sqrt(2 * h / size) * random.normal(size=(40_000, 100))
+    slope, curved = np.mean(noisy @ g), np.mean(noisy**2 @ h)
+    found = [
+        report.Check("best step: simulated decrease / formula", slope**2 / (2 * curved) / predicted, 1, 0.05)
+    ]
+    for name, hyperbola in fits.items():
+        there = ~np.isnan(steps[name])
+        off = np.abs(hyperbola.steps(batch[there]) / steps[name][there] - 1).max()
+        found.append(report.Check(f"{name}: hyperbola / steps, off 1 by", off, 0, 0.2))
+    ratio = float(np.log10(noise / fits["MNIST-1D"].critical_batch))
+    return [*found, report.Check("log10 of noise scale / critical batch", ratio, 0, 0.3)]
+
+
+def picture(batch: np.ndarray, steps: dict[str, np.ndarray], fits: dict[str, batches.Hyperbola]):
+    smooth = np.geomspace(batch.min(), batch.max(), 60)
+    rows, points = [], []
+    for name, hyperbola in fits.items():
+        of = {"steps": hyperbola.steps(smooth), "examples": smooth * hyperbola.steps(smooth)}
+        seen = {"steps": steps[name], "examples": batch * steps[name]}
+        for kind in of:
+            rows += [
+                {"task": name, "of": kind, "batch": b, "count": c}
+                for b, c in zip(smooth, of[kind], strict=True)
+            ]
+            points += [
+                {"task": name, "of": kind, "batch": b, "count": c}
+                for b, c in zip(batch, seen[kind], strict=True)
+                if np.isfinite(c)
+            ]
+    return report.lines(
+        pd.DataFrame(rows),
+        x=report.axis("batch", "batch size", log=True),
+        y=report.axis("count", "to the target", log=True),
+        line="of",
+        panel="task",
+        points=pd.DataFrame(points),
+        title="How large a batch is worth its examples?",
+        subtitle="Steps and examples to a target at the best learning rates; lines: hyperbolas",
+    )
+
+
+if __name__ == "__main__":
+    shared.run(main)

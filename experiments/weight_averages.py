@@ -1,0 +1,189 @@
+"""Can an average of the weights do what a falling learning rate does?
+
+The exponential average (EMA), the average over the last half of the steps and schedule-free SGD (Defazio et
+al. 2024), each at a constant learning rate, beside the last iterate of a constant and of a cosine schedule.
+All are one recursion (`theory/averages.py`), whose expected loss on the noisy quadratic (Zhang et al. 2019)
+is exact. Checked: the recursion against the closed forms of the long run and against simulated runs; then a
+network on MNIST-1D, each method at the learning rate that is best on a held-out part.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from absl import flags
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from rich.console import Console
+
+from bpresearch import analysis, autodiff, data, files, models, platform, report
+from bpresearch import command as shared
+from bpresearch.functional import split
+from bpresearch.optim import schedules
+from bpresearch.theory import averages
+
+shared.define_experiment_flags()
+flags.DEFINE_integer("steps", 1000, "updates on the noisy quadratic")
+flags.DEFINE_integer("runs", 20_000, "simulated runs of the check")
+flags.DEFINE_integer("updates", 2000, "updates of the network")
+flags.DEFINE_string("lr", "logspace:0.0125:1.6:8", "learning rates of the network")
+flags.DEFINE_string("seed", "0:5", "seeds of the network, at least two")
+
+METHODS = {
+    "constant, last": ("constant", averages.last()),
+    "constant, EMA": ("constant", averages.exponential(0.99)),
+    "constant, tail": ("constant", averages.tail(0.5)),
+    "constant, schedule-free": ("constant", averages.schedule_free()),
+    "cosine, last": ("cosine", averages.last()),
+}
+EIGENVALUES = 1 / np.arange(1, 101)  # and the gradient noise of deep networks is about the Hessian
+RATES = np.geomspace(0.02, 1.8, 25)
+BATCH, WIDTH, HELD_OUT = 20, 50, 400
+
+
+def main() -> int:
+    FLAGS = flags.FLAGS
+    steps, runs, updates = (shared.positive(flag) for flag in ("steps", "runs", "updates"))
+    rates, seeds = shared.listed("lr", low=1e-9), shared.listed("seed", int, low=0, high=2**32)
+    json_file = shared.output_file("json")
+    if len(seeds) < 2:
+        raise ValueError(f"--seed={FLAGS.seed}: takes at least two seeds, for an interval")
+    if FLAGS.quick:
+        steps, updates, rates, seeds = min(steps, 300), min(updates, 500), rates[2::2], seeds[:2]
+    platform.start(FLAGS.platform)
+    workdir, console = shared.experiment_workdir("weight_averages"), Console()
+
+    quadratic = noisy_quadratic(steps)
+    best = quadratic.loc[quadratic.groupby("method", sort=False).excess.idxmin()].set_index("method")
+    network = {name: on_mnist1d(*METHODS[name], updates, rates, seeds) for name in METHODS}
+    columns = ("method", "quadratic: loss", "at lr", "MNIST-1D: accuracy (%)", "at lr")
+    grid = report.grid("At each method's best learning rate", columns, words=("method",))
+    for name, (rate, accuracy) in network.items():
+        interval = f"{100 * accuracy.mean:.1f} ± {100 * accuracy.half_width:.1f}"
+        grid.add_row(name, f"{best.excess[name]:.4f}", f"{best.lr[name]:.2f}", interval, f"{rate:.3g}")
+    console.print(grid)
+    averaged = min(
+        best.excess[name] for name in ("constant, EMA", "constant, tail", "constant, schedule-free")
+    )
+    console.print(
+        f"On the noisy quadratic the best average at a constant learning rate ends at {averaged:.4f}, the "
+        f"last iterate at {best.excess['constant, last']:.4f}, and with a cosine schedule at "
+        f"{best.excess['cosine, last']:.4f}: averaging does what a falling learning rate does."
+    )
+    figures = {f"quadratic.{name}": best.excess[name] for name in METHODS}
+    figures |= {f"network.{name}": accuracy.mean for name, (_, accuracy) in network.items()}
+    files.write_figures(json_file, {key.replace(", ", "-"): value for key, value in figures.items()})
+    console.print(f"Picture: {report.write_picture(picture(quadratic), workdir, 'weight_averages')}")
+    return report.conclude(console, [*long_run(), *simulated(runs), *compared(best, network)])
+
+
+def noisy_quadratic(steps: int) -> pd.DataFrame:
+    """The expected loss after so many steps, for each method and learning rate."""
+    rows = []
+    for name, (schedule, average) in METHODS.items():
+        table = schedules.table(getattr(schedules, schedule)(steps), steps)
+        for rate in RATES:
+            squares = averages.expected_squares(EIGENVALUES, EIGENVALUES, 1.0, rate * table, average)
+            rows.append({"method": name, "lr": rate, "excess": float(EIGENVALUES @ squares) / 2})
+    return pd.DataFrame(rows)
+
+
+def on_mnist1d(
+    schedule: str, average: averages.Average, updates: int, rates: list[float], seeds: list[int]
+) -> tuple[float, analysis.Interval]:
+    """The learning rate with the best mean accuracy on the held-out part, and the test accuracy there."""
+    dataset = data.load("mnist1d")
+    x, y = jnp.asarray(dataset.x[:-HELD_OUT]), jnp.asarray(dataset.y[:-HELD_OUT])
+    built = [models.mlp(dataset.input_shape, 10, widths=(WIDTH,) * 2, rngs=nnx.Rngs(seed)) for seed in seeds]
+    graphdef, params, state = split(built[0])
+    unravel = ravel_pytree(params)[1]
+    starts = jnp.stack([ravel_pytree(split(model)[1])[0] for model in built])
+    gradient = autodiff.gradient(graphdef, shared.LOSSES[shared.LOSS_ALIASES["cross_entropy"]])
+
+    def slope(w: jax.Array, key: jax.Array) -> jax.Array:
+        chosen = jax.random.randint(key, (BATCH,), 0, len(x))
+        return ravel_pytree(gradient(unravel(w), state, (x[chosen], y[chosen]))[1])[0]
+
+    def accuracies(rate: jax.Array, start: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(
+            graphdef, nnx.State(unravel(averages.descend(slope, start, rate * table, average, key)))
+        )
+
+        def of(x: np.ndarray, y: np.ndarray) -> jax.Array:
+            return jnp.mean(jnp.argmax(model(jnp.asarray(x)), axis=-1) == jnp.asarray(y))
+
+        return of(dataset.x[-HELD_OUT:], dataset.y[-HELD_OUT:]), of(dataset.x_test, dataset.y_test)
+
+    table = jnp.asarray(schedules.table(getattr(schedules, schedule)(updates), updates))
+    over_seeds = jax.vmap(accuracies, (None, 0, 0))
+    run = jax.jit(jax.vmap(over_seeds, (0, None, None)))
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    valid, test = (np.asarray(part, np.float64) for part in run(jnp.asarray(rates), starts, keys))
+    chosen = int(np.argmax(valid.mean(axis=1)))
+    return rates[chosen], analysis.mean_and_interval(test[chosen])
+
+
+def long_run() -> list[report.Check]:
+    """The recursion after many steps against the closed forms, with noise alone."""
+    h, rate, steps, decay = np.array([1.0]), 0.1, 8000, 0.99
+    after = partial(averages.expected_squares, h, h, 0.0, np.full(steps, rate))
+    forms = {
+        "last": (averages.last(), averages.settled_square(1, 1, rate)),
+        "EMA": (averages.exponential(decay), averages.settled_ema(1, 1, rate, decay)),
+        "tail": (averages.tail(0.5), averages.settled_mean(1, 1, rate, steps // 2)),
+    }
+    return [
+        report.Check(
+            f"{name}: recursion / closed form in the long run", float(after(average)[0]) / form, 1, 1e-9
+        )
+        for name, (average, form) in forms.items()
+    ]
+
+
+def simulated(runs: int) -> list[report.Check]:
+    """The recursion against many runs, after fifty steps along two eigenvectors."""
+    h, rates, found = np.array([1.0, 0.1]), np.full(50, 0.3), []
+    for name, (_, average) in METHODS.items():
+        if name == "cosine, last":
+            continue
+
+        def slope(w: jax.Array, key: jax.Array) -> jax.Array:
+            return h * w + np.sqrt(h) * jax.random.normal(key, w.shape, w.dtype)
+
+        with jax.enable_x64(True):
+            run = jax.jit(partial(averages.descend, slope, average=average))
+            ends = run(jnp.ones((runs, 2)), rates=jnp.asarray(rates), key=jax.random.key(0))
+        expected = averages.expected_squares(h, h, 1.0, rates, average)
+        off = np.abs(np.mean(np.asarray(ends) ** 2, axis=0) / expected - 1).max()
+        found.append(report.Check(f"{name}: simulated / recursion, off 1 by", off, 0, 8 / np.sqrt(runs)))
+    return found
+
+
+def compared(best: pd.DataFrame, network: dict[str, tuple[float, analysis.Interval]]) -> list[report.Check]:
+    """Averaging against the last iterate, and on the network against cosine."""
+    constant, cosine = network["constant, last"][1].mean, network["cosine, last"][1].mean
+    gains = [100 * (network[name][1].mean - constant) for name in ("constant, EMA", "constant, tail")]
+    tail = 100 * (network["constant, tail"][1].mean - cosine)
+    ratio = best.excess["constant, tail"] / best.excess["constant, last"]
+    return [
+        report.Check("quadratic: tail / last iterate, below 1", ratio, 0.5, 0.5),
+        report.Check("MNIST-1D: tail less cosine, in points", tail, 0, 4),
+        report.Check("MNIST-1D: gain of averaging, in points", max(gains), 10, 10),
+    ]
+
+
+def picture(quadratic: pd.DataFrame):
+    return report.lines(
+        quadratic[quadratic.excess < 1],
+        x=report.axis("lr", "learning rate (peak)", log=True),
+        y=report.axis("excess", "expected loss at the end", log=True),
+        line="method",
+        title="Can an average of the weights do what a falling learning rate does?",
+        subtitle="The noisy quadratic, exactly: averages at constant rates reach what cosine reaches",
+    )
+
+
+if __name__ == "__main__":
+    shared.run(main)
