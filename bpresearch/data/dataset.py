@@ -109,7 +109,7 @@ def dataset(
     raw, scale = x, 1.0
     if standardize == "features":
         x, x_test = standardized(x, x_test)
-        what = "each feature" if x.ndim == 2 else "all of an example's values together"
+        what = "each feature" if x.ndim == 2 else "all values together"
         description += f"; standardised: {what}{'' if classes is not None else ', and the targets'}"
     else:
         with np.errstate(over="ignore"):

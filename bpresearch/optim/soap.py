@@ -156,4 +156,4 @@ def _next_basis(
         return jnp.linalg.eigh(covariance)[1][:, ::-1], square
 
     vectors, square = jax.lax.switch(look, [kept, once_more, first])
-    return Basis(covariance, vectors), square
+    return Basis(jnp.asarray(covariance), vectors), square

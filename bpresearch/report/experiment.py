@@ -64,7 +64,7 @@ CURVES, BINS = 5000, 40
 
 def write(
     results: xr.Dataset | Sweep | Sequence[Sweep],
-    folder: Path,
+    folder: str | Path,
     *,
     title: str = "",
     only: Collection[str] = (),
@@ -93,6 +93,7 @@ def write(
     for name in only:
         if name not in NAMES:
             raise ValueError(f"{name} is no part of a report: {', '.join(NAMES)}")
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     sections = [_section(sweeps, name, only) for name in SECTIONS]
     legend = [(name, list(dict.fromkeys(sweeps.runs[name]))) for name in (sweeps.by, sweeps.stratum, "sweep")]

@@ -8,7 +8,7 @@ from bpresearch.report.page import save
 from bpresearch.report.style import save_drawings, specification
 
 
-def write_picture(chart: alt.TopLevelMixin, folder: Path, name: str) -> Path:
+def write_picture(chart: alt.TopLevelMixin, folder: str | Path, name: str) -> Path:
     """Writes a picture as PNG, SVG and HTML into a folder that exists; returns the PNG file."""
-    save(chart, folder / f"{name}.html")
-    return save_drawings(specification(chart), folder, name)
+    save(chart, Path(folder) / f"{name}.html")
+    return save_drawings(specification(chart), Path(folder), name)

@@ -178,12 +178,12 @@ def _vega() -> str:
     return re.sub(r"<(?=/script|script|!--)", r"\\x3c", bundle, flags=re.IGNORECASE)
 
 
-def save(chart: alt.TopLevelMixin, path: Path) -> Path:
+def save(chart: alt.TopLevelMixin, path: str | Path) -> Path:
     """Writes a picture as .png, .svg or .html, whole or not at all; nothing is loaded from a network.
 
     The HTML is a page of its own, interactive, in light and dark.
     """
-    found = specification(chart)
+    found, path = specification(chart), Path(path).expanduser()
     match path.suffix:
         case ".png":
             return files.write(path, png(svg(found)))

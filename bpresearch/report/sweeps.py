@@ -48,7 +48,7 @@ class Sweep:
     check: dict[str, Any] = field(default_factory=dict)
 
 
-def read(workdir: Path, results: xr.Dataset, name: str = "") -> Sweep:
+def read(workdir: str | Path, results: xr.Dataset, name: str = "") -> Sweep:
     """The sweep that a workdir holds, with what lies beside its results: provenance and gradient check.
 
     Args:
@@ -59,6 +59,7 @@ def read(workdir: Path, results: xr.Dataset, name: str = "") -> Sweep:
     Raises:
         ValueError: what lies beside the results cannot be read, or none of the runs has finished.
     """
+    workdir = Path(workdir).expanduser()
     config, check = (_json(workdir / file) for file in ("config.json", "gradient_check.json"))
     finished = results.finished.values
     if not finished.any():

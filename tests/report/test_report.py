@@ -98,7 +98,7 @@ def test_a_report_is_one_page_that_loads_nothing(made_up, tmp_path, case):
 def test_learning_rates_on_an_axis_have_four_digits(made_up, tmp_path):
     results = made_up()
     results["lr"] = results.lr * 10 ** (1 / 3)
-    report.save(pictures.learning_rate_sensitivity(sweeps(results)), tmp_path / "a.svg")
+    report.save(pictures.learning_rate_sensitivity(sweeps(results)), str(tmp_path / "a.svg"))
     labels = re.findall(r"<text[^>]*>([-+.e0-9]+)</text>", (tmp_path / "a.svg").read_text())
     expected = {f"{lr:.4g}" for lr in results.lr.values}
     assert expected <= set(labels)
