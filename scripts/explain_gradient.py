@@ -11,7 +11,6 @@ if the two differ by more than rounding: 1e-12 of the sum of the paths' absolute
 from dataclasses import replace
 
 from absl import flags
-from flax import nnx
 from rich.console import Console
 
 from bpresearch import command as shared
@@ -37,21 +36,15 @@ def main() -> int:
     if html and html.suffix != ".html":
         raise ValueError(f"--html={html}: takes the name of a file that ends in .html")
     platform.start(flags.FLAGS.platform, "float64")
-    build, options = shared.model_from_flags()
-    dataset = shared.dataset_from_flags()
-    loss = shared.loss_from_flags(dataset)
-    if count > len(dataset.x):
-        raise ValueError(f"--examples={count}: --dataset={dataset.name} has {len(dataset.x)}")
-    model = build(dataset.input_shape, dataset.outputs, rngs=nnx.Rngs(seed), **options)
-    targets = shared.targets(dataset, loss, dataset.y[:count])
+    task = shared.task_from_flags()
+    model = shared.task_model(task, seed)
+    x, y = shared.task_examples(task, "examples", count)
     try:
-        drawn = explain(
-            model, loss, dataset.x[:count], targets, flags.FLAGS.weight, paths=10 * paths if html else paths
-        )
+        drawn = explain(model, task.objective, x, y, flags.FLAGS.weight, paths=10 * paths if html else paths)
     except ValueError as error:
         raise ValueError(str(error).replace("weight=", "--weight=", 1)) from error
     what = "example" if count == 1 else "examples"
-    about = f"{flags.FLAGS.model} on {count} {what} of {dataset.name}"
+    about = f"{task.name if flags.FLAGS.task else flags.FLAGS.model} on {count} {what} of {task.name}"
     found = replace(drawn, about=about, anatomy=drawn.anatomy.largest(paths))
     Console().print(found)
     if html:
@@ -65,5 +58,10 @@ def main() -> int:
     return 0 if found.agrees else 1
 
 
+def options() -> list[str]:
+    """Defines the flags of the models' options."""
+    return shared.define_options(lambda: platform.start(flags.FLAGS.platform, "float64"))
+
+
 if __name__ == "__main__":
-    shared.run(main)
+    shared.run(main, options)

@@ -10,7 +10,6 @@ gradient is wrong, 2: a flag is.
 """
 
 from absl import flags
-from flax import nnx
 
 from bpresearch import command as shared
 from bpresearch import files, platform, verify
@@ -42,25 +41,20 @@ def main() -> int:
         raise ValueError(f"--every_coordinate={flags.FLAGS.every_coordinate}: takes an integer of at least 0")
     json_file, html_file = shared.output_file("json"), shared.output_file("html")
     platform.start(flags.FLAGS.platform)
-    build, options = shared.model_from_flags()
-    dataset = shared.dataset_from_flags()
-    loss = shared.loss_from_flags(dataset)
-    count = flags.FLAGS.batch_size
-    if not 1 <= count <= len(dataset.x):
-        raise ValueError(
-            f"--batch_size={count}: takes 1 to {len(dataset.x)}, the examples of --dataset={dataset.name}"
-        )
-    model = build(dataset.input_shape, dataset.outputs, rngs=nnx.Rngs(flags.FLAGS.seed), **options)
-    x, y = dataset.x[:count], shared.targets(dataset, loss, dataset.y[:count])
+    task = shared.task_from_flags()
+    model = shared.task_model(task, flags.FLAGS.seed)
+    count = flags.FLAGS.batch_size if flags.FLAGS["batch_size"].present else min(32, task.count)
+    x, y = shared.task_examples(task, "batch_size", count)
     try:
         report = verify.model(
-            model, loss, x, y, dtype=dtype, order=int(flags.FLAGS.order), seed=flags.FLAGS.seed,
+            model, task.objective, x, y, dtype=dtype, order=int(flags.FLAGS.order), seed=flags.FLAGS.seed,
             plant=flags.FLAGS.plant,
             every_coordinate_up_to=flags.FLAGS.every_coordinate,
         )  # fmt: skip
     except verify.FaultError as error:
         raise ValueError(f"--plant={flags.FLAGS.plant}: {error}") from error
-    asked = f"{flags.FLAGS.model} on {count} examples of {dataset.name}, {loss.__name__}, {dtype}"
+    name = task.name if flags.FLAGS.task else flags.FLAGS.model
+    asked = f"{name} on {count} examples of {task.name}, {task.objective.__name__}, {dtype}"
     print(f"{asked}\n")
     print(report)
     if json_file:
@@ -72,5 +66,10 @@ def main() -> int:
     return 0 if report.passed else 1
 
 
+def options() -> list[str]:
+    """Defines the flags of the models' options."""
+    return shared.define_options(lambda: platform.start(flags.FLAGS.platform))
+
+
 if __name__ == "__main__":
-    shared.run(main)
+    shared.run(main, options)

@@ -25,7 +25,6 @@ from bpresearch.analysis.resampling import (
     probability_of_improvement_interval,
 )
 from bpresearch.analysis.settings import (
-    METRICS,
     Metric,
     Setting,
     best_settings,
@@ -46,7 +45,6 @@ from bpresearch.analysis.statistics import (
 )
 
 __all__ = [
-    "METRICS",
     "Anatomy",
     "Budget",
     "Difference",

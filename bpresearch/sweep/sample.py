@@ -13,7 +13,8 @@ from typing import Any
 from bpresearch import files
 from bpresearch.sweep.description import coordinate
 from bpresearch.sweep.distribution import Uniform
-from bpresearch.sweep.grid import Axes, Settings, expand, taken
+from bpresearch.sweep.grid import Axes, expand
+from bpresearch.sweep.options import Settings, taken
 
 SAMPLERS = ("random", "qmc", "tpe")
 STUDY = "sweep"
