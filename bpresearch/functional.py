@@ -6,9 +6,11 @@ statistics, the counters of dropout's random streams). Both engines, the trainin
 work on these dicts; the object is put together again inside the compiled program.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -56,7 +58,8 @@ class TrainingLoss:
     """A loss `(model, batch) -> values`, as `nnx.value_and_grad` takes it, in the place of the short form's.
 
     It is differentiated with respect to the model alone: x is (), and y is the batch. Where it returns a
-    pair, the second part, metrics say, is not looked at.
+    pair, the second part is a dict of metrics. If it takes `rngs` too, it is given the model's `loss_rngs`,
+    an `nnx.Rngs` that `with_rngs` puts there.
     """
 
     loss: Callable[..., Any]
@@ -65,24 +68,79 @@ class TrainingLoss:
     def __name__(self) -> str:  # type: ignore[override]
         return getattr(self.loss, "__name__", "loss")
 
+    @property
+    def random(self) -> bool:
+        """Whether the loss takes `rngs`."""
+        return "rngs" in inspect.signature(self.loss).parameters
+
+    def with_metrics(self, model: nnx.Module, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """One value, or one for each example, and the metrics that the loss gives beside it."""
+        drawn = {"rngs": model.loss_rngs} if self.random else {}
+        found = self.loss(model, batch, **drawn)
+        values, metrics = found if isinstance(found, tuple) else (found, {})
+        return values, metrics if isinstance(metrics, dict) else {}
+
     def __call__(self, model: nnx.Module, batch: Any) -> jax.Array:
         """One value, or one for each example."""
-        found = self.loss(model, batch)
-        return found[0] if isinstance(found, tuple) else found
+        return self.with_metrics(model, batch)[0]
+
+
+def takes_the_model(loss: Callable[..., Any]) -> bool:
+    """Whether a loss is `(model, batch) -> values` and not `(outputs, targets) -> values`.
+
+    It is if its first parameter is called `model` or its second `batch`.
+
+    >>> [takes_the_model(f) for f in (lambda model, batch: 0, optax.l2_loss, lambda net, batch: 0)]
+    [True, False, True]
+    """
+    names = list(inspect.signature(loss).parameters)
+    return names[:1] == ["model"] or names[1:2] == ["batch"]
+
+
+def with_rngs(model: nnx.Module, loss_fn: Loss | TrainingLoss, rngs: nnx.Rngs) -> nnx.Module:
+    """The model, with a random stream of its own as `loss_rngs` if the loss draws from one."""
+    if isinstance(loss_fn, TrainingLoss) and loss_fn.random:
+        model.loss_rngs = nnx.Rngs(rngs.loss())
+    return model
+
+
+def as_pair(loss_fn: Loss | TrainingLoss, batch: Any) -> tuple[Any, Any]:
+    """A batch as the engines take it, `(x, y)`: of a loss of model and batch, x is ()."""
+    if isinstance(loss_fn, TrainingLoss):
+        return (), batch
+    x, y = batch
+    return x, y
+
+
+def losses(
+    loss_fn: Loss | TrainingLoss,
+    model: nnx.Module,
+    x: Any,
+    y: Any,
+    metrics: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({}),
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The values of a loss in either form, and metrics by name: those that it gives, and those asked for.
+
+    In the short form tuples of inputs, outputs and targets are several arguments, of a metric too; with a
+    `TrainingLoss`, a metric is a function of model and batch.
+    """
+    if isinstance(loss_fn, TrainingLoss):
+        values, given = loss_fn.with_metrics(model, y)
+        return values, given | {name: metric(model, y) for name, metric in metrics.items()}
+    arguments = *as_inputs(model(*as_inputs(x))), *as_inputs(y)
+    return loss_fn(*arguments), {name: metric(*arguments) for name, metric in metrics.items()}
 
 
 def objective(loss_fn: Loss | TrainingLoss, penalty: Loss | None = None) -> Callable[..., jax.Array]:
-    """The short form `(loss_fn, x, y)` as what is differentiated: `(model, params, x, y) -> loss`.
+    """A loss in either form as what is differentiated: `(model, params, x, y) -> loss`.
 
-    The loss is the mean of `loss_fn(model(x), y)` over all its elements, plus `penalty(params)`. Tuples of
-    inputs, outputs and targets are several arguments. Of a `TrainingLoss` it is the mean of its values.
+    The loss is the mean of `loss_fn(*outputs, *targets)` over all its elements, plus `penalty(params)`; of a
+    `TrainingLoss`, the mean of its values.
     """
 
     def loss(model: nnx.Module, params: Params, x: Any, y: Any) -> jax.Array:
-        if isinstance(loss_fn, TrainingLoss):
-            return jnp.mean(loss_fn(model, y))
-        values = loss_fn(*as_inputs(model(*as_inputs(x))), *as_inputs(y))
-        return jnp.mean(values) if penalty is None else jnp.mean(values) + penalty(params)
+        value = jnp.mean(losses(loss_fn, model, x, y)[0])
+        return value if penalty is None else value + penalty(params)
 
     return loss
 

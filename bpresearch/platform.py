@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.extend.backend import clear_backends
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 XLA_OPTIONS = {
@@ -62,7 +63,9 @@ def choose(platform: str) -> None:
 
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Joins the processes that compute together: to be called before `start`.
+    """Joins the processes that compute together, before or after `start`; if they are joined, does nothing.
+
+    Where JAX has started before, it starts anew: arrays that were made before are not to be used any more.
 
     Args:
         coordinator: address of process 0 as HOST:PORT. On Slurm, Kubernetes, Open MPI and Cloud TPU, None:
@@ -73,6 +76,9 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     Raises:
         ValueError: no cluster is found, or the others do not come.
     """
+    if jax.distributed.is_initialized():
+        return
+    clear_backends()
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""One training as a pure function.
+"""One training as a pure function: `make_run`.
 
 A run is trained by `jax.lax.scan` over its steps, with its data on the device. Everything that differs
 between runs is an input: initial weights come from a key, the order of the examples and the learning
@@ -6,8 +6,8 @@ rates from tables, the other hyper-parameters as numbers. So one compiled progra
 same shape, and a sweep is a map of this function over runs.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,9 +17,19 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from jaxtyping import ArrayLike, Float, Int, Integer, Shaped
+from jaxtyping import ArrayLike, Float, Int, Integer
 
-from bpresearch.functional import Params, State, as_inputs, merge, split
+from bpresearch.functional import (
+    Loss,
+    Params,
+    State,
+    TrainingLoss,
+    as_pair,
+    merge,
+    objective,
+    split,
+    with_rngs,
+)
 
 
 class Run(NamedTuple):
@@ -32,42 +42,42 @@ class Run(NamedTuple):
     """The first step, from 1, whose loss, in float32, was NaN or Inf, or -1; then on nothing changes."""
 
 
-class Examples(NamedTuple):
-    """A part of a data set on the device."""
-
-    x: Shaped[Array | np.ndarray, "examples *features"]
-    y: Shaped[Array | np.ndarray, "examples *targets"]
-
-
 @dataclass(frozen=True)
 class Training:
     """What is trained, and how: all that a program is compiled for.
 
     Attributes:
         build: `rngs -> model`.
-        loss_fn: `(outputs, targets) -> values`; the loss is their mean.
+        loss: `(outputs, targets) -> values` of batches `(x, y)`, or a `TrainingLoss` of batches that are any
+            trees of arrays; the mean of its values is minimized.
         gradient: an engine's gradient function: `autodiff.gradient` or `chainrule.gradient`.
-        optimizer: `(learning_rate, **hyperparameters) -> optax.GradientTransformation`.
+        optimizer: `(learning_rate, **hyperparameters) -> optax.GradientTransformation`, whose `init` and
+            `update` see the weights with their paths.
         dtype: format of the parameters.
-        labels: whether the targets of the accuracy are classes: integers, or one-hot rows.
+        metrics: what an evaluation measures beside the loss, by name: functions as
+            `bpresearch.functional.losses` takes them.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
-    loss_fn: Callable[..., Array]
+    loss: Loss | TrainingLoss
     gradient: Callable[..., Any]
     optimizer: Callable[..., optax.GradientTransformation]
     dtype: Any = jnp.float32
-    labels: bool = True
+    metrics: Mapping[str, Callable[..., Array]] = field(default_factory=dict)
+
+    def model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The model with its initial weights, and with the random stream that the loss draws from."""
+        return with_rngs(self.build(rngs), self.loss, rngs)
 
     @cached_property
     def graphdef(self) -> nnx.GraphDef:
         """The model's static part while it is trained."""
-        return split(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))))[0]
+        return split(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))))[0]
 
     @cached_property
     def evaluation_graphdef(self) -> nnx.GraphDef:
         """The model's static part while it is evaluated (no dropout, running statistics)."""
-        model = nnx.eval_shape(lambda: self.build(nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: self.model(nnx.Rngs(0)))
         model.eval()
         return split(model)[0]
 
@@ -97,8 +107,8 @@ class Moment(NamedTuple):
     """The run's initial weights, within rounding."""
     steps: Int[Array, ""]
     """Number of updates before this moment."""
-    data: Examples
-    """All training examples."""
+    data: Any
+    """All training examples: a tree of arrays, examples first."""
     batch: Int[Array, " batch"]
     """Which of them the next step takes."""
     hyperparameters: dict[str, Array]
@@ -118,12 +128,94 @@ Diagnostic = Callable[[Moment], dict[str, Measured]]
 """Measures a run: variables of the results by name, such as `{"distance": Measured(norm)}`."""
 
 
+class Chunk(NamedTuple):
+    """What a run takes for some of its steps, which come in parts; the first axis of an array is the part."""
+
+    seed: Integer[Array, ""]
+    first: Int[Array, " parts"]
+    """Number, from 1, of a part's first step."""
+    last: Int[Array, " parts"]
+    """Of its last; no step is taken after it."""
+    evaluation: Any
+    """Whether the run is measured before the part."""
+    order: Int[Array, "parts steps batch"]
+    """Which examples each step takes."""
+    scheduled: dict[str, Float[Array, "parts steps"]]
+    """The hyper-parameters that have a value for each step: `learning_rate`, and others."""
+    hyperparameters: dict[str, Array]
+    """The optimizer's other hyper-parameters."""
+
+
+class Programs(NamedTuple):
+    """One training: how it starts, and how it goes on over a chunk of its steps."""
+
+    start: Callable[..., Run]
+    """`(seed, hyperparameters) -> run`"""
+    advance: Callable[..., tuple[Run, Array, dict[str, Array]]]
+    """`(run, chunk, data) -> run, losses, what was measured`"""
+
+
+def make_run(
+    training: Training,
+    measure: Callable[[Moment, Any], dict[str, Array]],
+    *,
+    shared: bool,
+    alone: bool,
+) -> Programs:
+    """One training, from its seed to its last step.
+
+    Args:
+        training: what is trained.
+        measure: `(moment, data) -> values by name`, called at each evaluation; data holds all parts by name.
+        shared: whether training takes over the step that the diagnostics looked at. It does so without
+            diagnostics, too: then a run has the same bits with and without them.
+        alone: whether the program takes one run at a time. Then a run that has diverged is skipped.
+    """
+
+    def begin(seed: Array, hyperparameters: dict[str, Array]) -> Run:
+        return start(training, seed, hyperparameters)
+
+    def advance(run: Run, chunk: Chunk, data: dict[str, Any]) -> tuple[Run, Array, dict[str, Array]]:
+        fixed = chunk.hyperparameters
+        at_first = {name: values[0, 0] for name, values in chunk.scheduled.items()} | fixed
+        initial = start(training, chunk.seed, at_first).params  # computed only if a diagnostic uses it
+
+        def part(run: Run, steps: tuple[Any, ...]) -> tuple[Run, tuple[Array, dict[str, Array]]]:
+            first, last, evaluation, order, scheduled = steps
+            now = {name: values[0] for name, values in scheduled.items()} | fixed
+            examples = data["train"]
+
+            def first_step() -> Step:
+                return whole(next_step(training, run, examples, order[0], now))
+
+            some = first <= last
+            begun = when((some | evaluation) if shared else evaluation, run, first_step, alone)
+            moment = Moment(training, run, chunk.seed, initial, first - 1, examples, order[0], now, begun)
+            metrics = when(evaluation, run, lambda: measure(moment, data), alone)
+            run, losses = when(
+                some,
+                run,
+                lambda: train(
+                    training, run, examples, order, scheduled, fixed, first, last, begun if shared else None
+                ),
+                alone,
+                otherwise=lambda: (run, jnp.full(order.shape[0], jnp.nan, jnp.float32)),
+            )
+            return run, (losses, metrics)
+
+        parts = (chunk.first, chunk.last, chunk.evaluation, chunk.order, chunk.scheduled)
+        run, (losses, metrics) = jax.lax.scan(part, run, parts)
+        return run, losses, metrics
+
+    return Programs(begin, advance)
+
+
 def start(training: Training, seed: int | Integer[Array, ""], hyperparameters: dict[str, ArrayLike]) -> Run:
     """A run before its first step: initial weights from the seed alone.
 
     The hyper-parameters are the optimizer's; the learning rate may be missing.
     """
-    _, params, state = split(training.build(nnx.Rngs(jax.random.key(seed))))
+    _, params, state = split(training.model(nnx.Rngs(jax.random.key(seed))))
     params = jax.tree.map(lambda leaf: leaf.astype(training.dtype), params)
     optimizer = training.optimizer(**({"learning_rate": jnp.float32(0)} | hyperparameters))
     return Run(params, state, optimizer.init(params), jnp.int32(-1))
@@ -132,7 +224,7 @@ def start(training: Training, seed: int | Integer[Array, ""], hyperparameters: d
 def next_step(
     training: Training,
     run: Run,
-    data: Examples,
+    data: Any,
     index: Int[Array | np.ndarray, " batch"],
     hyperparameters: dict[str, ArrayLike],
 ) -> Step:
@@ -140,8 +232,8 @@ def next_step(
 
     The hyper-parameters are the optimizer's in this step, `learning_rate` among them.
     """
-    batch = (data.x[index], data.y[index])
-    value_and_grad = training.gradient(training.graphdef, training.loss_fn)
+    batch = batch_of(training, data, index)
+    value_and_grad = training.gradient(training.graphdef, training.loss)
     (loss, state), gradient = value_and_grad(run.params, run.state, batch)
     optimizer = optax.with_extra_args_support(training.optimizer(**hyperparameters))
     update, optimizer_state = optimizer.update(
@@ -152,7 +244,7 @@ def next_step(
         grad=gradient,
         value_fn=lambda params: batch_loss(training, params, run.state, batch),
     )
-    return Step(loss, gradient, update, state, optimizer_state)
+    return Step(loss, gradient, update, _like(state, run.state), optimizer_state)
 
 
 def take_step(
@@ -177,7 +269,7 @@ def take_step(
 def train(
     training: Training,
     run: Run,
-    data: Examples,
+    data: Any,
     order: Int[Array | np.ndarray, "steps batch"],
     scheduled: dict[str, Float[Array | np.ndarray, " steps"]],
     hyperparameters: dict[str, ArrayLike],
@@ -190,7 +282,7 @@ def train(
     Args:
         training: what is trained.
         run: its state before these steps.
-        data: the training examples.
+        data: the training examples: a tree of arrays, examples first.
         order: which examples each step takes.
         scheduled: the hyper-parameters with a value for each step: `learning_rate`, and others if they are
             scheduled too.
@@ -219,68 +311,51 @@ def train(
     return run, jnp.concatenate([loss[None], losses])
 
 
+def batch_of(training: Training, data: Any, index: Int[Array | np.ndarray, " batch"]) -> tuple[Any, Any]:
+    """Some of the examples, as the engines take them."""
+    return as_pair(training.loss, jax.tree.map(lambda array: array[index], data))
+
+
 def batch_loss(training: Training, params: Params, state: State, batch: tuple[Any, Any]) -> Float[Array, ""]:
     """The mean loss of a batch `(x, y)` in training; the model's new state is dropped."""
-    x, y = batch
-    return jnp.mean(training.loss_fn(merge(training.graphdef, params, state)(*as_inputs(x)), y))
+    return objective(training.loss)(merge(training.graphdef, params, state), params, *batch)
 
 
-def evaluate(
-    training: Training, run: Run, data: Examples, *, block: int = 1000
-) -> dict[str, Float[Array, ""]]:
-    """Mean loss over a data set and, for classes, the accuracy in [0, 1]; NaN once the run has diverged.
+def when(
+    condition: Any,
+    run: Run,
+    then: Callable[[], Any],
+    alone: bool,
+    otherwise: Callable[[], Any] | None = None,
+) -> Any:
+    """`then()` if the condition holds and the run has not diverged, else `otherwise()`: by default, blanks.
 
-    The examples go through the model in blocks of at most `block`, so that memory does not grow with
-    their number.
+    With several runs at a time (not `alone`) a program would compute both sides for those that diverged.
     """
-    count = data.x.shape[0]
-    blocks = -(-count // block)
-    size = -(-count // blocks)
-    index = jnp.minimum(jnp.arange(blocks * size), count - 1).reshape(blocks, size)
-    weight = (jnp.arange(blocks * size) < count).astype(jnp.float32).reshape(blocks, size)
-
-    def sums(index: Array, weight: Array) -> dict[str, Array]:
-        # Put together here, where it is used: a recurrent layer moves its random stream on.
-        model = merge(training.evaluation_graphdef, run.params, run.state)
-        y = data.y[index]
-        outputs = model(*as_inputs(data.x[index]))
-        values = training.loss_fn(outputs, y).astype(jnp.float32)
-        result = {"loss": jnp.sum(weight * jnp.mean(values.reshape(size, -1), axis=1))}
-        if training.labels:
-            labels = y if jnp.issubdtype(y.dtype, jnp.integer) else jnp.argmax(y, axis=-1)
-            right = (jnp.argmax(outputs, axis=-1) == labels).reshape(size, -1)
-            result["accuracy"] = jnp.sum(weight * jnp.mean(right, axis=1))
-        return result
-
-    totals = jax.lax.map(lambda part: sums(*part), (index, weight))
-    healthy = run.diverged_at < 0
-    return {name: jnp.where(healthy, jnp.sum(total) / count, jnp.nan) for name, total in totals.items()}
+    otherwise = otherwise or (lambda: blank(jax.eval_shape(then)))
+    inner = (lambda: jax.lax.cond(run.diverged_at < 0, then, otherwise)) if alone else then
+    return jax.lax.cond(condition, inner, otherwise)
 
 
-def shuffled_batches(
-    seed: int, examples: int, batch_size: int, first_step: int, steps: int
-) -> Int[np.ndarray, "steps batch"]:
-    """Which examples each step takes: every epoch is a new permutation, cut into batches.
+def whole(step: Step) -> Step:
+    """A step, kept as a whole, whoever uses which part of it, so that it has the same bits."""
+    return jax.lax.optimization_barrier(step)
 
-    Sampling is without replacement within an epoch; the examples left over at its end, fewer than a
-    batch, are dropped. The order depends on the seed and the number of the epoch alone, so a run meets the
-    same batches whatever its optimizer and wherever it is resumed.
 
-    Args:
-        seed: the run's seed.
-        examples: number of training examples.
-        batch_size: examples in a batch, at most `examples`.
-        first_step: number, from 1, of the first step.
-        steps: number of steps.
-    """
-    per_epoch = examples // batch_size
-    first = first_step - 1
-    epochs = range(first // per_epoch, (first + steps - 1) // per_epoch + 1)
-    order = np.concatenate(
-        [
-            np.random.default_rng([seed, epoch]).permutation(examples)[: per_epoch * batch_size]
-            for epoch in epochs
-        ]
-    )
-    skip = first - epochs[0] * per_epoch
-    return order.reshape(-1, batch_size)[skip : skip + steps].astype(np.int32)
+def blank(shapes: Any) -> Any:
+    """Arrays of NaN, of zeros, or of some random key."""
+
+    def fill(shape):
+        if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(jax.random.key(0), shape.shape)
+        value = jnp.nan if jnp.issubdtype(shape.dtype, jnp.floating) else 0
+        return jnp.full(shape.shape, value, shape.dtype)
+
+    return jax.tree.map(fill, shapes)
+
+
+def _like(new: State, old: State) -> State:
+    """The new values of the variables that there were before: not of those that a call has sown."""
+    return {
+        name: _like(new[name], value) if isinstance(value, dict) else new[name] for name, value in old.items()
+    }

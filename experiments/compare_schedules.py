@@ -84,4 +84,4 @@ def figures(results: dict) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    shared.run(main, shared.sweep_options)

@@ -24,7 +24,19 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, chainrule, data, files, models, optim, platform, report, sweep, theory
+from bpresearch import (
+    analysis,
+    chainrule,
+    data,
+    files,
+    losses,
+    models,
+    optim,
+    platform,
+    report,
+    sweep,
+    theory,
+)
 from bpresearch import command as shared
 from bpresearch.theory import ablation
 
@@ -76,7 +88,7 @@ def main() -> int:
         true = task(chainrule.gradient)
         networks = [model_of(true, seed) for seed in seeds]
         part = true.examples()["train"]
-        batch = (true.loss_fn, part.x[:500], part.y[:500])
+        batch = (true.loss, part[0][:500], part[1][:500])
         if setting == PLAIN:
             console.print(factor_table(theory.factor_statistics(networks[0], *batch)))
         whole = trained(true, axes, workdir / folder / "nothing")
@@ -110,18 +122,16 @@ def experiment(
     setting: Setting, dataset: data.Dataset, width: int, steps: int, gradient: Callable[..., Any]
 ) -> sweep.Experiment:
     """Training a perceptron with a gradient function."""
-    loss = shared.LOSSES[shared.LOSS_ALIASES[setting.loss]]
-    options = {"widths": (width,) * setting.depth, "activation": shared.ACTIVATIONS[setting.activation]}
+    loss = losses.named(setting.loss)
+    options = {"widths": (width,) * setting.depth, "activation": models.ACTIVATIONS[setting.activation]}
     return sweep.Experiment(
-        dataset, models.mlp, loss, options, targets=partial(shared.targets, dataset, loss),
+        dataset, models.mlp, loss, options, targets=partial(losses.targets, loss, dataset.classes),
         gradient=gradient, steps=steps, eval_every=steps,
     )  # fmt: skip
 
 
 def model_of(experiment: sweep.Experiment, seed: int) -> nnx.Module:
-    return experiment.model(
-        experiment.dataset.input_shape, 10, rngs=nnx.Rngs(seed), **experiment.model_options
-    )
+    return experiment.build(experiment.model, experiment.model_options, nnx.Rngs(seed))
 
 
 def trained(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from rich.table import Table
 from bpresearch import command as shared
 from bpresearch import data, files, models, optim, platform, sweep, train
 from bpresearch.analysis import diagnostics
+from bpresearch.data.batches import shuffled_batches
 from bpresearch.optim import schedules
 from bpresearch.sweep.estimate import Rehearsal
 
@@ -59,7 +60,7 @@ class PythonLoop:
     def __init__(self, task: sweep.Experiment, axes: sweep.Axes):
         self.settings = sweep.expand(axes, task.model)[0]
         self.training = task.training(self.settings)
-        self.data = train.Examples(*map(jnp.asarray, task.examples()["train"]))
+        self.data = tuple(map(jnp.asarray, task.examples()["train"]))
         self.count = task.training_examples
         self.step = jax.jit(self._step)
         self.run = jax.jit(lambda: train.start(self.training, 0, {"momentum": 0.9}))()
@@ -70,7 +71,7 @@ class PythonLoop:
         return train.train(self.training, run, self.data, order[None], table, {"momentum": 0.9}, 1, 1)
 
     def __call__(self, steps: int) -> float:
-        order = train.shuffled_batches(0, self.count, self.settings["batch_size"], 1, steps)
+        order = shuffled_batches(0, self.count, self.settings["batch_size"], 1, steps)
         run, rate = self.run, np.float32(0.01)
         begun = time.perf_counter()
         for index in order:

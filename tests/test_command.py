@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpresearch import command as shared
-from bpresearch import data
+from bpresearch import models
 from bpresearch.distribution import Uniform
 
 
@@ -89,15 +89,6 @@ def test_numbers_outside_their_range_are_named(text):
 
 
 def test_a_name_that_is_nearly_right_is_suggested():
-    assert shared.choose("model", "mlp", shared.MODELS) == "mlp"
+    assert shared.choose("model", "mlp", models.BY_NAME) == "mlp"
     with pytest.raises(ValueError, match=r"--schedule=cosin is not one of .*; did you mean cosine\?"):
         shared.choose("schedule", "cosin", shared.SCHEDULES)
-
-
-def test_classes_become_rows_for_a_loss_between_numbers():
-    spirals = data.load("spirals")
-    squared = shared.LOSSES["squared_error"]
-    rows = shared.targets(spirals, squared, spirals.y[:4])
-    np.testing.assert_array_equal(rows, np.eye(2)[spirals.y[:4]])
-    labels = shared.LOSSES["softmax_cross_entropy_with_integer_labels"]
-    assert shared.targets(spirals, labels, spirals.y) is spirals.y

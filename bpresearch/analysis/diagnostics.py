@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from bpresearch.functional import Params, format_path
 from bpresearch.theory.sharpness import of_length_one, power_iteration
-from bpresearch.train import Measured, Moment, batch_loss
+from bpresearch.train import Measured, Moment, batch_loss, batch_of
 
 POWER_ITERATIONS = 20
 PROBES = 4
@@ -137,7 +137,7 @@ DIAGNOSTICS: tuple[Callable[[Moment], dict[str, Measured]], ...] = (
 
 def loss_of(moment: Moment, index: Array) -> Callable[[Params], Float[Array, ""]]:
     """The loss of some examples, as training computes it, as a function of the weights."""
-    batch = (moment.data.x[index], moment.data.y[index])
+    batch = batch_of(moment.training, moment.data, index)
     return lambda params: batch_loss(moment.training, params, moment.run.state, batch)
 
 
@@ -156,8 +156,8 @@ def noise_estimates(
 def gradient(moment: Moment, index: Array) -> Params:
     """The engine's gradient on some examples."""
     training, run, data = moment.training, moment.run, moment.data
-    value_and_grad = training.gradient(training.graphdef, training.loss_fn)
-    _, grads = value_and_grad(run.params, run.state, (data.x[index], data.y[index]))
+    value_and_grad = training.gradient(training.graphdef, training.loss)
+    _, grads = value_and_grad(run.params, run.state, batch_of(training, data, index))
     return grads
 
 

@@ -42,16 +42,16 @@ class Metric(NamedTuple):
         return f"a {self.name} of {self.format(interval)}{' %' if self.percent else ''}"
 
 
-METRICS = (
-    Metric("accuracy", "accuracy (%)", True, True),
-    Metric("loss", "loss", False, False),
-)
-
-
 def metric_of(results: xr.Dataset, part: str = "test") -> Metric:
-    """The metric of the part "valid" or "test": its accuracy where there is one, else its loss."""
-    metric = next(metric for metric in METRICS if f"{part}_{metric.variable}" in results)
-    return metric._replace(variable=f"{part}_{metric.variable}", title=f"{part} {metric.title}")
+    """The metric of the part "valid" or "test" that settings are chosen by: what the results' attributes
+    `chosen_by` and `higher_is_better` say, without them the accuracy where there is one, else the loss."""
+    name = str(results.attrs.get("chosen_by", "")).removeprefix("valid_").removeprefix("test_")
+    told = f"{part}_{name}" in results
+    if not told:
+        name = "accuracy" if f"{part}_accuracy" in results else "loss"
+    percent = name == "accuracy"
+    higher = bool(results.attrs["higher_is_better"]) if told else percent
+    return Metric(f"{part}_{name}", f"{part} {name}{' (%)' if percent else ''}", higher, percent)
 
 
 def chosen_by(results: xr.Dataset) -> Metric:

@@ -11,45 +11,34 @@ if TYPE_CHECKING:
     from bpresearch.command.axes import numbers, positive, sizes, values
     from bpresearch.command.experiment import define_experiment_flags, experiment_workdir, listed
     from bpresearch.command.running import start_from_flags
-    from bpresearch.command.start import choose, fail, help_text, output_file, run
+    from bpresearch.command.start import Stop, choose, fail, help_text, output_file, run
     from bpresearch.command.sweep import (
         ENGINES,
-        OPTIMIZERS,
-        SCHEDULES,
         axes_from_flags,
         define_sweep_flags,
         experiment_from_flags,
         sweep_from_flags,
+        sweep_options,
         workdir_from_flags,
     )
     from bpresearch.command.task import (
-        ACTIVATIONS,
-        INITIALIZATIONS,
-        LOSS_ALIASES,
-        LOSSES,
-        MODELS,
-        dataset_from_flags,
+        SCHEDULES,
+        define_options,
         define_precision_flag,
         define_task_flags,
-        loss_from_flags,
-        model_from_flags,
-        takes_labels,
-        targets,
+        task_examples,
+        task_from_flags,
+        task_model,
     )
 
 __all__ = [
-    "ACTIVATIONS",
     "ENGINES",
-    "INITIALIZATIONS",
-    "LOSSES",
-    "LOSS_ALIASES",
-    "MODELS",
-    "OPTIMIZERS",
     "SCHEDULES",
+    "Stop",
     "axes_from_flags",
     "choose",
-    "dataset_from_flags",
     "define_experiment_flags",
+    "define_options",
     "define_precision_flag",
     "define_sweep_flags",
     "define_task_flags",
@@ -58,8 +47,6 @@ __all__ = [
     "fail",
     "help_text",
     "listed",
-    "loss_from_flags",
-    "model_from_flags",
     "numbers",
     "output_file",
     "positive",
@@ -67,8 +54,10 @@ __all__ = [
     "sizes",
     "start_from_flags",
     "sweep_from_flags",
-    "takes_labels",
-    "targets",
+    "sweep_options",
+    "task_examples",
+    "task_from_flags",
+    "task_model",
     "values",
     "workdir_from_flags",
 ]

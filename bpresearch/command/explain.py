@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from flax import nnx
 from rich.console import Console
 
 from bpresearch import files, platform, report, theory
@@ -29,18 +28,20 @@ from bpresearch.command.axes import positive
 from bpresearch.command.axes import sizes as sizes_of
 from bpresearch.command.start import output_file
 from bpresearch.command.task import (
-    dataset_from_flags,
+    define_options,
     define_task_flags,
-    loss_from_flags,
-    model_from_flags,
-    targets,
+    described,
+    task_examples,
+    task_from_flags,
+    task_model,
 )
 from bpresearch.theory.network import Network, from_dict, read
 
 OF_NETWORK = ("sizes", "inputs", "targets", "weights", "biases", "activations", "reduction", "learning_rate")
 OF_TASK = (
     "model", "widths", "width", "depth", "heads", "patch_size", "scan_layers", "channels", "kernel_sizes",
-    "stride", "padding", "pooling", "activation", "initialization", "dataset", "data_dir", "examples",
+    "stride", "padding", "pooling", "activation", "initialization", "dataset", "data_dir", "standardize",
+    "examples", "task",
 )  # fmt: skip
 
 
@@ -111,24 +112,19 @@ def of_network(network: Network, paths: int, html: Path | None, json_file: Path 
 def of_task(paths: int, html: Path | None, json_file: Path | None) -> int:
     """The largest paths of any model."""
     count, seed = positive("examples"), positive("seed", low=0)
-    build, options = model_from_flags()
-    dataset = dataset_from_flags()
-    loss = loss_from_flags(dataset)
-    if count > len(dataset.x):
-        raise ValueError(f"--examples={count}: --dataset={dataset.name} has {len(dataset.x)}")
-    model = build(dataset.input_shape, dataset.outputs, rngs=nnx.Rngs(seed), **options)
-    y = targets(dataset, loss, dataset.y[:count])
+    task = task_from_flags()
+    model = task_model(task, seed)
+    x, y = task_examples(task, "examples", count)
     drawn = named(
-        theory.explain, model, loss, dataset.x[:count], y, flags.FLAGS.weight,
+        theory.explain, model, task.objective, x, y, flags.FLAGS.weight,
         paths=10 * paths if html else paths,
     )  # fmt: skip
     what = "example" if count == 1 else "examples"
-    about = f"{flags.FLAGS.model} on {count} {what} of {dataset.name}"
+    about = f"{task.name if flags.FLAGS.task else flags.FLAGS.model} on {count} {what} of {task.name}"
     explanation = replace(drawn, about=about, anatomy=drawn.anatomy.largest(paths))
     console = Console()
     console.print(explanation)
-    if not dataset.tokens:
-        console.print("The data were standardised: mean 0 and deviation 1 over the training part.")
+    console.print(described(task), markup=False)
     if html:
         files.write(html, report.paths_page(replace(drawn, about=about)))
     figures = {
@@ -198,3 +194,8 @@ def missing(flag: str) -> list[float]:
 def cut(values: list[float], counts: list[int]) -> list[np.ndarray]:
     """A list as arrays of so many elements each."""
     return np.split(np.array(values), np.cumsum(counts)[:-1])
+
+
+def options() -> list[str]:
+    """Defines the flags of the models' options."""
+    return define_options(lambda: platform.start(flags.FLAGS.platform, "float64"))

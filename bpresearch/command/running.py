@@ -1,6 +1,5 @@
 """The flags of how a sweep is run: on which machines, laid out how, in how much memory, or not at all yet."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bpresearch import platform, sweep
-from bpresearch.command.start import choose
+from bpresearch.command.axes import values
+from bpresearch.command.start import Stop, choose
+from bpresearch.platform import DTYPES
 from bpresearch.sweep.estimate import seconds_in_words
 
 FLAGS = flags.FLAGS
@@ -27,6 +28,11 @@ def define_running_flags() -> None:
     flags.DEFINE_string("coordinator", None, "distributed, where no cluster tells: HOST:PORT of process 0")
     flags.DEFINE_integer("processes", None, "distributed, where no cluster tells: how many there are")
     flags.DEFINE_integer("process", None, "distributed, where no cluster tells: number of this one, from 0")
+    flags.DEFINE_string(
+        "slice",
+        None,
+        "3/16: train the third of sixteen parts of the runs, in a folder of its own in --workdir",
+    )
     flags.DEFINE_bool("dry_run", False, "print runs, programs, memory and time, and train nothing")
     flags.DEFINE_integer("replay", None, "train this run of the results again, alone, and compare")
 
@@ -45,7 +51,12 @@ def start_from_flags() -> None:
         if FLAGS.platform:
             platform.choose(FLAGS.platform)
         platform.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-    platform.start(FLAGS.platform, FLAGS.precision)
+    platform.start(FLAGS.platform, precisions()[0] if len(precisions()) == 1 else "float32")
+
+
+def precisions() -> list[str]:
+    """The formats that --precision names."""
+    return [choose("precision", name, DTYPES) for name in values("precision", FLAGS.precision, str)]
 
 
 def running_options() -> dict[str, Any]:
@@ -69,8 +80,9 @@ def describe_and_stop(experiment: sweep.Experiment, axes: sweep.Axes | list[swee
     runs, seconds = sum(one.runs for one in found), sum(one.seconds for one in found)
     programs = f"{len(found)} program{'s' if len(found) > 1 else ''}"
     memory = f"{max(one.memory for one in found) / 2**20:.0f} MiB"
-    print(f"{runs} runs of {experiment.steps} steps, {programs}, {memory}, about {seconds_in_words(seconds)}")
-    sys.exit(0)
+    steps = f"{'up to ' if experiment.ends else ''}{experiment.steps} steps"
+    print(f"{runs} runs of {steps}, {programs}, {memory}, about {seconds_in_words(seconds)}")
+    raise Stop
 
 
 def replay_and_stop(experiment: sweep.Experiment, runs: list[sweep.Settings], workdir: Path) -> None:
@@ -82,19 +94,19 @@ def replay_and_stop(experiment: sweep.Experiment, runs: list[sweep.Settings], wo
     for name, value in settings.items():
         if value == value:
             print(f"{name}: {sweep.coordinate(value)}")
-    for name in ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy"):
-        if name in alone:
+    for name in ("train_loss", *(name for name in alone if str(name).startswith(("valid_", "test_")))):
+        if alone[name].dims in (("run", "step"), ("run", "eval_step")):
             print(f"{name} at the end: {alone[name].values[0, -1]:.6g}")
     stored = sweep.read(workdir) if (workdir / "results.zarr").exists() else None
     if stored is None or FLAGS.replay >= stored.sizes["run"] or not stored.finished[FLAGS.replay]:
         print(f"{workdir} does not hold this run yet")
-        sys.exit(0)
+        raise Stop
     before, now = stored.train_loss[FLAGS.replay].values, alone.train_loss.values[0]
     if np.array_equal(before, now, equal_nan=True):
         print(f"the same as in {workdir}, bit for bit")
-        sys.exit(0)
+        raise Stop
     off = int(np.argmax(~((before == now) | (np.isnan(before) & np.isnan(now)))))
     print(
         f"not the same as in {workdir}: at step {off + 1} the loss is {now[off]:.9g}, there {before[off]:.9g}"
     )
-    sys.exit(1)
+    raise Stop(1)

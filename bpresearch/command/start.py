@@ -12,21 +12,49 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from bpresearch import chainrule
+from bpresearch.command import own
 
 FLAGS = flags.FLAGS
 
+HELP = ("help", "h", "helpfull", "helpshort")
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Parses the flags and runs `main`; bad input becomes one line on stderr and exit code 2."""
+
+class Stop(Exception):
+    """Ends the program with an exit code: what was asked for is done."""
+
+    def __init__(self, code: int = 0):
+        super().__init__(code)
+        self.code = code
+
+
+def run(main: Callable[[], int | None], options: Callable[[], list[str]] | None = None) -> NoReturn:
+    """Parses the flags and runs `main`.
+
+    Exit codes: 0 done, 1 the answer is no, 2 bad input, in one line. An error that a file of the user's own
+    raises is shown as Python shows it, with their lines alone: exit code 2 if the file cannot be loaded, 1 if
+    what it defines fails when it is used.
+
+    Args:
+        main: the command; returns the exit code, by default 0.
+        options: defines more flags by the values of those there are; returns the help's lines on them.
+    """
 
     def parse(argv: Sequence[str]) -> list[str]:
-        if any(argument.lstrip("-") in ("help", "h", "helpfull", "helpshort") for argument in argv[1:]):
-            print(help_text(inspect.getmodule(main)))
-            sys.exit(0)
+        asks_for_help = any(argument.lstrip("-") in HELP for argument in argv[1:])
         try:
+            FLAGS.set_gnu_getopt(True)  # flags that are not known yet may have their value after a space
+            more: list[str] = []
+            if options:
+                FLAGS([word for word in argv if word.lstrip("-") not in HELP], known_only=True)
+                more = options()
+            if asks_for_help:
+                print(help_text(inspect.getmodule(main), more))
+                sys.exit(0)
             rest = FLAGS(argv)[1:]
-        except flags.Error as error:
+        except (flags.Error, ValueError) as error:
             fail(str(error))
+        except own.FileError as error:
+            sys.exit(told_of(error, 2))
         if rest:
             fail(f"{rest[0]!r} is not a flag: flags are written --name=value")
         return []
@@ -35,17 +63,34 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         logging.set_verbosity(logging.WARNING)  # JAX tells of every platform it does not find
         try:
             return main()
-        except (ValueError, chainrule.NoRuleError) as error:
-            fail(str(error))
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            reason = f"{where}{error.strerror or error}"
-            fail(f"{reason}; what is saved is whole, the same command goes on from there")
+        except Stop as stop:
+            return stop.code
+        except own.FileError as error:
+            return told_of(error, 2)
         except KeyboardInterrupt as error:
             print(str(error) or "interrupted", file=sys.stderr)
-            sys.exit(130)
+            return 130
+        except Exception as error:
+            if not isinstance(error, chainrule.NoRuleError) and own.own_traceback(error):
+                return told_of(error, 1)
+            if isinstance(error, OSError):
+                where = f"{error.filename}: " if error.filename else ""
+                reason = f"{where}{error.strerror or error}"
+                fail(f"{reason}; what is saved is whole, the same command goes on from there")
+            if isinstance(error, ValueError | chainrule.NoRuleError):
+                fail(str(error))
+            raise
 
     app.run(guarded, flags_parser=parse)
+
+
+def told_of(error: BaseException, code: int) -> int:
+    """Shows an error that a user's own file raised; gives the exit code."""
+    shown = error.__cause__ if isinstance(error, own.FileError) and error.__cause__ else error
+    print(own.own_traceback(shown), file=sys.stderr)
+    if isinstance(error, own.FileError):
+        print(f"{program()}: {error}", file=sys.stderr)
+    return code
 
 
 def output_file(flag: str) -> Path | None:
@@ -63,20 +108,35 @@ def output_file(flag: str) -> Path | None:
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
-    print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{program()}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
-def help_text(script: ModuleType | None) -> str:
-    """A script's docstring and its flags with their defaults."""
+def program() -> str:
+    """What the command was called as."""
+    return sys.argv[0].rsplit("/", 1)[-1]
+
+
+def help_text(script: ModuleType | None, more: Sequence[str] = ()) -> str:
+    """A script's docstring and its flags with their defaults; more lines on flags without a text."""
     lines = [inspect.cleandoc(getattr(script, "__doc__", None) or ""), "", "Flags:"]
-    own = FLAGS.flags_by_module_dict()
+    defined = FLAGS.flags_by_module_dict()
     shared = [
-        flag for module, found in own.items() if module.startswith("bpresearch.command.") for flag in found
+        flag
+        for module, found in defined.items()
+        if module.startswith("bpresearch.command.")
+        for flag in found
     ]
-    for flag in [*own.get(sys.argv[0], []), *own.get("__main__", []), *shared]:
+    for flag in [*defined.get(sys.argv[0], []), *defined.get("__main__", []), *shared]:
         default = "" if flag.default is None else f" (default: {flag.default_as_str})"
-        lines.append(f"  --{flag.name}: {flag.help}{default}")
+        if flag.help:
+            lines.append(f"  --{flag.name}: {flag.help}{default}")
+    if more:
+        lines += [
+            "",
+            "Options, one value or many; also as --model.NAME, --optimizer.NAME, --schedule.NAME:",
+            *more,
+        ]
     return "\n".join(lines)
 
 

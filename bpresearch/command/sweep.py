@@ -1,11 +1,10 @@
 """The flags of a sweep: its axes, how long a run is, and where the results go."""
 
-import functools
+import dataclasses
 import hashlib
+import inspect
 import json
-import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,81 +14,79 @@ from absl import flags
 from bpresearch import autodiff, chainrule, files, optim, sweep
 from bpresearch.analysis import diagnostics
 from bpresearch.command.axes import numbers, positive, values
+from bpresearch.command.options import option_axes
 from bpresearch.command.running import (
     define_running_flags,
     describe_and_stop,
+    precisions,
     replay_and_stop,
     running_options,
+    start_from_flags,
 )
-from bpresearch.command.start import choose
+from bpresearch.command.start import Stop, choose
 from bpresearch.command.task import (
-    choose_loss,
-    dataset_from_flags,
+    SCHEDULES,
+    define_options,
     define_precision_flag,
-    loss_from_flags,
-    model_from_flags,
-    targets,
+    models_from_flags,
+    selected,
+    task_from_flags,
 )
-from bpresearch.optim import schedules
 from bpresearch.platform import DTYPES
-from bpresearch.sweep import sample
+from bpresearch.sweep import sample, slices
+from bpresearch.sweep.execute import lasting
 from bpresearch.sweep.prune import PRUNERS
 from bpresearch.train import Diagnostic
 
 FLAGS = flags.FLAGS
 
-UNRECORDED = {"workdir", "quiet", "platform", "dry_run", "replay", "memory_fraction", "distributed"}
+UNRECORDED = {"workdir", "quiet", "platform", "dry_run", "replay", "memory_fraction", "distributed", "slice"}
 UNRECORDED |= {"coordinator", "processes", "process"}
 """Flags on which the results do not depend."""
 
 ENGINES = {"autodiff": autodiff.gradient, "chainrule": chainrule.gradient}
-OPTIMIZERS = optim.BY_NAME
-SCHEDULES = {name: getattr(schedules, name) for name in schedules.__all__}
 SCHEDULES_COMPARED = "constant,step,exponential,cosine,warmup_cosine"
-
-TAKEN_BY = {
-    name: [optimizer for optimizer, function in OPTIMIZERS.items() if name in optim.hyperparameters(function)]
-    for optimizer_function in OPTIMIZERS.values()
-    for name in optim.hyperparameters(optimizer_function)
-    if name != "seed"  # every run has one
-}
-"""The optimizers that take each hyper-parameter: a flag of its name says which values it gets."""
+RATES_COMPARED = "0.03,0.1,0.3,1,3,10"
 
 DIAGNOSTICS = {function.__name__: function for function in diagnostics.DIAGNOSTICS}
-
-BELOW_ONE = {"momentum", "b1", "b2", "b3", "decay", "rho", "adam_b1", "adam_b2", "decrease_factor"}
-ANY_NUMBER = {"f_min", "lower_bound", "alpha"}
 
 
 def define_sweep_flags() -> None:
     """The flags of a sweep: its axes, how long a run is, and where the results go."""
-    flags.DEFINE_string("optimizer", "sgd,momentum,nesterov", f"one or many of {', '.join(OPTIMIZERS)}")
     flags.DEFINE_string(
-        "schedule", SCHEDULES_COMPARED, f"learning-rate schedule, one or many of {', '.join(SCHEDULES)}"
+        "optimizer",
+        "sgd,momentum,nesterov",
+        f"one or many of {', '.join(optim.BY_NAME)}, or FILE.py:NAME",
     )
     flags.DEFINE_string(
-        "lr", "0.03,0.1,0.3,1,3,10", "learning rate, one or many: 0.01,0.1 or logspace:1e-3:1:7"
+        "schedule",
+        SCHEDULES_COMPARED,
+        f"learning-rate schedule, one or many of {', '.join(SCHEDULES)}, or FILE.py:NAME",
+    )
+    flags.DEFINE_string(
+        "lr",
+        RATES_COMPARED,
+        "learning rate, one or many: 0.01,0.1 or logspace:1e-3:1:7; by default those of the optimizers' "
+        "functions, if each has one",
     )
     flags.DEFINE_string(
         "warmup", None, "fraction of the steps over which the learning rate rises first, one or many"
     )
-    for name, optimizers in TAKEN_BY.items():
-        if name not in ("momentum", "weight_decay"):
-            flags.DEFINE_string(name, None, f"{', '.join(optimizers)}: {name}, one or many")
-    flags.DEFINE_string("momentum", "0.9", f"{', '.join(TAKEN_BY['momentum'])}: the momentum, one or many")
     flags.DEFINE_string("momentum_schedule", None, "schedule of the momentum, one or many, as for --schedule")
-    flags.DEFINE_string(
-        "weight_decay",
-        None,
-        f"one or many: wd w added to the gradient, or to the step by {', '.join(TAKEN_BY['weight_decay'])}",
-    )
-    flags.DEFINE_string("clip_norm", None, "largest norm of the gradient, one or many; by default no limit")
     flags.DEFINE_string("batch_size", "100", "examples in a mini-batch, one or many")
     flags.DEFINE_string("seed", "0:3", "seeds of initial weights and of the order of the data: 0,1,2 or 0:3")
-    flags.DEFINE_integer("steps", 1000, "updates of each run")
+    flags.DEFINE_string("steps", "1000", "updates of a run, one or many")
     flags.DEFINE_integer("eval_every", 0, "steps between evaluations; 0 makes twenty of them")
     flags.DEFINE_float("validation", 0.1, "fraction of the training examples held out to choose settings by")
-    flags.DEFINE_string("gradient", "autodiff", f"where gradients come from: {', '.join(ENGINES)}")
+    flags.DEFINE_string(
+        "choose",
+        None,
+        "the metric that settings are chosen by: loss, lower is better; another, higher is better; -NAME, "
+        "lower is better; by default the accuracy where there is one",
+    )
+    flags.DEFINE_string(
+        "gradient", "autodiff", f"where gradients come from, one or many: {', '.join(ENGINES)}"
+    )
     flags.DEFINE_string(
         "diagnostics", "", f"what to measure at each evaluation: all, or some of {', '.join(DIAGNOSTICS)}"
     )
@@ -114,33 +111,64 @@ def define_sweep_flags() -> None:
     define_precision_flag()
 
 
+def sweep_options() -> list[str]:
+    """Defines the flags of the options of models, optimizers and schedules; as `start.run` takes it."""
+    return define_options(start_from_flags)
+
+
 def axes_from_flags() -> sweep.Axes:
     """The axes that the flags describe."""
+    chosen = {
+        "model": models_from_flags(),
+        "optimizer": optimizers_from_flags(),
+        "schedule": selected("schedule", "schedule", SCHEDULES),
+    }
+    if FLAGS.momentum_schedule is not None:
+        names = values("momentum_schedule", FLAGS.momentum_schedule, str)
+        chosen["momentum_schedule"] = {n: SCHEDULES[choose("momentum_schedule", n, SCHEDULES)] for n in names}
     axes = sweep.grid(
-        optimizer=_optimizers(),
-        schedule=_schedules("schedule"),
-        lr=numbers("lr", FLAGS.lr, low=0),
+        optimizer=list(chosen["optimizer"].values()),
+        schedule=list(chosen["schedule"].values()),
+        lr=rates_from_flags(chosen["optimizer"]),
         batch_size=numbers("batch_size", FLAGS.batch_size, int, low=1),
         seed=numbers("seed", FLAGS.seed, int, low=0, high=2**32),
     )
+    if len(chosen["model"]) > 1:
+        axes |= sweep.grid(model=list(chosen["model"].values()))
+    steps = numbers("steps", FLAGS.steps, int, low=1)
+    several = {"steps": steps, "precision": precisions(), "gradient": list(engines_from_flags())}
+    axes |= sweep.grid(**{name: found for name, found in several.items() if len(found) > 1})
     if FLAGS.warmup is not None:
         axes |= sweep.grid(warmup=numbers("warmup", FLAGS.warmup, low=0, high=1))
-    taken = {name for optimizer in axes["optimizer"] for name in optim.hyperparameters(optimizer)}
-    needed = {name for o in axes["optimizer"] for name in optim.hyperparameters(o, required=True)}
-    for name in [*TAKEN_BY, "clip_norm"]:
-        if FLAGS[name].present and name not in taken:
-            raise ValueError(f"--{name} is not a flag of --optimizer={FLAGS.optimizer}")
-        if FLAGS[name].present or (name == "momentum" and name in needed):
-            low, high = -math.inf if name in ANY_NUMBER else 0, 1 if name in BELOW_ONE else math.inf
-            axes |= sweep.grid(**{name: numbers(name, getattr(FLAGS, name), low=low, high=high)})
-    if FLAGS.momentum_schedule is not None:
+    axes |= option_axes(chosen)
+    if "momentum_schedule" in chosen:
         if "momentum" not in axes:
             raise ValueError(
                 f"--momentum_schedule: --optimizer={FLAGS.optimizer} takes no momentum, or none was given"
             )
-        axes |= sweep.grid(momentum_schedule=_schedules("momentum_schedule"))
+        axes |= sweep.grid(momentum_schedule=list(chosen["momentum_schedule"].values()))
     _check_sampler(axes)
     return axes
+
+
+def optimizers_from_flags() -> dict[str, optim.Optimizer]:
+    """The optimizers that --optimizer or --task name, with what flags ask for beside their own options."""
+    asked = [name for name in optim.OPTIONS if FLAGS[name].present or FLAGS[f"optimizer.{name}"].present]
+    found = selected("optimizer", "optimizer", optim.BY_NAME)
+    return {name: optim.with_options(optimizer, asked) for name, optimizer in found.items()}
+
+
+def rates_from_flags(optimizers: dict[str, optim.Optimizer]) -> list[Any]:
+    """The learning rates; if they are not given, those that the optimizers' functions have, if all do."""
+    own = [inspect.signature(f).parameters["learning_rate"].default for f in optimizers.values()]
+    if FLAGS["lr"].present or any(rate is inspect.Parameter.empty for rate in own):
+        return numbers("lr", FLAGS.lr, low=0)
+    return list(dict.fromkeys(float(rate) for rate in own))
+
+
+def engines_from_flags() -> list[Any]:
+    """The gradient functions that --gradient names."""
+    return [ENGINES[choose("gradient", n, ENGINES)] for n in values("gradient", FLAGS.gradient, str)]
 
 
 def _check_sampler(axes: sweep.Axes) -> None:
@@ -169,57 +197,39 @@ def _check_sampler(axes: sweep.Axes) -> None:
             positive("trials_at_once")
 
 
-def _optimizers() -> list[optim.Optimizer]:
-    """The optimizers that --optimizer names, with weight decay and clipping where flags ask for them."""
-    names = values("optimizer", FLAGS.optimizer, str)
-    found = [OPTIMIZERS[choose("optimizer", name, OPTIMIZERS)] for name in names]
-    if FLAGS.weight_decay is not None:
-        found = [optim.decayed(optimizer) for optimizer in found]
-    if FLAGS.clip_norm is not None:
-        found = [optim.clipped(optimizer) for optimizer in found]
-    return found
-
-
-def _schedules(flag: str) -> list[schedules.Schedule]:
-    return [SCHEDULES[choose(flag, name, SCHEDULES)] for name in values(flag, getattr(FLAGS, flag), str)]
-
-
 def experiment_from_flags() -> sweep.Experiment:
     """The task, its length and the engine that the flags describe.
 
     What is wrong with a flag alone is found before the data set is read or generated.
     """
     _check_workdir()
-    positive("steps")
+    steps = numbers("steps", FLAGS.steps, int, low=1)
+    if any(isinstance(value, sweep.Uniform) for value in steps):
+        raise ValueError(f"--steps={FLAGS.steps}: takes a list or a range, no distribution")
     if not 0 <= FLAGS.validation < 1:
         raise ValueError(f"--validation={FLAGS.validation}: takes a fraction of at least 0 and below 1")
-    engine = ENGINES[choose("gradient", FLAGS.gradient, ENGINES)]
-    precision = DTYPES[choose("precision", FLAGS.precision, DTYPES)]
-    every = positive("eval_every", low=0) or max(1, FLAGS.steps // 20)
+    engine, precision = engines_from_flags()[0], DTYPES[precisions()[0]]
+    every = positive("eval_every", low=0) or max(1, max(steps) // 20)
+    if FLAGS.slice is not None:
+        slices.numbers(FLAGS.slice)
     measured = _diagnostics()
-    model, options = model_from_flags()
-    if FLAGS.loss is not None:
-        choose_loss(FLAGS.loss)
-    dataset = dataset_from_flags()
-    loss = loss_from_flags(dataset)
+    task = task_from_flags()
+    parts = {field.name: getattr(task, field.name) for field in dataclasses.fields(sweep.Task)}
     experiment = sweep.Experiment(
-        dataset=dataset,
-        model=model,
-        loss_fn=loss,
-        model_options=options,
-        targets=functools.partial(targets, dataset, loss),
+        **parts | {"diagnostics": (*task.diagnostics, *measured)},
         gradient=engine,
-        steps=FLAGS.steps,
-        eval_every=min(every, FLAGS.steps),
+        steps=max(steps),
+        eval_every=min(every, max(steps)),
         validation=FLAGS.validation,
         dtype=precision,
-        diagnostics=measured,
+        choose=FLAGS.choose,
     )
+    experiment = lasting(experiment, {"steps": steps} if len(steps) > 1 else {}, FLAGS.prune)
     for batch_size in values("batch_size", FLAGS.batch_size, int):
         largest = batch_size.high if isinstance(batch_size, sweep.Uniform) else batch_size
         if largest > experiment.training_examples:
             raise ValueError(
-                f"--batch_size={largest}: --dataset={dataset.name} has "
+                f"--batch_size={largest}: --dataset={experiment.name} has "
                 f"{experiment.training_examples} training examples; take at most as many"
             )
     return experiment
@@ -245,6 +255,10 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
     """Trains what the flags describe, and leaves them in the workdir, so that --flagfile repeats it."""
     source, options = _source(axes), running_options()
     searched = FLAGS.sampler != "grid"
+    if searched and FLAGS.slice is not None:
+        raise ValueError(
+            f"--slice={FLAGS.slice}: takes a grid; a sampler draws by what runs before have reached"
+        )
     if FLAGS.dry_run:
         pretended = sweep.pretended(experiment, axes, FLAGS.trials) if searched else axes
         describe_and_stop(experiment, pretended)
@@ -252,8 +266,11 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
         drawn = sweep.drawn(experiment, axes, FLAGS.sampler, workdir) if searched else None
         replay_and_stop(experiment, drawn or sweep.expand(axes, experiment.model), workdir)
 
+    if FLAGS.slice is not None:
+        workdir, options["slice"] = slices.folder_of(workdir, FLAGS.slice), FLAGS.slice
+
     def begin() -> None:
-        sweep.claim(workdir, experiment, source, **_how())
+        sweep.claim(workdir, experiment, source, **_how(), slice=FLAGS.slice)
         files.write(workdir / "flagfile", flags_given())
 
     sweep.told(begin)
@@ -272,7 +289,12 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
     else:
         results = sweep.run(experiment, axes, workdir, **options)
     if not sweep.leads():
-        sys.exit(0)  # the first process has the results and reports
+        raise Stop  # the first process has the results and reports
+    if FLAGS.slice is not None:
+        print(
+            f"Slice {FLAGS.slice}: {results.sizes['run']} runs are done, in {workdir}; merge joins the slices"
+        )
+        raise Stop
     return results
 
 

@@ -1,219 +1,225 @@
-"""The flags of a task: model, data set, loss, and where it runs."""
+"""The flags of a task: data, model, loss, and where it runs; ours by name, or from a user's own file."""
 
 import functools
-import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import optax
+import jax
 from absl import flags
 from flax import nnx
 
-from bpresearch import chainrule, data, models
-from bpresearch.command.axes import positive, sizes
+from bpresearch import data, losses, models, optim, sweep
+from bpresearch.command import own
+from bpresearch.command.axes import values
+from bpresearch.command.options import define_option_flags, help_lines, option_axes
 from bpresearch.command.start import choose
+from bpresearch.functional import as_pair, with_rngs
+from bpresearch.optim import schedules
 from bpresearch.platform import DTYPES, PLATFORMS
 
 FLAGS = flags.FLAGS
 
-ACTIVATIONS = {
-    "identity": nnx.identity,
-    "sigmoid": nnx.sigmoid,
-    "tanh": nnx.tanh,
-    "relu": nnx.relu,
-    "leaky_relu": nnx.leaky_relu,
-    "elu": nnx.elu,
-    "gelu": functools.partial(nnx.gelu, approximate=False),
-    "gelu_tanh": functools.partial(nnx.gelu, approximate=True),
-    "silu": nnx.silu,
-    "softplus": nnx.softplus,
-    "celu": nnx.celu,
-    "selu": nnx.selu,
-    "relu6": nnx.relu6,
-    "hard_sigmoid": nnx.hard_sigmoid,
-    "hard_silu": nnx.hard_silu,
-    "hard_tanh": nnx.hard_tanh,
-    "log_sigmoid": nnx.log_sigmoid,
-    "soft_sign": nnx.soft_sign,
-}
-MODELS = {
-    f.__name__: f
-    for f in (
-        models.linear,
-        models.mlp,
-        models.residual_mlp,
-        models.autoencoder,
-        models.cnn,
-        models.lenet,
-        models.resnet,
-        models.gru,
-        models.lstm,
-        models.bidirectional_gru,
-        models.transformer,
-        models.vit,
-        models.mixer,
-    )
-}
-# Losses by what they compare outputs with: integers, numbers or one-hot rows, one-hot rows, rows of 1 and -1.
-OF_CLASSES = (
-    "softmax_cross_entropy_with_integer_labels",
-    "multiclass_hinge_loss",
-    "multiclass_perceptron_loss",
-    "multiclass_sparsemax_loss",
-)
-OF_SIGNS = ("hinge_loss", "perceptron_loss")
-OF_ROWS = (
-    "softmax_cross_entropy",
-    "safe_softmax_cross_entropy",
-    "poly_loss_cross_entropy",
-    "sigmoid_binary_cross_entropy",
-    "sigmoid_focal_loss",
-    "ranking_softmax_loss",
-    "dice_loss",
-)
-OF_NUMBERS = (
-    "squared_error",
-    "l2_loss",
-    "huber_loss",
-    "log_cosh",
-    "cosine_similarity",
-    "cosine_distance",
-)
-LOSSES = {
-    name: getattr(optax.losses, name)
-    for name in (*OF_CLASSES, *OF_NUMBERS, *OF_ROWS, *OF_SIGNS)
-    if getattr(optax.losses, name, None) in chainrule.registered()
-}
-LOSS_ALIASES = {
-    "cross_entropy": "softmax_cross_entropy_with_integer_labels",
-    "mse": "squared_error",
-}
-INITIALIZATIONS = ("lecun", "he", "glorot", "torch")
+SCHEDULES = {name: getattr(schedules, name) for name in schedules.__all__}
+
+FROM_FILE = ", or FILE.py:NAME"
 
 
 def define_task_flags(model: str = "mlp") -> None:
-    """The flags of a task: model, data set, loss, and where it runs.
+    """The flags of a task: data, model, loss, and where it runs.
 
-    A model's own flags are None unless given; its function has the defaults.
+    The options of models, optimizers and schedules have flags too, which `define_options` defines.
     """
-    flags.DEFINE_string("model", model, f"the model: {', '.join(MODELS)}")
-    flags.DEFINE_string("widths", None, "mlp: widths of the hidden layers; autoencoder: of the encoder's")
-    flags.DEFINE_integer(
-        "width", None, "units or features of a layer of: residual_mlp, recurrent models, transformers"
+    flags.DEFINE_string(
+        "task", None, "a file of your own with data, model and loss; flags take the place of its parts"
     )
-    flags.DEFINE_integer("depth", None, "blocks of: residual_mlp, resnet (a stage), gru, lstm, transformers")
-    flags.DEFINE_integer("heads", None, "transformer, vit: attention heads")
-    flags.DEFINE_integer("patch_size", None, "vit, mixer: side of the patches that an image is cut into")
-    flags.DEFINE_bool(
-        "scan_layers", None, "transformer, vit, mixer: compile one block, scan over their weights"
-    )
-    flags.DEFINE_string("channels", None, "cnn: output channels of each convolution; resnet: of each stage")
-    flags.DEFINE_string("kernel_sizes", None, "cnn: kernel size of each convolution")
-    flags.DEFINE_integer("stride", None, "cnn: stride of the convolutions, or of the pooling if there is one")
-    flags.DEFINE_string("padding", None, "cnn: SAME, VALID or a number of zeros on each side")
-    flags.DEFINE_string("pooling", None, "cnn, lenet: none, max or avg after each activation")
-    flags.DEFINE_string("activation", None, f"the activation: {', '.join(ACTIVATIONS)}")
-    flags.DEFINE_string("initialization", None, f"initial weights: {', '.join(INITIALIZATIONS)}")
-    flags.DEFINE_string("dataset", "mnist1d", f"the data set: {', '.join(data.NAMES)}")
+    flags.DEFINE_string("model", model, f"the model: {', '.join(models.BY_NAME)}{FROM_FILE}")
+    flags.DEFINE_string("dataset", "mnist1d", f"the data set: {', '.join(data.NAMES)}{FROM_FILE}")
     flags.DEFINE_string("data_dir", None, "idx, npz: where the files are")
+    flags.DEFINE_string(
+        "standardize",
+        "features",
+        f"what is done to the data's numbers: {', '.join(data.STANDARDIZATIONS)}; the output says it",
+    )
     flags.DEFINE_string(
         "loss",
         None,
-        f"the loss: {', '.join([*LOSSES, *LOSS_ALIASES])}; by default cross-entropy for classes and "
-        "squared error for numbers",
+        f"the loss: {', '.join([*losses.BY_NAME, *losses.ALIASES])}{FROM_FILE}; by default cross-entropy for "
+        "classes and squared error for numbers",
     )
     flags.DEFINE_string("platform", None, f"{', '.join(PLATFORMS)}; by default the best there is")
 
 
 def define_precision_flag() -> None:
-    """`--precision`, for programs that compute in one format."""
+    """`--precision`, for programs that compute in one format, or in several."""
     flags.DEFINE_string(
-        "precision", "float32", f"format of parameters, data and arithmetic: {', '.join(DTYPES)}"
+        "precision",
+        "float32",
+        f"format of parameters, data and arithmetic, one or many: {', '.join(DTYPES)}",
     )
 
 
-def model_from_flags() -> tuple[Callable[..., nnx.Module], dict[str, Any]]:
-    """The model's function and its options, from its own flags; another model's flags are refused."""
-    name = choose("model", FLAGS.model, MODELS)
-    function = MODELS[name]
-    taken = inspect.signature(function).parameters
-    read: dict[str, Callable[[], Any]] = {
-        "widths": lambda: [] if not FLAGS.widths else sizes("widths"),
-        "width": lambda: positive("width"),
-        "depth": lambda: positive("depth", low=0),
-        "heads": lambda: positive("heads"),
-        "patch_size": lambda: positive("patch_size"),
-        "scan_layers": lambda: FLAGS.scan_layers,
-        "channels": lambda: sizes("channels"),
-        "kernel_sizes": lambda: sizes("kernel_sizes"),
-        "stride": lambda: positive("stride"),
-        "padding": _padding,
-        "pooling": lambda: choose("pooling", FLAGS.pooling, ("none", "max", "avg")),
-        "activation": lambda: ACTIVATIONS[choose("activation", FLAGS.activation, ACTIVATIONS)],
-        "initialization": lambda: choose("initialization", FLAGS.initialization, INITIALIZATIONS),
+def define_options(start: Callable[[], None]) -> list[str]:
+    """Defines the flags of the options of all that the other flags may name, now that these are known.
+
+    Where a file of the user's own is loaded for that, JAX is started before: the file may use it.
+
+    Returns:
+        What the help says of them.
+    """
+    if uses_own_files():
+        start()
+    define_option_flags("model", models.BY_NAME | given("model", "model"))
+    if "optimizer" in FLAGS:
+        optimizers = optim.BY_NAME | given("optimizer", "optimizer")
+        with_all = {name: optim.with_options(f, optim.OPTIONS) for name, f in optimizers.items()}
+        define_option_flags("optimizer", with_all)
+        every_schedule = SCHEDULES | given("schedule", "schedule")
+        define_option_flags("schedule", every_schedule)
+        define_option_flags("momentum_schedule", every_schedule)
+    return help_lines()
+
+
+def uses_own_files() -> bool:
+    """Whether a flag names a file of the user's own."""
+    named = [
+        FLAGS[flag].value for flag in ("model", "dataset", "loss", "optimizer", "schedule") if flag in FLAGS
+    ]
+    return FLAGS.task is not None or any(
+        own.is_file(part) for text in named if text for part in text.split(",")
+    )
+
+
+def task_file() -> dict[str, Any]:
+    """The parts of the file that --task names."""
+    return {} if FLAGS.task is None else own.task_parts("task", FLAGS.task)
+
+
+def given(flag: str, part: str) -> dict[str, Callable[..., Any]]:
+    """What the user's own files give for a flag, by name: of the task file `part` and a dict of `part`s, and
+    what the flag itself names of a file, by all that is written there."""
+    parts = task_file()
+    found = dict(parts.get(f"{part}s", {}))
+    if part in parts:
+        found = {own_name(parts[part], part): parts[part], **found}
+    texts = (FLAGS[flag].value or "").split(",") if flag in FLAGS else []
+    return found | {
+        text.strip(): own.named(flag, text.strip()) for text in texts if own.is_file(text.strip())
     }
-    given = [flag for flag in read if FLAGS[flag].value is not None]
-    for flag in given:
-        if flag not in taken:
-            raise ValueError(f"--{flag} is not a flag of --model={name}")
-    defaults = {flag: taken[flag].default for flag in read if flag in taken}
-    return function, defaults | {flag: read[flag]() for flag in given}
 
 
-def _padding() -> str | int:
-    text = FLAGS.padding.upper()
-    if text in ("SAME", "VALID"):
-        return text
-    if text.isdigit():
-        return int(text)
-    raise ValueError(f"--padding={FLAGS.padding}: takes SAME, VALID or a number of zeros, such as 1")
+def own_name(function: Callable[..., Any], part: str) -> str:
+    """What a function of the task file is called: by its name, or as the file where that is just `part`."""
+    name = getattr(function, "__name__", part)
+    return own.stem(FLAGS.task) if name == part else name
 
 
-def dataset_from_flags() -> data.Dataset:
+def selected(flag: str, part: str, ours: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """The functions that a flag names, by name: of ours, of the task file, or of another file.
+
+    If the flag is not given, those of the task file, or without them the flag's default.
+    """
+    theirs = given(flag, part)
+    if theirs and not FLAGS[flag].present:
+        return theirs
+    known = ours | theirs
+    return {name: known[choose(flag, name, known)] for name in values(flag, FLAGS[flag].value, str)}
+
+
+def models_from_flags() -> dict[str, Callable[..., nnx.Module]]:
+    """The models that --model or --task name, by name."""
+    return selected("model", "model", models.BY_NAME)
+
+
+def task_from_flags() -> sweep.Task:
+    """The task that the flags describe; of several models, with the first."""
+    parts, chosen = task_file(), models_from_flags()
+    if FLAGS.loss is not None and not own.is_file(FLAGS.loss):  # before the data are loaded
+        choose("loss", FLAGS.loss, [*losses.BY_NAME, *losses.ALIASES])
+    dataset: Any = parts.get("data")
+    if dataset is None or FLAGS["dataset"].present:
+        dataset = dataset_from_flags(list(chosen.values()))
+    elif FLAGS["data_dir"].present:
+        raise ValueError(f"--data_dir={FLAGS.data_dir}: --task={FLAGS.task} has its own data")
+    first = next(iter(chosen.values()))
+    stem = own.stem(FLAGS.task) if FLAGS.task and not FLAGS["dataset"].present else ""
+    unknown_loss = sweep.Task(
+        dataset,
+        first,
+        parts.get("loss", losses.named("mse")),
+        metrics=parts.get("metrics", {}),
+        diagnostics=tuple(parts.get("diagnostics", ())),
+        name=stem,
+        source=own.digest(),
+    )
+    if "loss" in parts and not FLAGS["loss"].present:
+        return unknown_loss
+    loss = loss_from_flags(unknown_loss)
+    targets = functools.partial(losses.targets, loss, unknown_loss.classes)
+    return replace(unknown_loss, loss=loss, targets=targets)
+
+
+def dataset_from_flags(chosen: list[Callable[..., nnx.Module]]) -> Any:
     """The data set that --dataset and --data_dir name; an autoencoder's targets are the examples."""
+    if own.is_file(FLAGS.dataset):
+        return own.named("dataset", FLAGS.dataset)
     choose("dataset", FLAGS.dataset, data.NAMES)
-    found = data.load(FLAGS.dataset, data_dir=FLAGS.data_dir)
-    language = FLAGS.model == "transformer"
-    if found.tokens != language:
-        held, wanted = ("tokens", "transformer") if found.tokens else ("numbers", "vit")
-        raise ValueError(
-            f"--model={FLAGS.model} takes {'tokens' if language else 'numbers'}, and --dataset={found.name} "
-            f"holds {held}: take --model={wanted}" + (", or --dataset=text" if language else "")
-        )
-    return data.reconstruction(found) if FLAGS.model == "autoencoder" else found
+    found = data.load(FLAGS.dataset, data_dir=FLAGS.data_dir, standardize=FLAGS.standardize)
+    for model in chosen:
+        if model not in models.BY_NAME.values():
+            continue
+        language = model in models.OF_TOKENS
+        if found.tokens != language:
+            held, wanted = ("tokens", "transformer") if found.tokens else ("numbers", "vit")
+            other = ", or --dataset=text" if language else ""
+            raise ValueError(
+                f"--model={FLAGS.model} takes {'tokens' if language else 'numbers'}, and "
+                f"--dataset={found.name} holds {held}: take --model={wanted}{other}"
+            )
+    reconstructing = [model in models.RECONSTRUCTING for model in chosen]
+    if any(reconstructing) and not all(reconstructing):
+        raise ValueError(f"--model={FLAGS.model}: autoencoders have other targets: take them by themselves")
+    return data.reconstruction(found) if all(reconstructing) else found
 
 
-def choose_loss(name: str) -> Callable[..., Any]:
-    """The loss of a name, or of an alias."""
-    choose("loss", name, [*LOSSES, *LOSS_ALIASES])
-    return LOSSES[LOSS_ALIASES.get(name, name)]
+def described(task: sweep.Task) -> str:
+    """A sentence on the task's data: where they come from, and how they were changed."""
+    return (
+        getattr(task.data, "description", "")
+        or f"{task.name}: data as {FLAGS.task or FLAGS.dataset} gives them"
+    )
 
 
-def loss_from_flags(dataset: data.Dataset) -> Callable[..., Any]:
-    """The loss that --loss names, or the data set's usual one."""
-    classification = dataset.classes is not None
-    default = "cross_entropy" if classification else "mse"
-    name = FLAGS.loss or default
-    loss = choose_loss(name)
-    if loss.__name__ not in OF_NUMBERS and not classification:
-        of = (
-            "an autoencoder's targets are"
-            if FLAGS.model == "autoencoder"
-            else f"--dataset={dataset.name} holds"
-        )
+def loss_from_flags(task: sweep.Task) -> Callable[..., Any]:
+    """The loss that --loss names, or the usual one for the data."""
+    classification = task.classes is not None
+    name = FLAGS.loss or ("cross_entropy" if classification else "mse")
+    if own.is_file(name):
+        return own.named("loss", name)
+    loss = losses.named(name)
+    if loss.__name__ not in losses.OF_NUMBERS and not classification:
+        autoencoder = task.model in models.RECONSTRUCTING
+        of = "an autoencoder's targets are" if autoencoder else f"--dataset={task.name} holds"
         raise ValueError(f"--loss={name} takes classes, and {of} numbers: take mse")
     return loss
 
 
-def takes_labels(loss: Callable[..., Any]) -> bool:
-    """Whether the loss takes integer labels; other losses take targets of the outputs' shape."""
-    return loss.__name__ in OF_CLASSES
+def task_model(task: sweep.Task, seed: int) -> nnx.Module:
+    """The model with the options that flags give, one value each, and with initial weights from a seed."""
+    chosen = models_from_flags()
+    if len(chosen) > 1:
+        raise ValueError(f"--model={FLAGS.model}: takes one model")
+    axes = option_axes({"model": chosen})
+    for flag, found in axes.items():
+        if len(found) > 1 or isinstance(found[0], sweep.Uniform):
+            raise ValueError(f"--{flag}={FLAGS[flag].value}: takes one value")
+    options = {flag.removeprefix("model."): found[0] for flag, found in axes.items()}
+    rngs = nnx.Rngs(seed)
+    return with_rngs(task.build(task.model, options, rngs), task.objective, rngs)
 
 
-def targets(dataset: data.Dataset, loss: Callable[..., Any], y: np.ndarray) -> np.ndarray:
-    """The targets as the loss takes them: classes, or a row for each example of 0 and 1, or -1 and 1."""
-    if dataset.classes is None or takes_labels(loss):
-        return y
-    rows = np.eye(dataset.classes, dtype=np.float32)[y]
-    return 2 * rows - 1 if loss.__name__ in OF_SIGNS else rows
+def task_examples(task: sweep.Task, flag: str, count: int) -> tuple[Any, Any]:
+    """The first examples of the training part, as `verify.model` and `explain` take them: (x, y)."""
+    if not 1 <= count <= task.count:
+        raise ValueError(f"--{flag}={count}: takes 1 to {task.count}, the examples of --dataset={task.name}")
+    return as_pair(task.objective, jax.tree.map(lambda array: array[:count], task.parts["train"]))

@@ -10,16 +10,16 @@ gradient is wrong, 2: a flag is.
 """
 
 from absl import flags
-from flax import nnx
 
 from bpresearch import files, platform, verify
 from bpresearch.command.start import choose, output_file
 from bpresearch.command.task import (
-    dataset_from_flags,
+    define_options,
     define_task_flags,
-    loss_from_flags,
-    model_from_flags,
-    targets,
+    described,
+    task_examples,
+    task_from_flags,
+    task_model,
 )
 
 
@@ -54,26 +54,21 @@ def main() -> int:
         raise ValueError(f"--every_coordinate={flags.FLAGS.every_coordinate}: takes an integer of at least 0")
     json_file, html_file = output_file("json"), output_file("html")
     platform.start(flags.FLAGS.platform)
-    build, options = model_from_flags()
-    dataset = dataset_from_flags()
-    loss = loss_from_flags(dataset)
-    count = flags.FLAGS.batch_size
-    if not 1 <= count <= len(dataset.x):
-        raise ValueError(
-            f"--batch_size={count}: takes 1 to {len(dataset.x)}, the examples of --dataset={dataset.name}"
-        )
-    model = build(dataset.input_shape, dataset.outputs, rngs=nnx.Rngs(flags.FLAGS.seed), **options)
-    x, y = dataset.x[:count], targets(dataset, loss, dataset.y[:count])
+    task = task_from_flags()
+    model = task_model(task, flags.FLAGS.seed)
+    count = flags.FLAGS.batch_size if flags.FLAGS["batch_size"].present else min(32, task.count)
+    x, y = task_examples(task, "batch_size", count)
     try:
         report = verify.model(
-            model, loss, x, y, dtype=dtype, order=int(flags.FLAGS.order), seed=flags.FLAGS.seed,
+            model, task.objective, x, y, dtype=dtype, order=int(flags.FLAGS.order), seed=flags.FLAGS.seed,
             plant=flags.FLAGS.plant,
             every_coordinate_up_to=flags.FLAGS.every_coordinate,
         )  # fmt: skip
     except verify.FaultError as error:
         raise ValueError(f"--plant={flags.FLAGS.plant}: {error}") from error
-    asked = f"{flags.FLAGS.model} on {count} examples of {dataset.name}, {loss.__name__}, {dtype}"
-    print(f"{asked}\n{dataset.description}\n")
+    name = task.name if flags.FLAGS.task else flags.FLAGS.model
+    asked = f"{name} on {count} examples of {task.name}, {task.objective.__name__}, {dtype}"
+    print(f"{asked}\n{described(task)}\n")
     print(report)
     if json_file:
         files.write(json_file, report.to_json())
@@ -82,3 +77,8 @@ def main() -> int:
 
         files.write(html_file, gradients.page(report.to_dict(), asked))
     return 0 if report.passed else 1
+
+
+def options() -> list[str]:
+    """Defines the flags of the models' options."""
+    return define_options(lambda: platform.start(flags.FLAGS.platform))

@@ -9,6 +9,8 @@ from flax import nnx
 
 Initializer = Callable[..., jax.Array]
 
+INITIALIZATIONS = ("lecun", "he", "glorot", "torch")
+
 
 def uniform_fan_in(fan_in: int) -> Initializer:
     """U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)): PyTorch's default for the kernels and biases of its layers."""

@@ -47,6 +47,7 @@ def _recorded(results: xr.Dataset) -> list[str]:
         str(name)
         for name, variable in results.data_vars.items()
         if name not in KNOWN
+        and not str(name).startswith("train_eval_")
         and variable.dtype.kind == "f"
         and variable.dims[0] == "run"
         and variable.dims[1:2] in [(along,) for along in ALONG]

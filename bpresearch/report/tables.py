@@ -59,7 +59,8 @@ def table(results: xr.Dataset) -> Table:
     shown, left_out = _fitting(rows, [name for name in rows[0] if name != "seeds"])
     chosen = chosen_by(results)
     why = ", for want of a validation part" if chosen == metric_of(results) else ""
-    grid = Table(title=f"Best settings by {chosen.name}{why}")
+    better = "higher" if chosen.higher_is_better else "lower"
+    grid = Table(title=f"Best settings by {chosen.name}, {better} is better{why}")
     for name in shown:
         title = {"batch_size": "batch"}.get(name, name)
         grid.add_column(escape(title), justify="left" if name in ("optimizer", "schedule") else "right")

@@ -6,10 +6,13 @@ from bpresearch.sweep.description import coordinate, describe
 from bpresearch.sweep.estimate import estimate
 from bpresearch.sweep.execute import Interrupted, run
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes, Settings, expand, grid
+from bpresearch.sweep.grid import Axes, expand, grid
 from bpresearch.sweep.layout import LAYOUTS, SHARDS
+from bpresearch.sweep.options import Settings
 from bpresearch.sweep.processes import leads, told
+from bpresearch.sweep.slices import merge
 from bpresearch.sweep.store import read, stored
+from bpresearch.sweep.task import Task
 
 __all__ = [
     "LAYOUTS",
@@ -18,6 +21,7 @@ __all__ = [
     "Experiment",
     "Interrupted",
     "Settings",
+    "Task",
     "Uniform",
     "claim",
     "coordinate",
@@ -27,6 +31,7 @@ __all__ = [
     "expand",
     "grid",
     "leads",
+    "merge",
     "pretended",
     "read",
     "run",

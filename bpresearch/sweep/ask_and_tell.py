@@ -9,10 +9,12 @@ import xarray as xr
 
 from bpresearch.distribution import Uniform
 from bpresearch.sweep import sample, store
+from bpresearch.sweep.choosing import choice_before
 from bpresearch.sweep.description import describe, label
 from bpresearch.sweep.execute import run
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes, Settings
+from bpresearch.sweep.grid import Axes
+from bpresearch.sweep.options import Settings
 from bpresearch.sweep.processes import leads, told
 from bpresearch.sweep.prune import rungs_of
 
@@ -35,9 +37,8 @@ def search(
 ) -> xr.Dataset:
     """Trains trials that a sampler of Optuna's draws, each with every seed.
 
-    What a trial is judged by is the mean over its seeds of the last validation accuracy (loss, where there
-    are no classes; of the test part, where nothing is held out). A trial with a run that diverged counts as
-    pruned.
+    What a trial is judged by is the mean over its seeds of what settings are chosen by, at the end
+    (`Experiment.choose`). A trial with a run that diverged counts as pruned.
 
     Args:
         experiment: what the runs have in common.
@@ -115,7 +116,8 @@ class Study:
     def read(self) -> None:
         """Reads the trials in the workdir."""
         self.journal = sample.Journal(self.path / "study.journal" if self.path else None)
-        self.study = sample.study(self.journal, maximize=self.experiment.dataset.classes is not None)
+        self.choice = choice_before(self.experiment, self.axes)
+        self.study = sample.study(self.journal, maximize=self.choice.maximize)
 
     def ask(self, size: int, trials: int) -> list[dict[str, Any]]:
         """The values of the next batch of trials, of `size` at most; none when there are `trials`."""
@@ -128,7 +130,7 @@ class Study:
     def tell(self, runs: list[list[Settings]], results: xr.Dataset, rungs: list[int]) -> None:
         """Judges each trial of the batch by the results of its runs; they were judged at these rungs, too."""
         different = _different(runs)
-        reached = judged(results, self.experiment.chosen_by)
+        reached = judged(results, self.choice.variable)
         curves = {repr(settings): curve for settings, curve in zip(different, reached, strict=True)}
         steps = results.eval_step.values.tolist()
         for trial, its_runs in zip(self.asked, runs, strict=True):

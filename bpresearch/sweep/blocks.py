@@ -12,7 +12,7 @@ import numpy as np
 from bpresearch.sweep import checkpoint
 from bpresearch.sweep.chunks import NO_PART, Pace, batches, chunks, tables, window
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Settings, constants
+from bpresearch.sweep.options import Settings, constants
 from bpresearch.sweep.population import Common, Inputs, Population
 from bpresearch.sweep.processes import anywhere, leads, place
 from bpresearch.sweep.prune import Kept
@@ -39,7 +39,13 @@ def blocks_of(group: Block, size: int) -> Iterator[Block]:
         yield Block(group.settings[part], group.rows[part])
 
 
-def train_block(
+def train_block(experiment: Experiment, *what: Any, **how: Any) -> None:
+    """Trains a block's runs, as `_train_block` does, in the experiment's format."""
+    with experiment.in_format():
+        _train_block(experiment, *what, **how)
+
+
+def _train_block(
     experiment: Experiment,
     program: Population,
     block: Block,
@@ -72,7 +78,8 @@ def train_block(
     slots = per_run(np.array([seeds.index(s["seed"]) for s in settings], np.int32))
     seeds += seeds[-1:] * (program.seeds - len(seeds))
     keys = per_run(np.array([s["seed"] for s in settings], np.uint32))
-    fixed = {n: per_run(np.array([s[n] for s in settings], np.float32)) for n in constants(settings[0])}
+    values_of = [constants(s) for s in settings]
+    fixed = {n: per_run(np.array([v[n] for v in values_of], np.float32)) for n in values_of[0]}
     values = tables(experiment, settings)
     data = common(data)
     counts = place(np.int32(counts), program.runs)

@@ -2,9 +2,11 @@
 
 from bpresearch.distribution import Uniform
 from bpresearch.optim import hyperparameters
+from bpresearch.platform import DTYPES
 from bpresearch.sweep.description import label
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import OWN_AXES, Axes, Settings, model_options
+from bpresearch.sweep.grid import Axes
+from bpresearch.sweep.options import COMMON, OWN_AXES, SETTLED, Settings, axis_of, owners
 
 
 def axes_of(runs: list[Settings]) -> Axes:
@@ -27,17 +29,21 @@ def check(experiment: Experiment, axes: Axes) -> None:
     for name, values in axes.items():
         if any(isinstance(value, Uniform) for value in values):
             raise ValueError(f"axis {name} is a distribution: sweep.search draws from it")
-    found = axes.get("model", [experiment.model])
-    options = {name for model in found for name in model_options(model)}
-    taken = {name for optimizer in axes["optimizer"] for name in hyperparameters(optimizer)}
-    known = {*OWN_AXES, "model", "warmup", *options, *taken, *(f"{name}_schedule" for name in taken)}
+    models = axes.get("model", [experiment.model])
+    scheduled = {f"{name}_schedule" for optimizer in axes["optimizer"] for name in hyperparameters(optimizer)}
     for name, values in axes.items():
-        if name not in known and any(value == value for value in values):  # NaN: of runs like others' runs
-            names = ", ".join(label(function) for function in (*axes["optimizer"], *found))
+        taken_by = owners(name, axes, experiment.model)
+        unknown = name not in {*COMMON, *scheduled} and not taken_by
+        if unknown and any(value == value for value in values):  # NaN: of runs like others' runs
+            names = ", ".join(label(function) for function in (*axes["optimizer"], *models))
             raise ValueError(f"axis {name} is not a hyper-parameter of {names}")
+        if len(taken_by) > 1:
+            full = " and ".join(f"{kind}.{name}" for kind in taken_by)
+            raise ValueError(f"axis {name} is an option of {' and '.join(taken_by)}: name the axes {full}")
     for optimizer in axes["optimizer"]:
-        for name in set(hyperparameters(optimizer, required=True)) - set(axes):
-            raise ValueError(f"the axes lack {name}, which {optimizer.__name__} takes")
+        for name in hyperparameters(optimizer, required=True):
+            if name not in SETTLED and not axis_of("optimizer", name, axes):
+                raise ValueError(f"the axes lack {name}, which {label(optimizer)} takes")
     for name, values in axes.items():
         labels = [repr(label(value)) for value in values]
         if len(set(labels)) < len(labels):
@@ -48,6 +54,12 @@ def check(experiment: Experiment, axes: Axes) -> None:
                 f"batch_size={batch_size}: takes 1 to {experiment.training_examples}, "
                 f"the number of training examples"
             )
+    for steps in axes.get("steps", []):
+        if steps < 1:
+            raise ValueError(f"steps={steps}: a run takes at least 1 step")
+    for precision in axes.get("precision", []):
+        if precision not in DTYPES:
+            raise ValueError(f"precision={precision} is not one of {', '.join(DTYPES)}")
     for seed in axes["seed"]:
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed}: takes an integer from 0 to 2^32 - 1")

@@ -1,14 +1,16 @@
 """A run's steps cut into parts, and what a program takes for the parts of a chunk."""
 
+import functools
+import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpresearch.data.batches import shuffled_batches
 from bpresearch.optim.schedules import table, warmed
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Settings, scheduled
-from bpresearch.train import shuffled_batches
+from bpresearch.sweep.options import Settings, axis_of, chosen, parameters, scheduled
 
 SECONDS_IN_A_CHUNK = 2.0
 """A program returns to the host after about this time, or earlier."""
@@ -27,10 +29,9 @@ NO_PART = Part(1, 0, False)
 
 def parts_of(experiment: Experiment) -> list[Part]:
     """The parts of a run; the last one only evaluates."""
-    steps, every, length = experiment.steps, experiment.eval_every, experiment.steps_in_a_part
+    steps, length = experiment.steps, experiment.steps_in_a_part
     parts = []
-    for begin in range(0, steps, every):
-        end = min(begin + every, steps)
+    for begin, end in itertools.pairwise(experiment.eval_steps.tolist()):
         for first in range(begin, end, length):
             parts.append(Part(first + 1, min(first + length, end), first == begin))
     return [*parts, Part(steps + 1, steps, True)]
@@ -76,18 +77,28 @@ def batches(experiment: Experiment, seeds: list[int], batch_size: int, chunk: li
 
 def tables(experiment: Experiment, settings: list[Settings]) -> dict[str, np.ndarray]:
     """Every run's value at each step, (runs, steps), of the hyper-parameters that are scheduled."""
-    steps, multiples, found = experiment.steps, {}, {}
+    steps, found = experiment.steps, {}
+    multiples: dict[Any, np.ndarray] = {}
     for name in scheduled(settings[0]):
-        peak, key = ("lr", "schedule") if name == "learning_rate" else (name, f"{name}_schedule")
+        rates = name == "learning_rate"
+        key = "schedule" if rates else f"{name}_schedule"
         rows = []
         for run in settings:
-            shape = run[key], run.get("warmup", 0) if name == "learning_rate" else 0
+            options = chosen(key, run, run[key])
+            shape = run[key], run.get("warmup", 0) if rates else 0, tuple(options.items())
             if shape not in multiples:
-                schedule, warmup = shape
-                multiples[shape] = table((warmed(schedule, warmup) if warmup else schedule)(steps), steps)
-            rows.append(np.float32(run[peak]) * multiples[shape])
+                schedule = functools.partial(run[key], **options) if options else run[key]
+                schedule = warmed(schedule, shape[1]) if shape[1] else schedule
+                multiples[shape] = table(schedule(steps), steps)
+            rows.append(np.float32(run["lr"] if rates else peak(run, name)) * multiples[shape])
         found[name] = np.stack(rows)
     return found
+
+
+def peak(run: Settings, name: str) -> float:
+    """What the schedule of a hyper-parameter multiplies: its value, or its default."""
+    axis = axis_of("optimizer", name, run)
+    return run[axis] if axis else parameters("optimizer", run["optimizer"])[name].default
 
 
 def window(experiment: Experiment, values: np.ndarray, chunk: list[Part]) -> np.ndarray:

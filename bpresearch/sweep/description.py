@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes, Settings
+from bpresearch.sweep.grid import Axes
+from bpresearch.sweep.options import Settings
 
 
 def describe(
@@ -25,19 +26,22 @@ def describe(
     layout: str = "auto",
     shard: str = "runs",
     prune: str | None = None,
+    slice: str | None = None,
 ) -> dict[str, Any]:
     """What the results depend on, in JSON: two sweeps with the same description have the same results."""
-    data = experiment.dataset
     digest = hashlib.sha256()
-    for array in (data.x, data.y, data.x_test, data.y_test):
+    for array in jax.tree.leaves(experiment.parts):
         digest.update(np.ascontiguousarray(array).tobytes())
     return {
-        "model": label(experiment.model),
+        "model": model_label(experiment, experiment.model),
         "model_options": {key: label(value) for key, value in experiment.model_options.items()},
-        "dataset": data.name,
+        "dataset": experiment.name,
         "dataset_sha256": digest.hexdigest(),
-        "loss": label(experiment.loss_fn),
-        "gradient": experiment.gradient.__module__.removeprefix("bpresearch.").split(".")[0],
+        "loss": label(experiment.loss),
+        "metrics": list(experiment.all_metrics),
+        "choose": experiment.choose,
+        "source_sha256": experiment.source,
+        "gradient": label(experiment.gradient),
         "steps": experiment.steps,
         "eval_every": experiment.eval_every,
         "validation": experiment.validation,
@@ -47,6 +51,7 @@ def describe(
         "layout": layout,
         "shard": shard,
         "prune": prune,
+        **({"slice": slice} if slice else {}),
     }
 
 
@@ -59,7 +64,15 @@ def label(value: Any) -> Any:
         return value.item()
     if isinstance(value, list | tuple):
         return [label(found) for found in value]
+    if getattr(value, "__name__", "") == "gradient":
+        return value.__module__.removeprefix("bpresearch.").split(".")[0]
     return getattr(value, "__name__", value)
+
+
+def model_label(experiment: Experiment, model: Any) -> str:
+    """The model's name: that of the task, if the task's function is called just that, `model`."""
+    name = label(model)
+    return experiment.name if name == "model" else name
 
 
 def coordinate(value: Any) -> Any:
@@ -76,18 +89,17 @@ def coordinates(experiment: Experiment, runs: list[Settings]) -> dict[str, np.nd
     The text is empty in runs that the axis does not concern.
     """
     columns = {axis: [coordinate(settings[axis]) for settings in runs] for axis in runs[0]}
-    for key, value in (("model", experiment.model), ("loss", experiment.loss_fn)):
-        columns.setdefault(key, [label(value)] * len(runs))
-    columns["dataset"] = [experiment.dataset.name] * len(runs)
-    found = {}
-    for axis, values in columns.items():
-        if any(isinstance(value, str) for value in values):
-            text = ["" if value != value else str(value) for value in values]
-            found[axis] = np.array(text, object)
-        else:
-            whole = all(isinstance(value, int) for value in values)
-            found[axis] = np.array(values, np.int64 if whole else np.float64)
-    return found
+    columns["model"] = [model_label(experiment, s.get("model", experiment.model)) for s in runs]
+    columns["loss"] = [label(experiment.loss)] * len(runs)
+    columns["dataset"] = [experiment.name] * len(runs)
+    return {axis: column(values) for axis, values in columns.items()}
+
+
+def column(values: list[Any]) -> np.ndarray:
+    """The values of a coordinate: numbers, or text where one of them is; empty where that is NaN."""
+    if any(isinstance(value, str) for value in values):
+        return np.array(["" if value != value else str(value) for value in values], object)
+    return np.array(values, np.int64 if all(isinstance(value, int) for value in values) else np.float64)
 
 
 def difference(found: Any, asked: Any, path: str = "") -> str:

@@ -10,11 +10,13 @@ import numpy as np
 from bpresearch.sweep import store
 from bpresearch.sweep.blocks import Block, Interrupted, blocks_of, train_block
 from bpresearch.sweep.checks import axes_of, check
+from bpresearch.sweep.choosing import choice_of
 from bpresearch.sweep.chunks import Pace, parts_of
-from bpresearch.sweep.description import coordinate
+from bpresearch.sweep.description import coordinate, coordinates
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes, Settings, constants, expand, groups, scheduled
+from bpresearch.sweep.grid import Axes, expand, groups
 from bpresearch.sweep.layout import memory_of, planned
+from bpresearch.sweep.options import Settings, inputs_of
 from bpresearch.sweep.population import measured_variables
 from bpresearch.sweep.stream import Stream
 
@@ -44,7 +46,7 @@ def estimate(experiment: Experiment, axes: Axes | list[Settings], **options: Any
     """
     check(experiment, axes_of(axes) if isinstance(axes, list) else axes)
     runs = axes if isinstance(axes, list) else expand(axes, experiment.model)
-    return [_one(experiment, group, options) for group in groups(runs)]
+    return [_one(experiment.of(group[0]), group, options) for group in groups(runs)]
 
 
 class Rehearsal:
@@ -60,7 +62,9 @@ class Rehearsal:
         self.experiment, self.data = experiment, experiment.examples()
         self.program = planned(experiment, runs, self.data, **options)
         metrics = measured_variables(experiment, runs[0], self.data)
-        self.group, rows = store.open_store(None, experiment, runs, metrics)
+        self.choice = choice_of(experiment, metrics)
+        layout = store.layout_of(experiment, metrics, self.choice)
+        self.group, rows = store.open_store(None, layout, coordinates(experiment, runs))
         self.blocks = list(blocks_of(Block(runs, rows), self.program.size))
 
     def seconds(self, first_part_only: bool = False) -> float:
@@ -69,7 +73,7 @@ class Rehearsal:
         if first_part_only:
             stop.set()  # after the first chunk, which is one part
         begun = time.perf_counter()
-        stream = Stream(self.experiment, self.group, lambda **_: None)
+        stream = Stream(self.experiment, self.choice, self.group, lambda **_: None)
         with contextlib.suppress(Interrupted):
             for block in self.blocks[:1] if first_part_only else self.blocks:
                 train_block(self.experiment, self.program, block, self.data, Pace(most), stream, stop)
@@ -86,8 +90,7 @@ def _one(experiment: Experiment, runs: list[Settings], options: dict[str, Any]) 
     program = rehearsal.program
     rehearsal.seconds(first_part_only=True)  # the first call warms up
     seconds = rehearsal.seconds(first_part_only=True)
-    inputs = {"lr", "schedule", "seed", *constants(runs[0])}
-    inputs |= {f"{name}_schedule" for name in scheduled(runs[0])}
+    inputs = inputs_of(runs[0])
     names = [name for name, value in runs[0].items() if name not in inputs and value == value]
     label = ", ".join(f"{name}={coordinate(runs[0][name])}" for name in names)
     parts = len(parts_of(experiment)) - 1

@@ -1,10 +1,11 @@
 """Runs a sweep: axes to groups, groups to compiled programs, programs' results to disk."""
 
+import dataclasses
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,32 @@ import xarray as xr
 import zarr
 
 from bpresearch.platform import available_cores
-from bpresearch.sweep import checkpoint, store
+from bpresearch.sweep import checkpoint, functions, slices, store
 from bpresearch.sweep import prune as pruning
 from bpresearch.sweep.blocks import Block, Interrupted, blocks_of, train_block
 from bpresearch.sweep.checks import axes_of, check
+from bpresearch.sweep.choosing import Choice, choice_of
 from bpresearch.sweep.chunks import Pace
-from bpresearch.sweep.description import describe
+from bpresearch.sweep.description import coordinates, describe
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes, Settings, expand, groups
+from bpresearch.sweep.grid import Axes, expand, groups
 from bpresearch.sweep.layout import LAYOUTS, SHARDS, memory, planned
+from bpresearch.sweep.options import Settings
 from bpresearch.sweep.population import measured_variables
-from bpresearch.sweep.processes import agreed, leads, least
+from bpresearch.sweep.processes import leads, least
 from bpresearch.sweep.progress import progress
 from bpresearch.sweep.stream import Stream
+from bpresearch.sweep.task import Task
 from bpresearch.train import Measured
 
 
 def run(
-    experiment: Experiment,
+    experiment: Task | Callable[..., Any],
     axes: Axes | list[Settings],
     workdir: str | Path | None = None,
     *,
     source: dict[str, Any] | None = None,
+    slice: str | None = None,
     quiet: bool = False,
     layout: str = "auto",
     memory_fraction: float = 0.6,
@@ -46,7 +51,9 @@ def run(
     """Trains every combination of the axes' values, in compiled programs that each train many runs.
 
     Args:
-        experiment: what the runs have in common.
+        experiment: what the runs have in common; a `Task` is trained as `Experiment` does by default. Or a
+            function `(key, hyperparameters) -> metrics`, which takes a run's place: see
+            `bpresearch.sweep.functions.run`.
         axes: as `grid` gives them; `optimizer`, `schedule`, `lr`, `batch_size` and `seed` must be there.
             Or a list of runs, each with one value on every axis; in a workdir they are appended to the
             runs that are there.
@@ -54,6 +61,8 @@ def run(
             again, so the same call resumes a sweep that was stopped. None keeps the results in memory.
         source: where a list of runs comes from, in JSON, for `config.json`; a workdir with another source
             is refused.
+        slice: `3/16` trains the third of sixteen parts of the runs, with the axes of the whole sweep;
+            `merge` makes one workdir of the parts'.
         quiet: show no progress.
         layout: "map" takes runs one after another on each device, "vmap" several at a time; "auto" takes
             what is faster.
@@ -68,8 +77,11 @@ def run(
     Returns:
         A dataset with dimensions `run`, `step` and `eval_step`, every axis a coordinate on `run`, and
         variables `train_loss` (mini-batch loss before each update), `valid_loss`, `valid_accuracy`,
-        `test_loss`, `test_accuracy`, those of the diagnostics, `diverged_at` (-1, or the first step with a
-        NaN or infinite loss) and `pruned_at` (-1, or the step after which a poor run was ended). Of a list
+        `test_loss`, `test_accuracy`, and so on for other metrics, the same of training examples, as many as
+        are held out, as evaluations have them (`train_eval_loss`), those of the diagnostics, `diverged_at`
+        (-1, or the first step with a NaN or infinite loss) and `pruned_at` (-1, or the step after which a
+        poor run was ended). What a run has reached at its end it has at later evaluations of longer runs.
+        The attribute `chosen_by` names the variable that settings are chosen by. Of a list
         of runs, those runs in the order of the list. With a workdir, variables are read from there when
         they are used. Of several processes the first has all values; the others lack (NaN) those of runs
         that were finished before.
@@ -79,6 +91,11 @@ def run(
             another sweep, or cannot be read or written.
         Interrupted: a signal stopped the sweep.
     """
+    if not isinstance(experiment, Task):
+        return functions.run(experiment, axes, workdir, slice=slice, quiet=quiet)
+    if not isinstance(experiment, Experiment):
+        given = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(Task)}
+        experiment = Experiment(**given)
     for name, value, known in (("layout", layout, LAYOUTS), ("shard", shard, SHARDS)):
         if value not in known:
             raise ValueError(f"{name}={value} is not one of {', '.join(known)}")
@@ -86,23 +103,28 @@ def run(
         raise ValueError(f"prune={prune} is not one of {', '.join(pruning.PRUNERS)}")
     options = {"layout": layout, "memory_fraction": memory_fraction, "shard": shard}
     listed = isinstance(axes, list)
-    check(experiment, axes_of(axes) if isinstance(axes, list) else axes)
+    values = axes_of(axes) if isinstance(axes, list) else axes
+    check(experiment, values)
+    experiment = lasting(experiment, values, prune)
     runs = axes if isinstance(axes, list) else expand(axes, experiment.model)
     path = None if workdir is None or not leads() else Path(workdir)
     metrics: dict[str, Measured] = {}
-    data = experiment.examples()
+    data = Examples(experiment)
     for group in groups(runs):
-        metrics |= measured_variables(experiment, group[0], data)
+        metrics |= measured_variables(experiment.of(group[0]), group[0], data.of(group[0]))
+    choice, columns = choice_of(experiment, metrics), coordinates(experiment, runs)
+    runs, first = slices.part_of(runs, slice)  # the results have one form, whichever runs are in the slice
     asked = (source or {}) if isinstance(axes, list) else axes
-    config = describe(experiment, asked, layout=layout, shard=shard, prune=prune)
-    with ExitStack() as held:
-        group, rows = _opened(experiment, runs, metrics, path, config, held)
+    config = describe(experiment, asked, layout=layout, shard=shard, prune=prune, slice=slice)
+    columns = {axis: values[first : first + len(runs)] for axis, values in columns.items()}
+    with store.opened(path, store.layout_of(experiment, metrics, choice), columns, first, config) as opened:
+        group, rows = opened
         finished = group["finished"][:]
         todo = [block for block in _groups(runs, rows) if prune or not finished[block.rows].all()]
         if not finished[rows].all():
             stages = {"path": path, "checkpoint_every": checkpoint_every}
             try:
-                _train(experiment, todo, data, group, stages, quiet, options, prune)
+                _train(experiment, choice, todo, data, group, stages, quiet, options, prune)
             except OSError as error:
                 raise ValueError(
                     f"--workdir={path}: cannot write there ({error.strerror or error}); what is saved is "
@@ -112,30 +134,30 @@ def run(
     return results if len(rows) == len(finished) and not listed else results.isel(run=rows)
 
 
-def _opened(
-    experiment: Experiment,
-    runs: list[Settings],
-    metrics: dict[str, Measured],
-    path: Path | None,
-    config: dict[str, Any],
-    held: ExitStack,
-) -> tuple[zarr.Group, np.ndarray]:
-    """The store and the row of each run in it. The first process has the workdir; the others, stores in
-    memory in which the same runs are finished."""
-    try:
-        if path:
-            held.enter_context(store.locked(path))
-            store.check_config(path, config)
-        group, rows = store.open_store(path, experiment, runs, metrics)
-    except BaseException:  # the others must not wait
-        agreed(np.array(False))
-        raise
-    if not agreed(np.array(True)):
-        raise ValueError("the first process cannot begin; its message says why")
-    done = agreed(group["finished"][:][rows])
-    if not leads():
-        group["finished"].oindex[rows] = done
-    return group, rows
+def lasting(experiment: Experiment, axes: Axes, prune: str | None = None) -> Experiment:
+    """The experiment, as long as its longest run and evaluated where any of them ends."""
+    if "steps" not in axes:
+        return experiment
+    if prune:
+        raise ValueError(f"prune={prune}: takes runs of one length; steps is an axis")
+    ends = tuple(sorted(set(axes["steps"])))
+    return dataclasses.replace(experiment, steps=ends[-1], ends=ends)
+
+
+class Examples:
+    """The parts of the data in each of the formats that runs are trained in."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.parts: dict[str, dict[str, Any]] = {}
+
+    def of(self, settings: Settings) -> dict[str, Any]:
+        """The parts for runs with these settings."""
+        of_group = self.experiment.of(settings)
+        name = np.dtype(of_group.dtype).name
+        if name not in self.parts:
+            self.parts[name] = of_group.examples()
+        return self.parts[name]
 
 
 def _groups(runs: list[Settings], rows: np.ndarray) -> list[Block]:
@@ -148,8 +170,9 @@ def _groups(runs: list[Settings], rows: np.ndarray) -> list[Block]:
 
 def _train(
     experiment: Experiment,
+    choice: Choice,
     todo: list[Block],
-    data: dict[str, Any],
+    data: Examples,
     group: zarr.Group,
     stages: dict[str, Any],
     quiet: bool,
@@ -157,23 +180,31 @@ def _train(
     prune: str | None = None,
 ) -> None:
     finished, path = group["finished"][:], stages["path"]
-    runs = int((~finished[np.concatenate([block.rows for block in todo])]).sum())
+    experiments = [experiment.of(block.settings[0]) for block in todo]
+    missing = [int((~finished[block.rows]).sum()) for block in todo]
+    runs = sum(missing)
+    steps = sum(count * of_group.steps for count, of_group in zip(missing, experiments, strict=True))
     with (
         ThreadPoolExecutor(available_cores()) as pool,
-        progress(runs, runs * experiment.steps, quiet) as report,
+        progress(runs, steps, quiet) as report,
         _stopping() as stop,
     ):
         report(note=f"compiling {len(todo)} program{'s' if len(todo) > 1 else ''} for {runs} runs")
         options = options | {"available": least(memory())}  # the same programs in every process
-        programs = [pool.submit(planned, experiment, block.settings, data, **options) for block in todo]
-        stream = Stream(experiment, group, report)
-        paces = [Pace(experiment.parts_in_a_chunk, steady=jax.process_count() > 1) for _ in todo]
+        parts = [data.of(block.settings[0]) for block in todo]
+        programs = [
+            pool.submit(planned, of_group, block.settings, of_part, **options)
+            for of_group, block, of_part in zip(experiments, todo, parts, strict=True)
+        ]
+        stream = Stream(experiment, choice, group, report)
+        paces = [Pace(one.parts_in_a_chunk, steady=jax.process_count() > 1) for one in experiments]
 
         def train(number: int, runs: Block, **stage: Any) -> None:
             program = programs[number].result()
+            how = (experiments[number], program)
             for block in blocks_of(runs, program.size):
                 if not finished[block.rows].all():
-                    train_block(experiment, program, block, data, paces[number], stream, stop, **stage)
+                    train_block(*how, block, parts[number], paces[number], stream, stop, **stage)
 
         try:
             if prune:

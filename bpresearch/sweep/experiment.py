@@ -1,8 +1,10 @@
 """What the runs of a sweep have in common."""
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -11,47 +13,42 @@ import numpy as np
 from flax import nnx
 
 from bpresearch.autodiff import gradient as autodiff_gradient
-from bpresearch.data import Dataset
-from bpresearch.sweep.grid import Settings, model_options, structural
-from bpresearch.train import Diagnostic, Examples, Training
+from bpresearch.optim import hyperparameters
+from bpresearch.platform import DTYPES
+from bpresearch.sweep.options import Settings, chosen, parameters, structural
+from bpresearch.sweep.task import Task
+from bpresearch.train import Training
 
 STEPS_IN_A_CHUNK = 500
 """Steps of each run, at most, after which a program returns to the host."""
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Task):
     """A task and how long to train on it; the axes of a sweep hold the rest.
 
     Attributes:
-        dataset: the data, standardised.
-        model: `(input_shape, outputs, *, rngs, **options) -> nnx.Module`, as in `bpresearch.models`.
-        loss_fn: `(outputs, targets) -> values`; the loss is their mean.
-        model_options: options of the model.
-        targets: turns the data set's targets into what the loss takes; default: as they are.
         gradient: `autodiff.gradient` or `chainrule.gradient`.
-        steps: number of updates of a run.
-        eval_every: steps between two evaluations; the first comes before the first step.
-        validation: fraction of the training examples held out to choose hyper-parameters by; the
-            examples are drawn with a fixed seed. 0 holds none out.
+        steps: number of updates of a run, of the longest if `steps` is an axis.
+        eval_every: steps between two evaluations; the first comes before the first step, one at each end.
+        validation: fraction of the training examples held out to choose hyper-parameters by, if the data have
+            no part for that; the examples are drawn with a fixed seed. 0 holds none out.
         dtype: format of parameters, data and arithmetic.
-        diagnostics: functions evaluated inside the program at each evaluation, whose results become
-            variables of the results, with the dimensions that they name.
+        choose: the metric that settings are chosen by: `loss`, lower is better; any other, higher is better;
+            `-name`, lower is better. Default: the accuracy where there is one, else the loss.
+        ends: steps after which some run ends, if `steps` is an axis.
     """
 
-    dataset: Dataset
-    model: Callable[..., nnx.Module]
-    loss_fn: Callable[..., jax.Array]
-    model_options: dict[str, Any] = field(default_factory=dict)
-    targets: Callable[[np.ndarray], np.ndarray] = np.asarray
     gradient: Callable[..., Any] = autodiff_gradient
     steps: int = 1000
     eval_every: int = 50
     validation: float = 0.1
     dtype: Any = jnp.float32
-    diagnostics: tuple[Diagnostic, ...] = ()
+    choose: str | None = None
+    ends: tuple[int, ...] = ()
 
     def __post_init__(self):
+        super().__post_init__()
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: a run takes at least 1 step")
         if self.eval_every < 1:
@@ -64,19 +61,18 @@ class Experiment:
     @property
     def training_examples(self) -> int:
         """Number of examples that are trained on."""
-        return len(self.dataset.x) - round(self.validation * len(self.dataset.x))
+        return self.count if self.has_valid else self.count - round(self.validation * self.count)
 
     @property
-    def chosen_by(self) -> str:
-        """The variable that settings are chosen by: of the examples held out, or without any of the test
-        part; the accuracy where there are classes, else the loss."""
-        part = "valid" if self.training_examples < len(self.dataset.x) else "test"
-        return f"{part}_loss" if self.dataset.classes is None else f"{part}_accuracy"
+    def choosing_part(self) -> str:
+        """The part that settings are chosen on: the examples held out, or without any the test part."""
+        return "valid" if self.has_valid or self.training_examples < self.count else "test"
 
-    @property
-    def evaluations(self) -> int:
-        """Number of evaluations of a run after the one before its first step."""
-        return -(-self.steps // self.eval_every)
+    @cached_property
+    def eval_steps(self) -> np.ndarray:
+        """Steps before each evaluation."""
+        ends = {end for end in self.ends if end < self.steps}
+        return np.array(sorted({*range(0, self.steps, self.eval_every), *ends, self.steps}))
 
     @property
     def steps_in_a_part(self) -> int:
@@ -86,34 +82,52 @@ class Experiment:
     @property
     def parts_in_a_chunk(self) -> int:
         """Parts that a program can do before it returns to the host."""
-        return min(STEPS_IN_A_CHUNK // self.steps_in_a_part, self.evaluations) or 1
+        return min(STEPS_IN_A_CHUNK // self.steps_in_a_part, len(self.eval_steps) - 1) or 1
+
+    def of(self, settings: Settings) -> "Experiment":
+        """The experiment of the runs with these settings, where how they are trained is an axis."""
+        changes: dict[str, Any] = {}
+        if "steps" in settings:
+            changes["steps"] = settings["steps"]
+            changes["eval_every"] = min(self.eval_every, settings["steps"])
+        if "precision" in settings:
+            changes["dtype"] = DTYPES[settings["precision"]]
+        if "gradient" in settings:
+            changes["gradient"] = settings["gradient"]
+        return dataclasses.replace(self, **changes) if changes else self
+
+    def in_format(self) -> AbstractContextManager[Any]:
+        """Where its programs are compiled and called: double precision is on for float64 alone."""
+        return jax.enable_x64(np.dtype(self.dtype) == np.float64)
 
     def training(self, settings: Settings) -> Training:
         """What a program trains: runs with these settings, but for what is an input of the program."""
-
         model = settings.get("model", self.model)
-        taken = model_options(model)
-        options = {**self.model_options, **settings}
-        options = {name: options[name] for name in taken if name in options}
+        options = {n: v for n, v in self.model_options.items() if n in parameters("model", model)}
+        options |= chosen("model", settings, model)
         fixed = structural(settings)
+        if "steps" in hyperparameters(settings["optimizer"]):
+            fixed = {"steps": self.steps} | fixed
         optimizer = partial(settings["optimizer"], **fixed) if fixed else settings["optimizer"]
 
         def build(rngs: nnx.Rngs) -> nnx.Module:
-            return model(self.dataset.input_shape, self.dataset.outputs, rngs=rngs, **options)
+            return self.build(model, options, rngs)
 
-        labels = self.dataset.classes is not None
-        return Training(build, self.loss_fn, self.gradient, optimizer, self.dtype, labels)
+        return Training(build, self.objective, self.gradient, optimizer, self.dtype, self.all_metrics)
 
-    def examples(self) -> dict[str, Examples]:
+    def examples(self) -> dict[str, Any]:
         """The parts of the data: `train`, `valid` unless none is held out, and `test`."""
-        data = self.dataset
-        order = np.random.default_rng(0).permutation(len(data.x))
-        chosen, held_out = np.split(order, [self.training_examples])
-        parts = {"train": (data.x[np.sort(chosen)], data.y[np.sort(chosen)])}
-        if len(held_out):
-            parts["valid"] = (data.x[np.sort(held_out)], data.y[np.sort(held_out)])
-        parts["test"] = (data.x_test, data.y_test)
-        return {name: Examples(self._cast(x), self._cast(self.targets(y))) for name, (x, y) in parts.items()}
+        parts = dict(self.parts)
+        if "valid" not in parts:
+            order = np.random.default_rng(0).permutation(self.count)
+            indices = [np.sort(part) for part in np.split(order, [self.training_examples])]
+            train, valid = (jax.tree.map(lambda a, i=index: a[i], parts["train"]) for index in indices)
+            held_out = {"valid": valid} if len(indices[1]) else {}
+            parts = {"train": train, **held_out, "test": parts["test"]}
+        return jax.tree.map(self._cast, parts)
 
     def _cast(self, array: np.ndarray) -> np.ndarray:
-        return array.astype(self.dtype) if np.issubdtype(array.dtype, np.floating) else array
+        if np.issubdtype(array.dtype, np.floating):
+            return array.astype(self.dtype)
+        short = {np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32}
+        return array.astype(short.get(array.dtype, array.dtype))

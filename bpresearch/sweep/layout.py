@@ -9,7 +9,7 @@ from flax import nnx
 
 from bpresearch.functional import split
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Settings
+from bpresearch.sweep.options import Settings
 from bpresearch.sweep.population import Population, population
 
 RUNS_IN_A_BLOCK = 128
@@ -30,6 +30,14 @@ products 1,500 at width 1, 7,400 at 8 and 14,800 at 64."""
 
 
 def planned(
+    experiment: Experiment, settings: list[Settings], data: dict[str, Any], *how: Any, **options: Any
+) -> Population:
+    """The programs for the runs of one group, as `laid_out` has them, in the experiment's format."""
+    with experiment.in_format():
+        return laid_out(experiment, settings, data, *how, **options)
+
+
+def laid_out(
     experiment: Experiment,
     settings: list[Settings],
     data: dict[str, Any],
@@ -81,7 +89,7 @@ def planned(
 def width_of(experiment: Experiment, settings: Settings, layout: str) -> int:
     """Runs that a device takes at a time."""
     training = experiment.training(settings)
-    params = jax.eval_shape(lambda: split(training.build(nnx.Rngs(0)))[1])
+    params = jax.eval_shape(lambda: split(training.model(nnx.Rngs(0)))[1])
     products = 6.0 * sum(leaf.size for leaf in jax.tree.leaves(params)) * settings["batch_size"]
     on_cpu = jax.default_backend() == "cpu"
     if layout == "map" or (layout == "auto" and on_cpu and products > SMALL):

@@ -18,15 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bpresearch.evaluation import evaluate
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Settings, constants, scheduled
-from bpresearch.train import Measured, Moment, Run, Step, Training, evaluate, next_step, start, train
+from bpresearch.sweep.options import Settings, constants, scheduled
+from bpresearch.train import Chunk, Measured, Moment, blank, make_run, next_step, start
 
 RUNS, EVERYWHERE = PartitionSpec("devices"), PartitionSpec()
 BATCHES = PartitionSpec(None, None, None, "devices")
 SHARED_STEP = 25
-"""Up to so many steps between evaluations, training takes over the step that the diagnostics looked at. It
-does so without diagnostics, too: then a run has the same bits with and without them."""
+"""Up to so many steps between evaluations, training takes over the step that the diagnostics looked at."""
 
 
 class Population(NamedTuple):
@@ -106,15 +106,23 @@ def population(
     runs = NamedSharding(mesh, RUNS) if spread == "runs" else everywhere
     split_batches = everywhere if spread == "runs" else NamedSharding(mesh, BATCHES)
     training = experiment.training(settings)
+    programs = make_run(
+        training,
+        lambda moment, data: values_of(measure(experiment, moment, data)),
+        shared=experiment.steps_in_a_part <= SHARED_STEP,
+        alone=width == 1,
+    )
 
     def start_all(counts, seeds, hyperparameters):
-        one = lambda _, inputs: start(training, *inputs)  # noqa: E731
+        one = lambda _, inputs: programs.start(*inputs)  # noqa: E731
         inputs = (seeds, hyperparameters)
         return each(one, 1, counts[0], blank(jax.eval_shape(jax.vmap(partial(one, None)), inputs)), inputs)
 
     def advance_all(counts, runs, inputs, common):
         def one(carried, inputs):
-            return advance(experiment, training, carried[0], inputs, common, width == 1)
+            order = common.orders[inputs.slots]
+            chunk = Chunk(inputs.seeds, common.first, common.last, common.evaluation, order, *inputs[2:])
+            return programs.advance(carried[0], chunk, common.data)
 
         found = jax.eval_shape(jax.vmap(one), (runs,), inputs)
         return each(one, width, counts[0], (runs, *blank(found[1:])), inputs)
@@ -181,18 +189,6 @@ def each(function: Callable[..., Any], width: int, count: Any, carried: Any, inp
     return jax.lax.fori_loop(0, -(-count // width), body, carried)
 
 
-def blank(shapes: Any) -> Any:
-    """Arrays of NaN, of zeros, or of some random key."""
-
-    def fill(shape):
-        if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
-            return jnp.broadcast_to(jax.random.key(0), shape.shape)
-        value = jnp.nan if jnp.issubdtype(shape.dtype, jnp.floating) else 0
-        return jnp.full(shape.shape, value, shape.dtype)
-
-    return jax.tree.map(fill, shapes)
-
-
 def shapes(
     experiment: Experiment, settings: Settings, data: dict[str, Any], size: int, seeds: int
 ) -> tuple[Any, dict[str, Any], Inputs, Common]:
@@ -214,59 +210,17 @@ def shapes(
     return keys, fixed | {name: shape(size) for name in tables}, inputs, common
 
 
-def advance(
-    experiment: Experiment, training: Training, run: Run, inputs: Inputs, common: Common, alone: bool
-) -> tuple[Run, Any, dict[str, jax.Array]]:
-    """One run over the parts of a chunk: the run after them, its losses, and what was measured.
-
-    A run that has diverged is skipped if the program takes one run at a time (`alone`).
-    """
-
-    def choose(condition, run, one, other):
-        inner = (lambda: jax.lax.cond(run.diverged_at < 0, one, other)) if alone else one
-        return jax.lax.cond(condition, inner, other)
-
-    def part(run: Run, one: tuple[Any, ...]):
-        first, last, evaluation, order, values = one
-        now = {name: value[0] for name, value in values.items()} | inputs.hyperparameters
-        data, fixed = common.data["train"], inputs.hyperparameters
-        shared = experiment.steps_in_a_part <= SHARED_STEP
-
-        def first_step() -> Step:
-            # Kept as a whole, whoever uses which part of it, so that it has the same bits.
-            return jax.lax.optimization_barrier(next_step(training, run, data, order[0], now))
-
-        used = (first <= last) | evaluation if shared else evaluation
-        begun = choose(used, run, first_step, lambda: blank(jax.eval_shape(first_step)))
-        moment = Moment(training, run, inputs.seeds, initial, first - 1, data, order[0], now, begun)
-
-        def measured() -> dict[str, jax.Array]:
-            return {name: result.values for name, result in measure(experiment, moment, common.data).items()}
-
-        def trained() -> tuple[Run, jax.Array]:
-            step = begun if shared else None
-            return train(training, run, data, order, values, fixed, first, last, step)
-
-        metrics = choose(evaluation, run, measured, lambda: blank(jax.eval_shape(measured)))
-        run, losses = choose(
-            first <= last, run, trained, lambda: (run, jnp.full(order.shape[0], jnp.nan, jnp.float32))
-        )
-        return run, (losses, metrics)
-
-    begin = {name: values[0, 0] for name, values in inputs.scheduled.items()} | inputs.hyperparameters
-    initial = start(training, inputs.seeds, begin).params  # computed only if a diagnostic uses it
-    orders = common.orders[inputs.slots]
-    scanned = (common.first, common.last, common.evaluation, orders, inputs.scheduled)
-    run, (losses, metrics) = jax.lax.scan(part, run, scanned)
-    return run, losses, metrics
-
-
 def measure(experiment: Experiment, moment: Moment, data: dict[str, Any]) -> dict[str, Measured]:
-    """A run's losses and accuracies on the held-out parts, and its diagnostics; NaN once it has diverged."""
+    """A run's losses and metrics on each part, and its diagnostics; NaN once it has diverged.
+
+    Of the training part, `train_eval`, as many examples are taken as of the part that settings are chosen on.
+    """
     held_out = {name: part for name, part in data.items() if name != "train"}
+    most = len(jax.tree.leaves(data[experiment.choosing_part])[0])
+    parts = {"train_eval": jax.tree.map(lambda array: array[:most], data["train"]), **held_out}
     found = {
         f"{name}_{metric}": Measured(value)
-        for name, part in held_out.items()
+        for name, part in parts.items()
         for metric, value in evaluate(moment.training, moment.run, part).items()
     }
     healthy = moment.run.diverged_at < 0
@@ -275,6 +229,11 @@ def measure(experiment: Experiment, moment: Moment, data: dict[str, Any]) -> dic
             values = jnp.where(healthy, result.values.astype(jnp.float32), jnp.nan)
             found[name] = Measured(values, result.coordinates)
     return found
+
+
+def values_of(measured: dict[str, Measured]) -> dict[str, jax.Array]:
+    """The results without their coordinates."""
+    return {name: result.values for name, result in measured.items()}
 
 
 def measured_variables(
@@ -293,8 +252,9 @@ def measured_variables(
         moment = Moment(training, run, key, run.params, jnp.int32(0), data["train"], index, rates, step)
         found = measure(experiment, moment, data)
         coordinates.update({name: result.coordinates for name, result in found.items()})
-        return {name: result.values for name, result in found.items()}
+        return values_of(found)
 
     index = jax.ShapeDtypeStruct(common.orders.shape[3:], common.orders.dtype)
-    found = jax.eval_shape(values, *one, index, common.data)
+    with experiment.in_format():
+        found = jax.eval_shape(values, *one, index, common.data)
     return {name: Measured(found[name], coordinates[name]) for name in found}

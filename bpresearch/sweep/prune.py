@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from bpresearch.sweep.checkpoint import as_before, plain
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Settings
+from bpresearch.sweep.options import Settings
 from bpresearch.sweep.processes import place, told
 from bpresearch.sweep.sample import optuna
 from bpresearch.sweep.stream import Stream
@@ -137,7 +137,7 @@ def train_in_rungs(
     rows = np.concatenate([one.rows for one in todo])
     of_group = np.concatenate([np.full(len(one.rows), i) for i, one in enumerate(todo)])
     setting = _numbers([settings for one in todo for settings in one.settings])
-    metric, maximize = group[experiment.chosen_by], experiment.dataset.classes is not None
+    metric, maximize = group[stream.choice.variable], stream.choice.maximize
     known = group["finished"][:][rows]
     kept, going_on = Kept(), np.ones(len(rows), bool)
     for count, until in enumerate([*rungs, steps], 1):

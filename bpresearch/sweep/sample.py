@@ -14,7 +14,8 @@ from bpresearch import files
 from bpresearch.distribution import Uniform
 from bpresearch.imports import extra
 from bpresearch.sweep.description import coordinate
-from bpresearch.sweep.grid import Axes, Settings, expand, taken
+from bpresearch.sweep.grid import Axes, expand
+from bpresearch.sweep.options import Settings, taken
 
 SAMPLERS = ("random", "qmc", "tpe")
 STUDY = "sweep"

@@ -8,9 +8,9 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -19,15 +19,24 @@ from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from bpresearch import files
-from bpresearch.sweep.description import coordinates, difference, provenance
+from bpresearch.sweep.choosing import Choice
+from bpresearch.sweep.description import difference, provenance
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Settings
+from bpresearch.sweep.processes import agreed, leads
 from bpresearch.train import Measured
 
 RUNS_IN_A_CHUNK = 64
 STEPS_IN_A_CHUNK = 500
-TO_COME = {"diverged_at": -1, "pruned_at": -1, "finished": False}
-"""What variables hold until they are written; the others hold NaN."""
+
+
+class Layout(NamedTuple):
+    """What the results of a sweep are: arrays by name, whose first dimension is the run."""
+
+    coordinates: dict[str, np.ndarray]
+    """Of the other dimensions."""
+    variables: dict[str, tuple[np.generic, tuple[str, ...]]]
+    """What each holds until a run has it, and its dimensions after `run`."""
+    attributes: dict[str, Any] = {}  # noqa: RUF012
 
 
 @contextmanager
@@ -44,6 +53,36 @@ def locked(workdir: Path) -> Iterator[None]:
         except OSError as error:
             raise ValueError(f"--workdir={workdir} is in use by another process") from error
         yield
+
+
+@contextmanager
+def opened(
+    workdir: Path | None,
+    layout: Layout,
+    columns: dict[str, np.ndarray],
+    first: int,
+    config: dict[str, Any],
+) -> Iterator[tuple[zarr.Group, np.ndarray]]:
+    """The store of a workdir, held for this process, with these runs in it, and the row of each.
+
+    The first process has the workdir; the others, stores in memory in which the same runs are finished.
+    Arguments as `open_store`'s and `check_config`'s.
+    """
+    with ExitStack() as held:
+        try:
+            if workdir:
+                held.enter_context(locked(workdir))
+                check_config(workdir, config)
+            group, rows = open_store(workdir, layout, columns, first)
+        except BaseException:  # the others must not wait
+            agreed(np.array(False))
+            raise
+        if not agreed(np.array(True)):
+            raise ValueError("the first process cannot begin; its message says why")
+        done = agreed(group["finished"][:][rows])
+        if not leads():
+            group["finished"].oindex[rows] = done
+        yield group, rows
 
 
 def check_config(workdir: Path, config: dict[str, Any]) -> None:
@@ -73,28 +112,42 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
         )
 
 
+def layout_of(experiment: Experiment, metrics: dict[str, Measured], choice: Choice) -> Layout:
+    """The results of trainings: the loss of each step, and what evaluations measure."""
+    found: dict[str, Any] = {
+        "step": np.arange(1, experiment.steps + 1),
+        "eval_step": experiment.eval_steps,
+    }
+    nothing, never = np.float32(np.nan), np.int32(-1)
+    variables: dict[str, tuple[np.generic, tuple[str, ...]]] = {"train_loss": (nothing, ("step",))}
+    for name, measured in metrics.items():
+        found |= {axis: np.asarray(values) for axis, values in measured.coordinates.items()}
+        variables[name] = (nothing, ("eval_step", *measured.coordinates))
+    variables |= {"diverged_at": (never, ()), "pruned_at": (never, ())}
+    return Layout(found, variables, {"chosen_by": choice.variable, "higher_is_better": choice.maximize})
+
+
 def open_store(
-    workdir: Path | None, experiment: Experiment, runs: list[Settings], metrics: dict[str, Measured]
+    workdir: Path | None, layout: Layout, columns: dict[str, np.ndarray], first: int = 0
 ) -> tuple[zarr.Group, np.ndarray]:
     """The store of a workdir with these runs in it, and the row of each; runs that it lacks are appended.
 
     Args:
         workdir: the folder; None keeps the store in memory.
-        experiment: what the runs have in common.
-        runs: their settings.
-        metrics: what an evaluation measures, with the dimensions that each adds.
+        layout: what the results are.
+        columns: the runs' settings by axis, as `coordinates` gives them.
+        first: number of the first run, in a slice of a sweep.
 
     Raises:
         ValueError: the store cannot be read, or these runs have other axes than those in it.
     """
-    columns = coordinates(experiment, runs)
     if workdir is None:
-        return _append(_create(zarr.storage.MemoryStore(), experiment, columns, metrics), columns)
+        return _append(_create(zarr.storage.MemoryStore(), layout, columns), columns, first)
     path = workdir / "results.zarr"
     if not path.exists():
         unfinished = workdir / "results.zarr.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        _create(zarr.storage.LocalStore(unfinished), experiment, columns, metrics)
+        _create(zarr.storage.LocalStore(unfinished), layout, columns)
         unfinished.rename(path)
     for partial in path.rglob("*.partial"):  # of a write that a kill cut short
         partial.unlink()
@@ -113,53 +166,59 @@ def open_store(
         if columns[axis].dtype.kind not in {"O": "OU", "T": "OU", "f": "fi"}.get(group[axis].dtype.kind, "i"):
             raise ValueError(f"--workdir={workdir}: the axis {axis} holds {group[axis].dtype.name} there, "
                              f"{columns[axis].dtype.name} here; take another folder")  # fmt: skip
-    return _append(group, columns)
+    return _append(group, columns, first)
 
 
-def _create(
-    store: Store, experiment: Experiment, columns: dict[str, np.ndarray], metrics: dict[str, Measured]
-) -> zarr.Group:
+def _create(store: Store, layout: Layout, columns: dict[str, np.ndarray]) -> zarr.Group:
     """A store without runs."""
     attributes = {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in provenance().items()
     }
-    group = zarr.create_group(store, attributes=attributes)
-    steps = np.minimum(np.arange(experiment.evaluations + 1) * experiment.eval_every, experiment.steps)
-    axes = {"step": np.arange(1, experiment.steps + 1), "eval_step": steps}
-    for measured in metrics.values():
-        axes |= {name: np.asarray(found) for name, found in measured.coordinates.items()}
+    group = zarr.create_group(store, attributes=attributes | layout.attributes)
+    axes = layout.coordinates
 
-    def add(name: str, dtype: Any, dimensions: tuple[str, ...], fill: Any = None) -> None:
+    def put(name: str, dtype: Any, dimensions: tuple[str, ...], fill: Any = None) -> None:
         shape = tuple(len(axes[dimension]) if dimension != "run" else 0 for dimension in dimensions)
-        chunks = {"run": RUNS_IN_A_CHUNK, "step": STEPS_IN_A_CHUNK, "eval_step": STEPS_IN_A_CHUNK}
-        if len(dimensions) == 1:
-            chunks = {"run": 1024}
-        group.create_array(
-            name,
-            shape=shape,
-            dtype=dtype,
-            chunks=tuple(
-                min(chunks.get(d, n), n) or chunks["run"] for d, n in zip(dimensions, shape, strict=True)
-            ),
-            dimension_names=dimensions,
-            fill_value=fill,
-            compressors=(ZstdCodec(level=1), Crc32cCodec()),
-        )
+        add(group, name, dtype, shape, dimensions, fill)
 
     for name, values in axes.items():
         kind = str if values.dtype.kind in "OU" else values.dtype
-        add(name, kind, (name,))
+        put(name, kind, (name,))
         group[name][:] = values
     for name, values in columns.items():
-        add(name, str if values.dtype == object else values.dtype, ("run",))
-    add("run", np.int64, ("run",))
-    add("train_loss", np.float32, ("run", "step"), np.nan)
-    for name, measured in metrics.items():
-        add(name, np.float32, ("run", "eval_step", *measured.coordinates), np.nan)
-    for name, value in TO_COME.items():
-        add(name, np.asarray(value).astype(bool if name == "finished" else np.int32).dtype, ("run",), value)
+        put(name, str if values.dtype == object else values.dtype, ("run",))
+    put("run", np.int64, ("run",))
+    for name, (empty, dimensions) in layout.variables.items():
+        put(name, empty.dtype, ("run", *dimensions), empty.item())
+    put("finished", np.dtype(bool), ("run",), False)
     group.attrs["coordinates"] = " ".join(sorted(columns))  # as xarray looks them up
     return group
+
+
+def add(
+    group: zarr.Group,
+    name: str,
+    dtype: Any,
+    shape: tuple[int, ...],
+    dimensions: tuple[str, ...],
+    fill: Any = None,
+) -> None:
+    """Adds an array to a store, compressed and with checksums, in chunks by its dimensions."""
+    chunks = {"run": RUNS_IN_A_CHUNK, "step": STEPS_IN_A_CHUNK, "eval_step": STEPS_IN_A_CHUNK}
+    if len(dimensions) == 1:
+        chunks = {"run": 1024}
+    lengths = [0 if d == "run" else n for d, n in zip(dimensions, shape, strict=True)]
+    group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=tuple(
+            min(chunks.get(d, n), n) or chunks["run"] for d, n in zip(dimensions, lengths, strict=True)
+        ),
+        dimension_names=dimensions,
+        fill_value=fill,
+        compressors=(ZstdCodec(level=1), Crc32cCodec()),
+    )
 
 
 def _axes(group: zarr.Group) -> set[str]:
@@ -170,7 +229,7 @@ def _per_run(group: zarr.Group) -> list[Any]:
     return [array for _, array in sorted(group.arrays()) if array.metadata.dimension_names[0] == "run"]
 
 
-def _append(group: zarr.Group, columns: dict[str, np.ndarray]) -> tuple[zarr.Group, np.ndarray]:
+def _append(group: zarr.Group, columns: dict[str, np.ndarray], first: int) -> tuple[zarr.Group, np.ndarray]:
     """Appends the runs that the store lacks."""
     names = sorted(columns)
     count = min(array.shape[0] for array in _per_run(group))  # a kill may have cut an append short
@@ -192,7 +251,7 @@ def _append(group: zarr.Group, columns: dict[str, np.ndarray]) -> tuple[zarr.Gro
             array.resize((count + len(new), *array.shape[1:]))
         for name in names:
             group[name][count:] = columns[name][new]
-        group["run"][count:] = np.arange(count, count + len(new))
+        group["run"][count:] = first + np.arange(count, count + len(new))
     return group, np.array([rows[key] for key in asked])
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
+from bpresearch.sweep.choosing import Choice
 from bpresearch.sweep.chunks import Part
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.processes import fetch
@@ -34,12 +35,12 @@ class Stream:
     A call's results are collected when the next one has been started, while the devices work on it.
     """
 
-    def __init__(self, experiment: Experiment, group: zarr.Group, report: Report):
-        self.experiment, self.group, self.report = experiment, group, report
+    def __init__(self, experiment: Experiment, choice: Choice, group: zarr.Group, report: Report):
+        self.experiment, self.choice, self.group, self.report = experiment, choice, group, report
         self.calls: list[Call] = []
         self.collected: list[Call] = []
         self.written = time.monotonic()
-        self.best = -np.inf  # of the finished runs; of losses, the negative
+        self.best = -np.inf  # of the finished runs; the negative where lower is better
 
     def add(self, call: Call) -> None:
         """Takes a call that has been started."""
@@ -79,28 +80,39 @@ class Stream:
             losses = np.concatenate([call.losses for call in same], axis=1)
             first = parts[0].first - 1
             self._put("train_loss", rows, slice(first, first + losses.shape[1]), losses)
-            evaluations = [-(-(p.first - 1) // self.experiment.eval_every) for p in parts if p.evaluation]
-            for name in same[0].metrics if evaluations else ():
+            before = [part.first - 1 for part in parts if part.evaluation]
+            evaluations = np.searchsorted(self.experiment.eval_steps, before).tolist()
+            over = same[-1].diverged_at is not None
+            for name in same[0].metrics if before else ():
                 values = np.concatenate([call.metrics[name] for call in same], axis=1)
-                self._put(name, rows, slice(evaluations[0], evaluations[-1] + 1), values)
+                last = evaluations[-1] + 1
+                if over:  # what a run has reached is what it has at the end of longer ones
+                    longer = len(self.experiment.eval_steps) - last
+                    last, values = last + longer, _longer(values, longer)
+                self._put(name, rows, slice(evaluations[0], last), values)
             if (diverged_at := same[-1].diverged_at) is not None:
                 self._put("diverged_at", rows, None, diverged_at)
                 self._put("finished", rows, None, np.ones(len(rows), bool))
-                best = self._better(same[-1].metrics[self.experiment.chosen_by][:, -1])
+                best = self._better(same[-1].metrics[self.choice.variable][:, -1])
                 self.report(runs=len(rows), diverged=int((diverged_at > 0).sum()), best=best)
         self.written = time.monotonic()
 
     def _better(self, reached: np.ndarray) -> str:
         """The best of these results in words, if it is better than all before them, else nothing."""
-        accuracy = self.experiment.dataset.classes is not None
-        best = float(np.max(reached if accuracy else -reached, initial=-np.inf, where=np.isfinite(reached)))
+        sign = 1 if self.choice.maximize else -1
+        best = float(np.max(sign * reached, initial=-np.inf, where=np.isfinite(reached)))
         if best <= self.best:
             return ""
         self.best = best
-        return f"{100 * best:.1f} %" if accuracy else f"{-best:.4g}"
+        return self.choice.format(sign * best)
 
     def _put(self, name: str, rows: np.ndarray, columns: slice | None, values: np.ndarray) -> None:
         """Writes some columns of some runs."""
         together = rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all()
         where: Any = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
         self.group[name].oindex[where if columns is None else (where, columns)] = values
+
+
+def _longer(values: np.ndarray, count: int) -> np.ndarray:
+    """Values with the last of axis 1 repeated."""
+    return np.concatenate([values, np.repeat(values[:, -1:], count, axis=1)], axis=1)

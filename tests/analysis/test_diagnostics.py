@@ -21,11 +21,9 @@ def moment(x, y, *, build=None, optimizer=optim.sgd, batch=None, steps=0):
     """A run that has trained for `steps` steps on these examples, all of them in each batch."""
     outputs = y.shape[1]
     build = build or (lambda rngs: models.linear((x.shape[1],), outputs, rngs=rngs))
-    training = train.Training(
-        build, optax.losses.l2_loss, autodiff.gradient, optimizer, jnp.float64, labels=False
-    )
+    training = train.Training(build, optax.losses.l2_loss, autodiff.gradient, optimizer, jnp.float64)
     run = train.start(training, 0, {})
-    data, index = train.Examples(jnp.asarray(x), jnp.asarray(y)), jnp.arange(len(x))
+    data, index = (jnp.asarray(x), jnp.asarray(y)), jnp.arange(len(x))
     if steps:
         order = jnp.broadcast_to(index, (steps, len(x)))
         rates = {"learning_rate": jnp.full(steps, RATE)}
@@ -57,7 +55,7 @@ def dense_hessian(at):
 def by_hand(at):
     """Gradient of the kernel and the bias of a linear model under half the mean squared error."""
     layer = at.run.params["layers"][1]
-    x, y = np.asarray(at.data.x)[at.batch], np.asarray(at.data.y)[at.batch]
+    x, y = np.asarray(at.data[0])[at.batch], np.asarray(at.data[1])[at.batch]
     error = (x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"]) - y) / y.size
     return {"layers.1.bias": error.sum(0), "layers.1.kernel": x.T @ error}
 

@@ -6,7 +6,8 @@ from bpresearch import models, optim, sweep
 from bpresearch.data import Dataset
 from bpresearch.optim import schedules
 from bpresearch.sweep.chunks import tables
-from bpresearch.sweep.grid import constants, expand, group_of
+from bpresearch.sweep.grid import expand, group_of
+from bpresearch.sweep.options import constants
 
 
 def experiment(steps):
@@ -39,5 +40,5 @@ def test_the_learning_rate_rises_first_for_the_part_that_warmup_says_and_the_mom
 
 def test_an_optimizer_that_takes_a_seed_gets_that_of_the_run():
     runs = settings(optimizer=optim.noisy_sgd, seed=[3, 4])
-    assert constants(runs[0]) == ["seed"]
+    assert list(constants(runs[0])) == ["seed"]
     assert len({group_of(run) for run in runs}) == 1

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 from bpresearch import chainrule, models, optim, sweep, train
+from bpresearch.data.batches import shuffled_batches
 from bpresearch.optim import schedules
 from bpresearch.sweep import execute
 from bpresearch.sweep import layout as layouts
@@ -107,9 +108,9 @@ def test_a_population_trains_as_the_plain_training_function_does(results):
     training, parts = task.training({"optimizer": optim.momentum}), task.examples()
     hyperparameters = {"momentum": np.float32(0.9)}
     run = train.start(training, 1, hyperparameters)
-    order = train.shuffled_batches(1, task.training_examples, 10, 1, 25)
+    order = shuffled_batches(1, task.training_examples, 10, 1, 25)
     rates = np.float32(0.1) * schedules.table(schedules.cosine(25), 25)
-    data = train.Examples(*map(jnp.asarray, parts["train"]))
+    data = tuple(map(jnp.asarray, parts["train"]))
     _, losses = train.train(training, run, data, order, {"learning_rate": rates}, hyperparameters, 1, 25)
     chosen = (results.optimizer == "momentum") & (results.schedule == "cosine")
     company = results.train_loss.isel(run=chosen & (results.lr == 0.1) & (results.seed == 1))
@@ -122,7 +123,7 @@ def test_the_chain_rule_engine_trains_the_same(results):
 
 
 def test_regression_has_losses_and_no_accuracy():
-    task = experiment(dataset=dataset(classes=None), loss_fn=optax.losses.squared_error, validation=0.0)
+    task = experiment(data=dataset(classes=None), loss=optax.losses.squared_error, validation=0.0)
     found = sweep.run(task, axes(seed=0), quiet=True)
     assert {"test_loss", "train_loss"} <= set(found) and "test_accuracy" not in found
     assert "valid_loss" not in found
@@ -168,10 +169,10 @@ def test_experiments_that_cannot_be_are_refused(changes):
 def test_the_held_out_examples_are_not_trained_on():
     task = experiment(validation=0.25)
     parts = task.examples()
-    assert [len(parts[name].x) for name in ("train", "valid", "test")] == [45, 15, 30]
-    together = np.concatenate([parts["train"].x, parts["valid"].x])
-    assert {tuple(row) for row in together} == {tuple(row) for row in task.dataset.x}
-    assert not {tuple(row) for row in parts["train"].x} & {tuple(row) for row in parts["valid"].x}
+    assert [len(parts[name][0]) for name in ("train", "valid", "test")] == [45, 15, 30]
+    together = np.concatenate([parts["train"][0], parts["valid"][0]])
+    assert {tuple(row) for row in together} == {tuple(row) for row in task.data.x}
+    assert not {tuple(row) for row in parts["train"][0]} & {tuple(row) for row in parts["valid"][0]}
 
 
 def test_bfloat16_trains():
@@ -215,7 +216,7 @@ def test_diagnostics_are_variables_with_their_own_dimensions(results):
             "step_loss": train.Measured(
                 train.batch_loss(
                     moment.training, moment.run.params, moment.run.state,
-                    (moment.data.x[moment.batch], moment.data.y[moment.batch]),
+                    train.batch_of(moment.training, moment.data, moment.batch),
                 )
             ),
         }  # fmt: skip

@@ -19,7 +19,7 @@ def experiment(**changes):
     x = generator.normal(size=(60, 3)).astype(np.float32)
     y = (x @ generator.normal(size=(3, 2))).astype(np.float32)
     data = Dataset(name="toy", x=x[:40], y=y[:40], x_test=x[40:], y_test=y[40:], classes=None, description="")
-    settings = {"dataset": data, "model": models.linear, "loss_fn": optax.losses.squared_error}
+    settings = {"data": data, "model": models.linear, "loss": optax.losses.squared_error}
     return sweep.Experiment(**(settings | {"steps": 16, "eval_every": 2, "validation": 0.4} | changes))
 
 

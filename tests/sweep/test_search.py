@@ -23,10 +23,7 @@ def experiment(**changes):
     data = Dataset(name="toy", x=x[:40], y=y[:40], x_test=x[40:], y_test=y[40:], classes=3, description="")
     loss = optax.losses.softmax_cross_entropy_with_integer_labels
     return sweep.Experiment(
-        **(
-            {"dataset": data, "model": models.linear, "loss_fn": loss, "steps": 6, "validation": 0.4}
-            | changes
-        )
+        **({"data": data, "model": models.linear, "loss": loss, "steps": 6, "validation": 0.4} | changes)
     )
 
 

@@ -26,10 +26,10 @@ def dataset(classes=3):
 
 def experiment(**changes):
     settings = {
-        "dataset": dataset(),
+        "data": dataset(),
         "model": models.mlp,
         "model_options": {"widths": (8,)},
-        "loss_fn": optax.losses.softmax_cross_entropy_with_integer_labels,
+        "loss": optax.losses.softmax_cross_entropy_with_integer_labels,
         "steps": 25,
         "eval_every": 10,
     }

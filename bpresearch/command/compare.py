@@ -1,0 +1,84 @@
+"""How do SGD, momentum and learning-rate schedules compare on a model and a data set?
+
+First the hand-written chain rule is checked against jax.grad on this model and data. Then every
+combination of the flags below is trained; a flag takes one value or many (--lr=0.01,0.1,
+--lr=logspace:1e-3:1:7, --seed=0:5). With --task=FILE.py, data, model and loss are your own. Prints the
+best setting of each optimizer and schedule and writes the results and a report, report/index.html, to
+--workdir; the same command resumes a sweep that was stopped.
+"""
+
+import jax
+from absl import flags
+from flax import nnx
+from rich.console import Console
+
+from bpresearch import analysis, chainrule, files, report, sweep, verify
+from bpresearch.command.running import start_from_flags
+from bpresearch.command.start import output_file
+from bpresearch.command.sweep import (
+    axes_from_flags,
+    define_sweep_flags,
+    experiment_from_flags,
+    sweep_from_flags,
+    sweep_options,
+    workdir_from_flags,
+)
+from bpresearch.command.task import define_task_flags, described
+from bpresearch.functional import as_pair
+
+FLAGS = flags.FLAGS
+
+options = sweep_options
+
+
+def define_flags() -> None:
+    """The flags of `bpresearch compare`."""
+    define_task_flags()
+    define_sweep_flags()
+    flags.DEFINE_string("json", None, "file for the figures, as one flat object")
+    flags.DEFINE_bool(
+        "report", True, "write the report, report/index.html in the workdir; --noreport does not"
+    )
+
+
+def main() -> int:
+    axes = axes_from_flags()
+    json_file = output_file("json")
+    start_from_flags()
+    experiment = experiment_from_flags()
+    workdir = workdir_from_flags("compare_optimizers", experiment, axes)
+    console = Console()
+    console.print(described(experiment), markup=False)
+
+    check = None if FLAGS.dry_run or FLAGS.replay is not None else check_gradients(experiment, axes)
+    if check:
+        console.print(check.summary(), markup=False)
+    results = sweep_from_flags(experiment, axes, workdir)
+    if check:
+        files.write(workdir / "gradient_check.json", check.to_json())
+    console.print(report.table(results))
+    console.print(analysis.verdict(results), markup=False)
+    for warning in analysis.budget_warnings(results):
+        console.print(warning, markup=False)
+    files.write_figures(json_file, analysis.figures(results))
+    console.print(f"Results: {workdir}/results.zarr", markup=False, soft_wrap=True)
+    if FLAGS.report:
+        page = report.write(report.read(workdir, sweep.read(workdir)), workdir / "report")
+        console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
+    return 0
+
+
+def check_gradients(experiment: sweep.Experiment, axes: sweep.Axes) -> verify.Report | None:
+    """The chain rule against jax.grad, in float64, on sixteen examples; None where it has no rule."""
+    first = sweep.expand({name: values[:1] for name, values in axes.items()}, experiment.model)[0]
+    training = experiment.training(first)
+    examples = jax.tree.map(lambda array: array[:16], experiment.parts["train"])
+    try:
+        return verify.model(
+            training.model(nnx.Rngs(0)), training.loss, *as_pair(training.loss, examples), dtype="float64"
+        )
+    except chainrule.NoRuleError as error:
+        if chainrule.gradient in axes.get("gradient", [experiment.gradient]):
+            raise
+        print(f"The gradient is autodiff's, and was not checked: {error}")
+        return None

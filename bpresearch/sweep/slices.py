@@ -1,0 +1,134 @@
+"""A sweep in parts: each process of a job array trains a slice of the runs, and `merge` joins them."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from bpresearch import files
+from bpresearch.sweep import store
+from bpresearch.sweep.description import difference
+
+T = TypeVar("T")
+
+
+def numbers(text: str) -> tuple[int, int]:
+    """The number of a slice, from 1, and how many there are.
+
+    >>> numbers("3/16")
+    (3, 16)
+
+    Raises:
+        ValueError: the text is not of this form, or there is no such slice.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = (int(part) for part in found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise ValueError(f"slice={text}: takes a number and how many there are, 1/16 to 16/16")
+    return number, count
+
+
+def part_of(runs: list[T], slice: str | None) -> tuple[list[T], int]:
+    """The runs of a slice, which follow each other, and the number of the first; of None, all.
+
+    >>> part_of(list("abcdefg"), "2/3")
+    (['d', 'e'], 3)
+    """
+    if slice is None:
+        return runs, 0
+    number, count = numbers(slice)
+    if count > len(runs):
+        raise ValueError(f"slice={slice}: the sweep has only {len(runs)} runs")
+    bounds = [round(len(runs) * share / count) for share in (number - 1, number)]
+    return runs[bounds[0] : bounds[1]], bounds[0]
+
+
+def folder_of(workdir: Path, slice: str) -> Path:
+    """Where a slice's results are, in the workdir of the whole sweep."""
+    number, count = numbers(slice)
+    return workdir / f"slice-{number}-of-{count}"
+
+
+def merge(workdirs: Sequence[str | Path], into: str | Path) -> xr.Dataset:
+    """Makes one workdir of those of a sweep's slices, equal to that of the undivided sweep.
+
+    Runs that are not finished stay so: the sweep's command, without its slice, trains them.
+
+    Args:
+        workdirs: of all slices, in any order.
+        into: a folder without results.
+
+    Returns:
+        The results of all runs.
+
+    Raises:
+        ValueError: a slice is missing or there twice, they are not of one sweep, or the folder has results.
+    """
+    into = Path(into)
+    slices = _by_number([Path(workdir) for workdir in workdirs])
+    configs = [json.loads((path / "config.json").read_text()) for path in slices]
+    with store.locked(into):
+        if (into / "results.zarr").exists():
+            raise ValueError(f"--workdir={into} holds results already; take another folder")
+        groups = [_opened(path) for path in slices]
+        unfinished = into / "results.zarr.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _join(groups, unfinished)
+        whole = configs[0]["experiment"]
+        whole.pop("slice")
+        files.write(into / "config.json", json.dumps(configs[0] | {"experiment": whole}, indent=2))
+        for name in ("flagfile", "gradient_check.json"):
+            if (slices[0] / name).exists():
+                files.write(into / name, (slices[0] / name).read_text())
+        unfinished.rename(into / "results.zarr")
+    return store.read(into)
+
+
+def _by_number(workdirs: list[Path]) -> list[Path]:
+    """The workdirs in the order of their slices, which must be all of one sweep."""
+    if not workdirs:
+        raise ValueError("--workdir: there are no slices to merge")
+    found: dict[int, Path] = {}
+    first: Any = None
+    for path in workdirs:
+        try:
+            config = json.loads((path / "config.json").read_text())["experiment"]
+            number, count = numbers(config.pop("slice"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"--workdir={path}: holds no slice of a sweep") from error
+        first = first or (path, count, config)
+        if count != first[1]:
+            raise ValueError(f"--workdir={path}: is one of {count} slices, {first[0]} one of {first[1]}")
+        if other := difference(first[2], config):
+            raise ValueError(f"--workdir={path}: is of another sweep than {first[0]} ({other})")
+        if number in found:
+            raise ValueError(f"--workdir={path}: slice {number} of {count} is in {found[number]} too")
+        found[number] = path
+    if missing := sorted(set(range(1, first[1] + 1)) - set(found)):
+        raise ValueError(f"slice {missing[0]} of {first[1]} is missing; --workdir takes those of all slices")
+    return [found[number] for number in sorted(found)]
+
+
+def _opened(path: Path) -> zarr.Group:
+    found = store.stored(path)
+    if found is None:
+        raise ValueError(f"--workdir={path}: there is no results.zarr; the slice has not begun")
+    return zarr.open_group(path / "results.zarr", mode="r")
+
+
+def _join(groups: list[zarr.Group], path: Path) -> None:
+    """Writes a store with the runs of all of them, one after another."""
+    whole = zarr.create_group(zarr.storage.LocalStore(path), attributes=dict(groups[0].attrs))
+    for name, array in groups[0].arrays():
+        per_run = array.metadata.dimension_names[0] == "run"
+        values = np.concatenate([group[name][:] for group in groups]) if per_run else array[:]
+        store.add(
+            whole, name, array.dtype, values.shape, array.metadata.dimension_names, array.metadata.fill_value
+        )
+        whole[name][:] = values
