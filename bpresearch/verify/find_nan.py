@@ -183,8 +183,9 @@ def _gradient(program: Program, numbers: Sequence[int]) -> Callable[..., list[An
 
 def _is_pair(result: Any) -> bool:
     """Whether it is a loss, a real scalar, and something else."""
-    loss = result[0] if isinstance(result, tuple) and len(result) == 2 else None
-    return hasattr(loss, "dtype") and loss.shape == () and jnp.issubdtype(loss.dtype, jnp.floating)
+    if not isinstance(result, tuple) or len(result) != 2 or not hasattr(result[0], "dtype"):
+        return False
+    return result[0].shape == () and bool(jnp.issubdtype(result[0].dtype, jnp.floating))
 
 
 class _NoLine:
@@ -238,7 +239,8 @@ def _wanted(args: Any, parts: Parts, flat: Sequence[Any], argnums: Any) -> list[
     if not all(-len(args) <= n < len(args) for n in chosen):
         raise ValueError(f"argnums={argnums} of a function that is given {len(args)} arguments")
     only_models = argnums is None and bool(parts.models)
-    numbers, start = [], 0
+    numbers: list[int] = []
+    start = 0
     for place, leaf in enumerate(parts.leaves):
         count = len(jax.tree.leaves(leaf))
         of_params = len(jax.tree.leaves(leaf[0])) if place in parts.models else 0 if only_models else count
@@ -302,7 +304,8 @@ def _report(
         direction = BACKWARD  # of a gradient that the function itself takes
     index = _first_index(e.outs[number], made)
     later = nan if nan and nan.equation.layer == e.layer else None
-    same = later is None or (later.equation.source, later.steps) == (e.source, origin.steps)
+    if later is not None and (later.equation.source, later.steps) == (e.source, origin.steps):
+        later = None
     return NanReport(
         made,
         e.name,
@@ -313,7 +316,7 @@ def _report(
         tuple(_operand(x, jnp.shape(e.outs[number]), index) for x in e.ins),
         index,
         origin.steps,
-        "" if same else _becomes(later),
+        "" if later is None else _becomes(later),
         hint(e, made, derivative_of, producers, held, direction == BACKWARD),
         note,
         of_finite=origin is not nan or INF not in held,

@@ -196,7 +196,7 @@ def _body(closed: ClosedJaxpr) -> Callable[..., Any]:
 
 def brought(call: Call, matters: Matters) -> Matters:
     """By the number of an operand: which of its values that are not finite bring about those that matter."""
-    holding = {i: found for i, x in enumerate(call.ins) if (found := kinds(x))}
+    holding = not_finite(call.ins)
     found: Matters = {}
     for i, several in holding.items():
         for kind in several:

@@ -95,8 +95,9 @@ def contrastive(outputs, batch):
     return (jax.nn.logsumexp(logits, -1) - jnp.diagonal(logits))[:, None]
 
 
-LOSSES = (squares, huber, cross_entropy, optax_cross_entropy, masked_errors, gaussian, hinge, cosine)
-LOSSES += (contrastive,)
+LOSSES = (
+    squares, huber, cross_entropy, optax_cross_entropy, masked_errors, gaussian, hinge, cosine, contrastive,
+)  # fmt: skip
 
 
 # Penalties: of the model's parameters.
