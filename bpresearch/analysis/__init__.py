@@ -24,7 +24,6 @@ from bpresearch.analysis.resampling import (
     probability_of_improvement_interval,
 )
 from bpresearch.analysis.settings import (
-    METRICS,
     Metric,
     Setting,
     best_settings,
@@ -45,7 +44,6 @@ from bpresearch.analysis.statistics import (
 )
 
 __all__ = [
-    "METRICS",
     "Budget",
     "Difference",
     "Interval",

@@ -1,18 +1,23 @@
 """Sweeps: many runs in a few compiled programs, with their results on disk."""
 
-from bpresearch.distribution import Uniform
-from bpresearch.sweep.ask_and_tell import claim, drawn, pretended, search, source_of
-from bpresearch.sweep.description import coordinate, describe
-from bpresearch.sweep.estimate import estimate
-from bpresearch.sweep.execute import Interrupted, run
-from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes, expand, grid
-from bpresearch.sweep.layout import LAYOUTS, SHARDS
-from bpresearch.sweep.options import Settings
-from bpresearch.sweep.processes import leads, told
-from bpresearch.sweep.slices import merge
-from bpresearch.sweep.store import read, stored
-from bpresearch.sweep.task import Task
+from typing import TYPE_CHECKING
+
+from bpresearch.imports import on_demand
+
+if TYPE_CHECKING:
+    from bpresearch.distribution import Uniform
+    from bpresearch.sweep.ask_and_tell import claim, drawn, pretended, search, source_of
+    from bpresearch.sweep.description import coordinate, describe
+    from bpresearch.sweep.estimate import estimate
+    from bpresearch.sweep.execute import Interrupted, run
+    from bpresearch.sweep.experiment import Experiment
+    from bpresearch.sweep.grid import Axes, expand, grid
+    from bpresearch.sweep.layout import LAYOUTS, SHARDS
+    from bpresearch.sweep.options import Settings
+    from bpresearch.sweep.processes import leads, told
+    from bpresearch.sweep.slices import merge
+    from bpresearch.sweep.store import read, stored
+    from bpresearch.sweep.task import Task
 
 __all__ = [
     "LAYOUTS",
@@ -40,3 +45,10 @@ __all__ = [
     "stored",
     "told",
 ]
+
+# Loaded when first used: a task needs nothing of what results on disk need.
+__getattr__ = on_demand(__name__, __file__)
+
+
+def __dir__() -> list[str]:
+    return __all__
