@@ -166,7 +166,9 @@ def checks(
     noisy = g + np.sqrt(2 * h / size) * random.normal(size=(40_000, 100))
     slope, curved = np.mean(noisy @ g), np.mean(noisy**2 @ h)
     found = [
-        report.Check("best step: simulated decrease / formula", slope**2 / (2 * curved) / predicted, 1, 0.05)
+        report.Check(
+            "best step: simulated decrease / formula", float(slope**2 / (2 * curved) / predicted), 1, 0.05
+        )
     ]
     for name, hyperbola in fits.items():
         there = ~np.isnan(steps[name])

@@ -82,12 +82,15 @@ def of_small_functions(count: int) -> dict[str, float]:
 
     programs = 0
 
-    def compiled(name, seconds, **_):
+    def compiled(event: str, duration_secs: float, **kwargs: str | int) -> None:
         nonlocal programs
-        programs += name == "/jax/core/compile/backend_compile_duration"
+        programs += event == "/jax/core/compile/backend_compile_duration"
 
     jax.monitoring.register_event_duration_secs_listener(compiled)
-    first, again, peer, counts = [], [], [], []
+    first: list[float] = []
+    again: list[float] = []
+    peer: list[float] = []
+    counts: list[int] = []
     for width in range(3, 4 + count):
         layer, args = dense(width)
         with jax.enable_x64(True):

@@ -104,8 +104,9 @@ bp.verify.assert_gradients(jnp.sin, jnp.arange(3.0))
 for part in ("chainrule", "models", "optim", "data"):
     getattr(bp, part)
 print(bp.data.load("spirals").name)
+bp.sweep.Task
 try:
-    bp.sweep
+    bp.sweep.run
 except ImportError as error:
     print(error)
 """
@@ -116,4 +117,6 @@ def test_the_library_of_the_base_install(tmp_path):
     assert done.returncode == 0, done.stderr
     name, line = done.stdout.splitlines()
     assert name == "spirals"
-    assert re.match(r"bpresearch\.sweep needs \w+, which is not installed: pip install 'bpresearch\[", line)
+    assert re.match(
+        r"bpresearch\.sweep\.run needs \w+, which is not installed: pip install 'bpresearch\[", line
+    )

@@ -178,7 +178,7 @@ def _named(settings: Settings) -> str:
     return ", ".join(f"{name}={coordinate(value)}" for name, value in settings.items())
 
 
-def _nothing(dtype: Any) -> np.generic:
+def _nothing(dtype: Any) -> Any:
     """NaN, or 0 where there is none."""
     return np.full((), np.nan if np.issubdtype(dtype, np.inexact) else 0, dtype)[()]
 

@@ -135,10 +135,14 @@ class _Base:
         return ()
 
 
+def _values(derivative: Any, point: Any, others: Any, y_bars: Any) -> tuple[list[Any], list[Any]]:
+    return derivative.apply(point, others), derivative.twin(point, others)
+
+
 REFERENCE = contract.Clause(
     "values",
     "the function returns other values than the reference",
-    lambda of, point, others, y_bars: (of.apply(point, others), of.twin(point, others)),
+    _values,
     of_outputs=True,
 )
 

@@ -112,9 +112,12 @@ class Blame:
         right = iter(found.expected)
         return tuple(next(right)[0] if wanted else None for wanted in e.wanted)
 
-    def __call__(self, fault: jax.Array, params: Any, state: Any, x: Any, y: Any, seed: int = 0) -> "Blamed":
-        """Asks every rule, and those that do not agree with the reference once more by themselves."""
-        found = jax.device_get(self.program(fault, params, state, x, y))
+    def __call__(self, fault: jax.Array, of_model: tuple[Any, ...], seed: int = 0) -> "Blamed":
+        """Asks every rule, and those that do not agree with the reference once more by themselves.
+
+        `of_model` is `(params, state, x, y)`.
+        """
+        found = jax.device_get(self.program(fault, *of_model))
         rows: list[Row] = []
         glue: dict[str, list[Row]] = {}
         for about in self.order:
@@ -340,7 +343,8 @@ def _of_equation(about: Label, shape: Any, names: Sequence[str], rows: Sequence[
             pair = [np.asarray(leaves[place]) for leaves in (answer.found, answer.expected)]
             bar: Any = next(iter(answer.bars), np.zeros(()))
             if worst.path == INPUT:
-                said = cotangent_hint(pair[0][0], pair[1][0], np.asarray(bar)) or said
+                own, right = (np.asarray(leaf[0]) for leaf in pair)
+                said = cotangent_hint(own, right, np.asarray(bar)) or said
             if len(pair[0]) == 2 and np.allclose(pair[0][0], pair[1][0], AGREEMENT, AGREEMENT):
                 detail += ", for another cotangent than this model's own"
         detail = ", ".join([detail, *at_kinks])

@@ -326,7 +326,7 @@ def _at(f: Callable[..., Any], arguments: Arguments, options: _Options) -> Repor
 @contextlib.contextmanager
 def _everywhere() -> Iterator[None]:
     """Double precision on all threads: callbacks run on one of their own."""
-    before = jax.config.jax_enable_x64
+    before = bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009  (its type does not know it)
     jax.config.update("jax_enable_x64", True)
     try:
         yield
@@ -364,9 +364,9 @@ def _rows(prepared: _Prepared, arguments: Arguments, options: _Options) -> tuple
         second = prepared.second
         if wrong_twin:  # it is not trusted any further
             second = replace(second, twin=None, values=second.apply, programs={})
-        bars, other = (random_like(prepared.point, 2 * options.seed + i) for i in (2, 3))
-        again = replace(question, derivative=second, others=y_bars[0], y_bars=[bars, other], found=())
-        more, said, _ = answers(again, asked, arguments.is_real)
+        drawn = [random_like(prepared.point, 2 * options.seed + i) for i in (2, 3)]
+        again = replace(question, derivative=second, others=y_bars[0], y_bars=drawn, found=())
+        more, notes_of_second, _ = answers(again, asked, arguments.is_real)
         rows += [replace(row, path=f"{row.path} (second)") for row in more]
-        notes += [f"To second order: {note}" for note in said if note not in notes]
+        notes += [f"To second order: {note}" for note in notes_of_second if note not in notes]
     return rows, notes

@@ -276,9 +276,9 @@ class Prepared:
             low, high = self._casts(model, x, y)
             number = jnp.int32(fault)
             question = self._question(number, high, every_coordinate_up_to, missed, seed)
-            trap, local = "", []
+            trap, local = "", list[Row]()
             if "rule" in self.oracles:  # first: where one is wrong, what follows from it needs no measuring
-                blamed = self.blame(number, *high, seed=seed)
+                blamed = self.blame(number, high, seed)
                 local, trap = blamed.rows, blamed.trap
             culprits = dict.fromkeys(row.path for row in local if row.passed is False)
             clauses = self._clauses if "behaviour" in self.oracles else ()
@@ -319,7 +319,7 @@ class Prepared:
 
     def _autodiff_fails(self, low: Any) -> bool:
         try:
-            jax.eval_shape(by_autodiff(self.low, self.loss_fn), *low)
+            jax.jit(by_autodiff(self.low, self.loss_fn)).lower(*low)
         except Exception:  # any reason of the model's own
             return True
         return False

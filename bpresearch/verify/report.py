@@ -223,8 +223,7 @@ def _sentence(report: Report) -> str:
             )
         return f"The gradient is right: {', '.join(checked)}."
     if report.culprits:
-        of = ", ".join(report.culprits)
-        return f"The gradient is wrong: the mistake is in the rule of {of}."
+        return f"The gradient is wrong: the mistake is in the rule of {', '.join(report.culprits)}."
     paths = tuple(dict.fromkeys(row.path for row in report.rows if row.passed is False))
     chained = any(row.oracle == "rule" for row in report.rows)
     return f"The gradient is wrong at {_list(paths)}{', though no rule of a layer is' if chained else ''}."

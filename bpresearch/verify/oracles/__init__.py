@@ -138,12 +138,15 @@ def ask(
         answers = {}
         for name, program in list(programs.items()):
             try:
-                answers[name] = jax.device_get(
-                    derivative.program(("answers", key, name), lambda p=program: p)(*arguments)
-                )
+                alone = derivative.program(("answers", key, name), _making(program))
+                answers[name] = jax.device_get(alone(*arguments))
             except Exception as error:
                 notes.append(f"Not asked: {name} ({first_line(error)}).")
                 del programs[name]
         derivative.programs.pop(("answers", key), None)
     measures = {name: Measures(question, name, program) for name, program in programs.items()}
     return {name: (answers[name], measures[name]) for name in programs}, list(notes)
+
+
+def _making(program: Callable[..., Answer]) -> Callable[[], Callable[..., Answer]]:
+    return lambda: program

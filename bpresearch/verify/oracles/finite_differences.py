@@ -118,8 +118,8 @@ def _measure(
         on_device = [jnp.asarray(g) for g in gradient]
         answer = jax.device_get(ladder(point, on_device, chosen, np.uint32(seed % 2**32), others))
         eps = float(jnp.finfo(answer["here"].dtype).eps)
-        values = (answer[name] for name in ("above", "below", "here", "scale"))
-        answer |= richardson(*values, eps)
+        above, below, here, scale = (answer[name] for name in ("above", "below", "here", "scale"))
+        answer |= richardson(above, below, here, scale, eps)
         _enter(found, on_the_ladder, {name: values[: climbed.size] for name, values in answer.items()})
     return found
 
@@ -242,11 +242,12 @@ def estimates(question: Question, measured: Measured) -> Iterator[Estimates]:
             agreement=sharpest,
             coarsest=max(bluntest, COARSEST if question.eps > 1e-10 else 0.0),
             detail=detail,
-            hint=lambda m=mine: SURROGATE if _is_flat(measured, m) else "",
+            hint=partial(_surrogate, measured, mine),
         )  # fmt: skip
 
 
-def _is_flat(measured: Measured, mine: np.ndarray) -> bool:
-    """Whether the function does not change in these directions, though its derivative says so."""
+def _surrogate(measured: Measured, mine: np.ndarray) -> str:
+    """What to do where the function does not change in these directions, though its derivative says so."""
     size = np.max(np.abs(measured["predicted"][mine]), initial=0.0)
-    return bool(np.max(np.abs(measured["estimate"][mine]), initial=0.0) <= 1e-9 * size)
+    flat = np.max(np.abs(measured["estimate"][mine]), initial=0.0) <= 1e-9 * size
+    return SURROGATE if flat else ""
