@@ -164,7 +164,7 @@ def checks(
     h, g, size = EIGENVALUES, EIGENVALUES * random.normal(size=100), 8.0
     predicted = batches.best_decrease(g, h, 2 * h, size)
     noisy = g + np.sqrt(2 * h / size) * random.normal(size=(40_000, 100))
-    slope, curved = np.mean(noisy @ g), np.mean(noisy**2 @ h)
+    slope, curved = float(np.mean(noisy @ g)), float(np.mean(noisy**2 @ h))
     found = [
         report.Check(
             "best step: simulated decrease / formula", float(slope**2 / (2 * curved) / predicted), 1, 0.05

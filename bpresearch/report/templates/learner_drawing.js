@@ -36,7 +36,7 @@ function patterns(svg) {
 /* Where units stand: layers from left to right, or on a narrow screen from top to bottom. */
 function layout(net, width) {
   const sizes = [...net.units.map(names => names.length), 1], most = Math.max(...sizes), last = sizes.length - 1;
-  const narrow = width < 620, large = most > 2, beside = 112;  // pixels for the signs beside a unit of a narrow drawing
+  const narrow = width < 620, large = most > 2, beside = 122;  // pixels for the signs beside a unit of a narrow drawing
   const across = narrow ? Math.max(large ? 150 : 112, Math.min(260, (width - RADIUS - 6 - beside) / Math.max(most - 1, 1))) : 150;
   const along = narrow ? (large ? 230 : 190) : Math.max(large ? 215 : 150, (width - 110) / last);
   const first = narrow ? RADIUS + 6 : 95, breadth = first + across * (most - 1) + (narrow ? beside : 95);
