@@ -210,14 +210,16 @@ def make_run(
     return Programs(begin, advance)
 
 
-def start(training: Training, seed: int | Integer[Array, ""], hyperparameters: dict[str, ArrayLike]) -> Run:
+def start(
+    training: Training, seed: int | Integer[Array, ""], hyperparameters: Mapping[str, ArrayLike]
+) -> Run:
     """A run before its first step: initial weights from the seed alone.
 
     The hyper-parameters are the optimizer's; the learning rate may be missing.
     """
     _, params, state = split(training.model(nnx.Rngs(jax.random.key(seed))))
     params = jax.tree.map(lambda leaf: leaf.astype(training.dtype), params)
-    optimizer = training.optimizer(**({"learning_rate": jnp.float32(0)} | hyperparameters))
+    optimizer = training.optimizer(**{"learning_rate": jnp.float32(0), **hyperparameters})
     return Run(params, state, optimizer.init(params), jnp.int32(-1))
 
 
@@ -226,7 +228,7 @@ def next_step(
     run: Run,
     data: Any,
     index: Int[Array | np.ndarray, " batch"],
-    hyperparameters: dict[str, ArrayLike],
+    hyperparameters: Mapping[str, ArrayLike],
 ) -> Step:
     """What a run's next step is made of: the loss and gradient of these examples, and the update.
 
@@ -272,7 +274,7 @@ def train(
     data: Any,
     order: Int[Array | np.ndarray, "steps batch"],
     scheduled: dict[str, Float[Array | np.ndarray, " steps"]],
-    hyperparameters: dict[str, ArrayLike],
+    hyperparameters: Mapping[str, ArrayLike],
     first_step: int | Int[Array, ""],
     last_step: int | Int[Array, ""],
     begun: Step | None = None,
@@ -299,7 +301,7 @@ def train(
     def step(run: Run, inputs: tuple[Array, Array, dict[str, Array]]) -> tuple[Run, Array]:
         number, index, values = inputs
         return take_step(
-            run, next_step(training, run, data, index, values | hyperparameters), number, last_step
+            run, next_step(training, run, data, index, {**values, **hyperparameters}), number, last_step
         )
 
     numbers = first_step + jnp.arange(order.shape[0], dtype=jnp.int32)

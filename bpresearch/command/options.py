@@ -67,8 +67,9 @@ def define_option_flags(kind: str, functions: dict[str, Callable[..., Any]]) -> 
 
 def _define(flag: str, boolean: bool) -> None:
     if boolean:
-        parser, serializer = flags.ArgumentParser(), flags.ArgumentSerializer()
-        flags.DEFINE_flag(flags.Flag(parser, serializer, flag, None, "", boolean=True))
+        text: flags.ArgumentParser[str] = flags.ArgumentParser()
+        as_text: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+        flags.DEFINE_flag(flags.Flag(text, as_text, flag, None, "", boolean=True))
     else:
         flags.DEFINE_string(flag, None, "")
 
@@ -109,7 +110,7 @@ def option_axes(chosen: dict[str, dict[str, Callable[..., Any]]]) -> dict[str, l
         if len(kinds) > 1:
             full = " or ".join(f"--{kind}.{flag}" for kind in kinds)
             raise ValueError(f"--{flag} is an option of {' and '.join(kinds)}: write {full}")
-        axes[flag] = parsed(flag, FLAGS[flag].value, taking[0])
+        axes[flag] = parsed(flag, str(FLAGS[flag].value), taking[0])
     for kind, functions in chosen.items():
         for name, function in functions.items():
             for option, parameter in parameters(kind, function).items():

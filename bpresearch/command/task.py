@@ -118,7 +118,7 @@ def selected(flag: str, part: str, ours: dict[str, Callable[..., Any]]) -> dict[
     if theirs and not FLAGS[flag].present:
         return theirs
     known = ours | theirs
-    return {name: known[choose(flag, name, known)] for name in values(flag, FLAGS[flag].value, str)}
+    return {name: known[choose(flag, name, known)] for name in values(flag, str(FLAGS[flag].value), str)}
 
 
 def models_from_flags() -> dict[str, Callable[..., nnx.Module]]:
