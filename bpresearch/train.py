@@ -219,7 +219,7 @@ def start(
     """
     _, params, state = split(training.model(nnx.Rngs(jax.random.key(seed))))
     params = jax.tree.map(lambda leaf: leaf.astype(training.dtype), params)
-    optimizer = training.optimizer(**({"learning_rate": jnp.float32(0), **hyperparameters}))
+    optimizer = training.optimizer(**{"learning_rate": jnp.float32(0), **hyperparameters})
     return Run(params, state, optimizer.init(params), jnp.int32(-1))
 
 

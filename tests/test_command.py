@@ -1,15 +1,22 @@
 """How a flag's text becomes values."""
 
+import inspect
 import math
+import typing
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bpresearch import command as shared
 from bpresearch import models
+from bpresearch.command import options
 from bpresearch.distribution import Uniform
+from bpresearch.sweep.options import parameters
 
 
 @pytest.mark.parametrize(
@@ -92,3 +99,54 @@ def test_a_name_that_is_nearly_right_is_suggested():
     assert shared.choose("model", "mlp", models.BY_NAME) == "mlp"
     with pytest.raises(ValueError, match=r"--schedule=cosin is not one of .*; did you mean cosine\?"):
         shared.choose("schedule", "cosin", shared.SCHEDULES)
+
+
+class Net:
+    """Options of every form, as a user annotates them."""
+
+    def __init__(self, din: int, *, rngs, depth=2, rate=0.5, bias: bool = True, kind: Literal["a", "b"] = "a",
+                 sizes: Sequence[int] = (3, 4), act=nnx.relu, share: float | None = None, free=None,
+                 helper=print):  # fmt: skip
+        pass
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "expected"),
+    [
+        ("din", "3,5", [3, 5]),
+        ("depth", "1:3", [1, 2]),
+        ("rate", "-0.5,2", [-0.5, 2.0]),
+        ("bias", "true,False", [True, False]),
+        ("kind", "b", ["b"]),
+        ("sizes", "5,6/7", [(5, 6), (7,)]),
+        ("act", "tanh", [nnx.tanh]),
+        ("share", "0.1", [0.1]),
+        ("free", "3,x,none", [3, "x", None]),
+    ],
+)
+def test_an_option_is_read_as_its_annotation_or_default_says(option, text, expected):
+    assert options.parsed(f"model.{option}", text, owner(option)) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "text"), [("depth", "1.5"), ("bias", "yes"), ("kind", "c"), ("sizes", "a"), ("act", "rely")]
+)
+def test_a_value_that_is_not_right_names_the_flag(option, text):
+    with pytest.raises(ValueError, match=f"--model.{option}={text}"):
+        options.parsed(f"model.{option}", text, owner(option))
+
+
+def test_what_a_flag_cannot_give_has_none():
+    assert options.form_of(owner("helper")) is None
+    assert "rngs" not in parameters("model", Net)
+
+
+def owner(option):
+    hints = typing.get_type_hints(Net.__init__)
+    return options.Owner(
+        "model",
+        "Net",
+        parameters("model", Net)[option],
+        hints.get(option, inspect.Parameter.empty),
+        ours=False,
+    )

@@ -67,9 +67,9 @@ def define_option_flags(kind: str, functions: dict[str, Callable[..., Any]]) -> 
 
 def _define(flag: str, boolean: bool) -> None:
     if boolean:
-        parser: flags.ArgumentParser[Any] = flags.ArgumentParser()
-        serializer: flags.ArgumentSerializer[Any] = flags.ArgumentSerializer()
-        flags.DEFINE_flag(flags.Flag(parser, serializer, flag, None, "", boolean=True))
+        text: flags.ArgumentParser[str] = flags.ArgumentParser()
+        as_text: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+        flags.DEFINE_flag(flags.Flag(text, as_text, flag, None, "", boolean=True))
     else:
         flags.DEFINE_string(flag, None, "")
 

@@ -180,7 +180,7 @@ def _named(settings: Settings) -> str:
 
 def _nothing(dtype: Any) -> Any:
     """NaN, or 0 where there is none."""
-    return np.full((), np.nan if np.issubdtype(dtype, np.inexact) else 0, dtype)[()]
+    return np.dtype(dtype).type(np.nan if np.issubdtype(dtype, np.inexact) else 0)
 
 
 def _dimensions(name: str, shape: jax.ShapeDtypeStruct) -> tuple[str, ...]:

@@ -117,9 +117,11 @@ def constants(settings: Settings) -> dict[str, Any]:
     """The optimizer's other hyper-parameters that are inputs of a program: those that are real numbers,
     and the seed if it takes one."""
     real = chosen("optimizer", settings, settings["optimizer"])
-    found: dict[str, Any] = {n: value for n, value in real.items() if isinstance(value, float | np.floating)}
+    found: dict[str, Any] = {
+        name: value for name, value in real.items() if isinstance(value, float | np.floating)
+    }
     if "seed" in hyperparameters(settings["optimizer"]):
-        found["seed"] = found.get("seed", settings["seed"])
+        found.setdefault("seed", settings["seed"])
     return {name: value for name, value in found.items() if name not in scheduled(settings)}
 
 

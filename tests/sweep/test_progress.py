@@ -87,7 +87,7 @@ def test_time_left_follows_the_steps_that_are_left():
     [
         ({}, lambda found: f"{100 * np.nanmax(found.valid_accuracy[:, -1]):.1f} %"),
         (
-            {"dataset": dataset(None), "loss_fn": optax.losses.squared_error, "validation": 0.0},
+            {"data": dataset(None), "loss": optax.losses.squared_error, "validation": 0.0},
             lambda found: f"{np.nanmin(found.test_loss[:, -1]):.4g}",
         ),
     ],
