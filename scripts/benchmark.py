@@ -26,7 +26,7 @@ from rich.table import Table
 from bpresearch import autodiff, chainrule, data, files, models, optim, platform, sweep
 from bpresearch import command as shared
 from bpresearch.optim import schedules
-from bpresearch.sweep.estimate import Rehearsal
+from bpresearch.sweep.cost import Rehearsal
 
 flags.DEFINE_bool("quick", False, "fewer steps and rounds: done within 50 s")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")

@@ -31,7 +31,7 @@ from bpresearch import data, files, models, optim, platform, sweep, train
 from bpresearch.analysis import diagnostics
 from bpresearch.data.batches import shuffled_batches
 from bpresearch.optim import schedules
-from bpresearch.sweep.estimate import Rehearsal
+from bpresearch.sweep.cost import Rehearsal
 
 flags.DEFINE_bool("quick", False, "fewer steps, runs and rounds: done within 50 s")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")

@@ -12,7 +12,7 @@ from bpresearch import platform, sweep
 from bpresearch.command.axes import values
 from bpresearch.command.start import Stop, choose
 from bpresearch.platform import DTYPES
-from bpresearch.sweep.estimate import seconds_in_words
+from bpresearch.sweep.cost import seconds_in_words
 
 FLAGS = flags.FLAGS
 

@@ -7,11 +7,11 @@ from bpresearch.imports import on_demand
 if TYPE_CHECKING:
     from bpresearch.distribution import Uniform
     from bpresearch.sweep.ask_and_tell import claim, drawn, pretended, search, source_of
+    from bpresearch.sweep.axes import Axes, expand, grid
+    from bpresearch.sweep.cost import estimate
     from bpresearch.sweep.description import coordinate, describe
-    from bpresearch.sweep.estimate import estimate
     from bpresearch.sweep.execute import Interrupted, run
     from bpresearch.sweep.experiment import Experiment
-    from bpresearch.sweep.grid import Axes, expand, grid
     from bpresearch.sweep.layout import LAYOUTS, SHARDS
     from bpresearch.sweep.options import Settings
     from bpresearch.sweep.processes import leads, told

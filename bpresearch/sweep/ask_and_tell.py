@@ -9,11 +9,11 @@ import xarray as xr
 
 from bpresearch.distribution import Uniform
 from bpresearch.sweep import sample, store
+from bpresearch.sweep.axes import Axes
 from bpresearch.sweep.choosing import choice_before
 from bpresearch.sweep.description import describe, label
 from bpresearch.sweep.execute import run
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes
 from bpresearch.sweep.options import Settings
 from bpresearch.sweep.processes import leads, told
 from bpresearch.sweep.prune import rungs_of

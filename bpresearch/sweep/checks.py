@@ -3,9 +3,9 @@
 from bpresearch.distribution import Uniform
 from bpresearch.optim import hyperparameters
 from bpresearch.platform import DTYPES
+from bpresearch.sweep.axes import Axes
 from bpresearch.sweep.description import label
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes
 from bpresearch.sweep.options import COMMON, OWN_AXES, SETTLED, Settings, axis_of, owners
 
 

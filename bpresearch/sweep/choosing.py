@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
+from bpresearch.sweep.axes import Axes
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes
 from bpresearch.sweep.options import Settings
 from bpresearch.sweep.population import measured_variables
 

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from bpresearch.sweep.axes import Axes
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes
 from bpresearch.sweep.options import Settings
 
 

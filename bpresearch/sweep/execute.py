@@ -17,13 +17,13 @@ import zarr
 from bpresearch.platform import available_cores
 from bpresearch.sweep import checkpoint, functions, slices, store
 from bpresearch.sweep import prune as pruning
+from bpresearch.sweep.axes import Axes, expand, groups
 from bpresearch.sweep.blocks import Block, Interrupted, blocks_of, train_block
 from bpresearch.sweep.checks import axes_of, check
 from bpresearch.sweep.choosing import Choice, choice_of
 from bpresearch.sweep.chunks import Pace
 from bpresearch.sweep.description import coordinates, describe
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes, expand, groups
 from bpresearch.sweep.layout import LAYOUTS, SHARDS, memory, planned
 from bpresearch.sweep.options import Settings
 from bpresearch.sweep.population import measured_variables

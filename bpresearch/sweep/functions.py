@@ -15,8 +15,8 @@ import xarray as xr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bpresearch.sweep import slices, store
+from bpresearch.sweep.axes import Axes, grid, product
 from bpresearch.sweep.description import column, coordinate, label
-from bpresearch.sweep.grid import Axes, grid, product
 from bpresearch.sweep.options import Settings
 from bpresearch.sweep.processes import fetch, leads, place
 from bpresearch.sweep.progress import progress

@@ -13,8 +13,8 @@ from typing import Any
 from bpresearch import files
 from bpresearch.distribution import Uniform
 from bpresearch.imports import extra
+from bpresearch.sweep.axes import Axes, expand
 from bpresearch.sweep.description import coordinate
-from bpresearch.sweep.grid import Axes, expand
 from bpresearch.sweep.options import Settings, taken
 
 SAMPLERS = ("random", "qmc", "tpe")

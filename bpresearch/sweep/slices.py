@@ -38,7 +38,7 @@ def part_of(runs: list[T], slice: str | None) -> tuple[list[T], int]:
     """The runs of a slice, which follow each other, and the number of the first; of None, all.
 
     >>> part_of(list("abcdefg"), "2/3")
-    (['d', 'e'], 3)
+    (['c', 'd', 'e'], 2)
     """
     if slice is None:
         return runs, 0

@@ -5,8 +5,8 @@ import numpy as np
 from bpresearch import models, optim, sweep
 from bpresearch.data import Dataset
 from bpresearch.optim import schedules
+from bpresearch.sweep.axes import expand, group_of
 from bpresearch.sweep.chunks import tables
-from bpresearch.sweep.grid import expand, group_of
 from bpresearch.sweep.options import constants
 
 

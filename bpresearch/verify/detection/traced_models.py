@@ -149,7 +149,7 @@ def random_traced_model(rng: Generator) -> tuple[TracedModel, Objective, dict[st
     Args:
         rng: NumPy's generator; the same state gives the same model.
 
-    >>> model, loss, batch = bp.verify.traced_models.random_traced_model(np.random.default_rng(4))
+    >>> model, loss, batch = random_traced_model(np.random.default_rng(4))
     >>> model.name.count(" > ") >= 1, batch["x"].ndim, batch["x"].dtype.name
     (True, 3, 'float32')
     """

@@ -7,7 +7,7 @@ import pytest
 
 from bpresearch import models, optim, sweep
 from bpresearch.optim import schedules
-from bpresearch.sweep.grid import expand, group_of
+from bpresearch.sweep.axes import expand, group_of
 
 
 def axes(**changes):

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpresearch.sweep import store
+from bpresearch.sweep.axes import Axes, expand, groups
 from bpresearch.sweep.blocks import Block, Interrupted, blocks_of, train_block
 from bpresearch.sweep.checks import axes_of, check
 from bpresearch.sweep.choosing import choice_of
 from bpresearch.sweep.chunks import Pace, parts_of
 from bpresearch.sweep.description import coordinate, coordinates
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.grid import Axes, expand, groups
 from bpresearch.sweep.layout import memory_of, planned
 from bpresearch.sweep.options import Settings, inputs_of
 from bpresearch.sweep.population import measured_variables

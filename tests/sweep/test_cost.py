@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bpresearch import models, optim, sweep
-from bpresearch.sweep.estimate import Rehearsal, seconds_in_words
+from bpresearch.sweep.cost import Rehearsal, seconds_in_words
 from tests.sweep.toy import axes, experiment
 
 
