@@ -125,7 +125,8 @@ def _of_leaves(
 ) -> tuple[Value, list[Value]]:
     """Losses of `f(leaves)`, and in the places of its parameters their gradients, for each example."""
     size = _number_of_examples([leaf for leaf, role in zip(leaves, roles, strict=True) if role == BATCH])
-    program = trace(lambda *leaves: f(list(leaves)), *leaves)
+    # Where a number counts the examples can be seen from the equation that makes it.
+    program = trace(lambda *leaves: f(list(leaves)), *leaves, everything=True)
     types = [v.aval for v in program.jaxpr.outvars]
     if len(types) != 1 or types[0].shape[:1] != (size,) or not jnp.issubdtype(types[0].dtype, jnp.floating):
         raise ValueError(f"per_example_gradients: {name} gives no value for each example")

@@ -5,6 +5,7 @@ stay whole there. What its variables have become is part of the results.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,15 @@ class Program:
         return str(self.jaxpr)
 
 
-def trace(f: Callable[..., Any], *args: Any) -> Program:
+def trace(f: Callable[..., Any], *args: Any, everything: bool = False) -> Program:
     """The program of `f(*args)`, layers whole. `args` are pytrees of arrays, or of their shapes and types.
 
-    What does not depend on them is no part of it, but computed at once.
+    What does not depend on them is no part of it, but computed at once; with `everything` it is.
     """
     around = current_trace()
 
     def whole(*args):
-        with staging(around), layers_whole():
+        with nullcontext() if everything else staging(around), layers_whole():
             return f(*args)
 
     closed, shapes = jax.make_jaxpr(whole, return_shape=True)(*args)
