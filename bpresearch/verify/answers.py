@@ -94,7 +94,8 @@ def answers(
         made, said = _differences(question, asked, together)
         estimates += made
         notes += said
-    if not any(np.isfinite(y).any() for y in first["outputs"]):
+    outputs = [np.asarray(y) for y in first["outputs"]]
+    if any(y.size for y in outputs) and not any(np.isfinite(y).any() for y in outputs):
         estimates = [replace(e, silent="no output is finite") for e in estimates]
     wrong_twin = False
     if not measuring:

@@ -144,7 +144,7 @@ def find_nan(
     flat = [x if hasattr(x, "dtype") else jnp.asarray(x) for x in flat]
     function = of_arrays(f, parts, opened=True)
     with jax.debug_nans(False), jax.debug_infs(False):
-        program = trace(lambda *flat: function(structure.unflatten(flat)), *flat)
+        program = trace(lambda *flat: function(structure.unflatten(flat)), *flat, everything=True)
         _, outs = nan_search.evaluated(program.jaxpr, program.consts, flat)
         names = _names(f, args, parts)
         if found := _report(program, flat, outs, FORWARD, names, Derivatives()):
@@ -153,7 +153,7 @@ def find_nan(
             return NanReport()
         wanted = _wanted(args, parts, flat, argnums)
         try:
-            derivative = trace(_gradient(program, wanted), *flat)
+            derivative = trace(_gradient(program, wanted), *flat, everything=True)
         except Exception as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             return NanReport(note=f"The backward pass was not looked at; JAX says: {why}")
