@@ -4,14 +4,17 @@ An MLP 64-128-128-10 (26,122 parameters) on 16 random examples: every coordinate
 differences (bpresearch), the same by torch.autograd.gradcheck in slow mode on the same weights where PyTorch
 is installed, and engine against engine, for the first time in this process and again with its programs
 compiled. In float64. Then a small function with a `custom_vjp`: a first verdict on it and a repeated one
-against `jax.test_util.check_grads`, medians over functions that differ in their shapes, and how many programs
-are compiled for the first. Exit code 1 if a gradient is rejected.
+against `jax.test_util.check_grads` on it, each for the first time in a process, medians over processes, and
+how many programs are compiled for the first. Exit code 1 if a gradient is rejected.
 """
 
 import importlib.util
 import json
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +32,7 @@ from bpresearch.functional import split
 
 flags.DEFINE_bool("quick", False, "an MLP 16-32-10 of 874 parameters: done within 50 s")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")
+flags.DEFINE_bool("small", False, "the small function alone, in this process; prints JSON")
 
 EXAMPLES, CLASSES = 16, 10
 
@@ -76,8 +80,11 @@ def dense(width: int) -> tuple[Any, tuple[np.ndarray, ...]]:
     return layer, (rng.normal(size=(5, width)), rng.normal(size=(width, 4)), rng.normal(size=4))
 
 
-def of_small_functions(count: int) -> dict[str, float]:
-    """Ratios of times on functions of other shapes each, so that each is compiled for the first time."""
+def of_a_small_function() -> dict[str, float]:
+    """Seconds of `check_grads`, of a first verdict and of a repeated one, and how many programs they compile.
+
+    Of a process of its own: nothing is compiled yet, for either.
+    """
     from jax.test_util import check_grads
 
     programs = 0
@@ -87,35 +94,44 @@ def of_small_functions(count: int) -> dict[str, float]:
         programs += event == "/jax/core/compile/backend_compile_duration"
 
     jax.monitoring.register_event_duration_secs_listener(compiled)
-    first: list[float] = []
-    again: list[float] = []
-    peer: list[float] = []
-    counts: list[int] = []
-    for width in range(3, 4 + count):
-        layer, args = dense(width)
-        with jax.enable_x64(True):
-            begun = time.perf_counter()
-            check_grads(layer, args, order=1, modes=["rev"])
-            peer.append(time.perf_counter() - begun)
-        before = programs
-        for seconds in (first, again):
-            begun = time.perf_counter()
-            if not verify.function(layer, *args).passed:
-                raise ValueError("a right derivative was rejected")
-            seconds.append(time.perf_counter() - begun)
-            counts.append(programs - before)
-            before = programs
-    ours, repeated, theirs = (statistics.median(seconds[1:]) for seconds in (first, again, peer))
+    layer, args = dense(4)
+    figures: dict[str, float] = {}
+
+    def timed(name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        before, begun = programs, time.perf_counter()
+        answer = function(*args, **options)
+        figures[f"{name}_s"], figures[f"{name}_programs"] = time.perf_counter() - begun, programs - before
+        return answer
+
+    with jax.enable_x64(True):
+        timed("check_grads", check_grads, layer, args, order=1, modes=["rev"])
+    for name in ("first", "again"):
+        if not timed(name, verify.function, layer, *args).passed:
+            raise ValueError("a right derivative was rejected")
+    return figures
+
+
+def of_small_functions(count: int) -> dict[str, float]:
+    """Medians over so many processes."""
+    command = [sys.executable, __file__, "--small"]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(count)]
+    each = [json.loads(text) for text in said]
+    median = {name: statistics.median(figures[name] for figures in each) for name in each[0]}
     return {
-        "function.check_grads_s": theirs, "function.first_s": ours, "function.again_s": repeated,
-        "function.time_vs_check_grads": ours / theirs, "function.repeat_vs_check_grads": repeated / theirs,
-        "function.programs": max(counts[2::2]), "function.programs_again": max(counts[3::2]),
-    }  # fmt: skip
+        **{f"function.{name}": median[name] for name in ("check_grads_s", "first_s", "again_s")},
+        "function.time_vs_check_grads": median["first_s"] / median["check_grads_s"],
+        "function.repeat_vs_check_grads": median["again_s"] / median["check_grads_s"],
+        "function.programs": median["first_programs"],
+        "function.programs_again": median["again_programs"],
+    }
 
 
 def main() -> int:
     json_file = shared.output_file("json")
     platform.start("cpu")
+    if flags.FLAGS.small:
+        print(json.dumps(of_a_small_function()))
+        return 0
     inputs, widths = (16, (32,)) if flags.FLAGS.quick else (64, (128, 128))
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(EXAMPLES, inputs)), rng.integers(0, CLASSES, EXAMPLES)
@@ -138,7 +154,7 @@ def main() -> int:
         figures["gradcheck_slow_s"] = gradcheck_seconds(model, x, y)
         figures["speedup_vs_gradcheck"] = figures["gradcheck_slow_s"] / figures["every_coordinate_s"]
 
-    figures |= of_small_functions(3 if flags.FLAGS.quick else 7)
+    figures |= of_small_functions(3 if flags.FLAGS.quick else 5)
     table = Table(f"{count} parameters", "")
     for name, value in figures.items():
         if name != "parameters":
