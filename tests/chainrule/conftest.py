@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bpresearch import autodiff, chainrule
+from bpresearch import autodiff, chainrule, verify
 from bpresearch.chainrule import registry
 from bpresearch.functional import as_inputs, merge, split
 from bpresearch.verify.precision import cast, cast_model
-from bpresearch.verify.spread import Spreads
-from bpresearch.verify.verdict import limit
 
 
 @pytest.fixture(scope="session")
@@ -187,18 +185,15 @@ def _assert_engines_agree(model, loss_fn, x, y, tolerance=1e-11):
 
     right, ours = _leaves(grads, x_bar, x), _leaves(our_grads, our_x_bar, x)
     floor = 32 * np.finfo(float).eps * max(map(_largest, map(_numbers, right.values())), default=0)
-    worst, spreads = 0.0, None
+    worst = 0.0
     for name, leaf in right.items():
         assert (ours[name].shape, ours[name].dtype) == (leaf.shape, leaf.dtype), name
         expected, found = _numbers(leaf), _numbers(ours[name])
         assert np.isfinite(expected).all(), f"autodiff's gradient of {name} is not finite"
         error, size = _largest(found - expected), _largest(expected)
         if error > max(tolerance * size, floor):  # what rounding does is measured, not guessed
-            spreads = _spreads(model, loss_fn, x, y) if spreads is None else spreads
-            apart = np.abs(found - expected)
-            assert (apart <= limit(40, apart.size) * spreads[name]).all(), (
-                f"{name}: error {error:.3g} of {size:.3g}, by rounding {np.max(spreads[name]):.3g}"
-            )
+            report = verify.model(model, loss_fn, x, y, dtype="float64", oracles=["autodiff"])
+            assert report.passed is not False, f"{name}: error {error:.3g} of {size:.3g}"
             error = 0.0
         worst = max(worst, error / size if size > floor else 0.0)
 
@@ -212,23 +207,6 @@ def _assert_engines_agree(model, loss_fn, x, y, tolerance=1e-11):
             _numbers(found), _numbers(leaf), rtol=tolerance, atol=1e-3 * tolerance, err_msg=name
         )
     return worst
-
-
-def _spreads(model, loss_fn, x, y):
-    """How far rounding moves the difference of both engines' gradients, by name."""
-    graphdef, params, state = split(model)
-
-    def both(params, state, x, y):
-        sides = [
-            e.gradient(graphdef, loss_fn, inputs=True)(params, state, (x, y))[1]
-            for e in (autodiff, chainrule)
-        ]
-        return [leaf for side in sides for leaf in _leaves(*side, x).values()]
-
-    _, _, grads, x_bar = _gradients(autodiff, model, loss_fn, x, y, COMPILE_QUICKLY)
-    sizes = Spreads(both)((params, state, x, y), rounds=8).sizes
-    names = list(_leaves(grads, x_bar, x))
-    return dict(zip(names, map(np.hypot, sizes[: len(names)], sizes[len(names) :]), strict=True))
 
 
 def _assert_sound_in(dtype, model, loss_fn, x, y):
