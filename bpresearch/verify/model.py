@@ -247,6 +247,17 @@ class Prepared:
             _, high = self._casts(model, x, y)
             return jax.device_get(self._gradients(jnp.int32(fault), *high))
 
+    def value(self, model: nnx.Module, x: Any, y: Any) -> float:
+        """The loss, in float64."""
+        with jax.enable_x64(True):
+            _, high = self._casts(model, x, y)
+            question = self._question(jnp.int32(-1), high, 1, 0.5, 0)
+            return self._value(question)
+
+    def _value(self, question: Question) -> float:
+        of_loss = self.derivative.program("value", lambda: self.derivative.apply)
+        return float(of_loss(question.point, question.others)[0])
+
     def _casts(self, model: nnx.Module, x: Any, y: Any) -> tuple[Any, Any]:
         # Rounded first, so that both questions are about the same numbers.
         low_model, low_data = cast_model(model, self.dtype), cast((x, y), self.dtype)
@@ -312,8 +323,7 @@ class Prepared:
         number, rest, state, y = question.others
         params, x = self._together(question.point, rest)
         first, second = (jax.device_get(self._gradients(number, params, state, x, y)) for _ in range(2))
-        of_loss = self.derivative.program("value", lambda: self.derivative.apply)
-        value = float(of_loss(question.point, question.others)[0])
+        value = self._value(question)
         row = replace(contract.deterministic_row(first, second), oracle=behaviour.BEHAVIOUR)
         return [row, behaviour.finite_row(value, first, trap)]
 
