@@ -212,10 +212,10 @@ def _disputed(question: Question, leaf: int, mine: Iterable[tuple[Estimates, Dec
         if e.elements:
             elements.append(np.flatnonzero(d.wrong))
         elif d.wrong.size == size and question.directions.in_every_coordinate(leaf):
-            unknown = np.broadcast_to(e.uncertainty == np.inf, d.wrong.shape)
-            elements.append(
-                np.flatnonzero(d.wrong | (unknown if e.oracle == "finite differences" else False))
-            )
+            at_kink = np.zeros(size, bool)
+            if e.oracle == "finite differences":  # infinite where there is a kink, or the point is
+                at_kink = np.isinf(e.uncertainty) & np.isfinite(np.asarray(question.point[leaf])).ravel()
+            elements.append(np.flatnonzero(d.wrong | at_kink))
         elif d.row.passed is False and e.oracle in ("finite differences", "taylor") and size <= kinks.AT_MOST:
             elements.append(np.arange(size))
     return np.unique(np.concatenate(elements))

@@ -357,7 +357,7 @@ def _rows(prepared: _Prepared, arguments: Arguments, options: _Options) -> tuple
     rows += more
     if "rounding" in asked and prepared.double and not wrong_twin:
         try:
-            rows += rounding.of_function(question, arguments.dtypes)
+            rows += rounding.undecided_at_kinks(rounding.of_function(question, arguments.dtypes), rows)
         except NotAskedError as error:
             notes.append(f"Not asked: rounding ({error}).")
     if options.order == 2 and all(row.passed is not False for row in rows):

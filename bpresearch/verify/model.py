@@ -301,7 +301,9 @@ class Prepared:
             if "behaviour" in self.oracles:
                 rows += self._bits(question, trap)
             if "rounding" in self.oracles and self.dtype != "float64":
-                rows += self._rounding(question.names, number, low, high)
+                rows += rounding.undecided_at_kinks(
+                    self._rounding(question.names, number, low, high), [*rows, *local]
+                )
         hints = dict.fromkeys(f"{row.path}: {row.hint}" for row in local if row.hint)
         values = [row for row in rows if row.oracle != behaviour.BEHAVIOUR]
         others = [row for row in rows if row.oracle == behaviour.BEHAVIOUR]

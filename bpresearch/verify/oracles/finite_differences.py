@@ -237,13 +237,22 @@ def estimates(question: Question, measured: Measured) -> Iterator[Estimates]:
         yield Estimates(
             name, path, question.shape(leaf), measured["predicted"][mine], measured["estimate"][mine],
             scale=scale,
-            uncertainty=np.where(kinks[mine], np.inf, SAFETY * measured["uncertainty"][mine]),
+            uncertainty=np.where(
+                kinks[mine] | _immovable(question, leaf), np.inf, SAFETY * measured["uncertainty"][mine]
+            ),
             measure=spread,
             agreement=sharpest,
             coarsest=max(bluntest, COARSEST if question.eps > 1e-10 else 0.0),
             detail=detail,
             hint=partial(_surrogate, measured, mine),
         )  # fmt: skip
+
+
+def _immovable(question: Question, leaf: int) -> np.ndarray:
+    """In which directions the point is infinite, and a step leads nowhere."""
+    finite = np.isfinite(np.asarray(question.point[leaf])).ravel()
+    coordinates = question.directions.coordinate[question.directions.of(leaf)]
+    return np.where(coordinates < 0, not finite.all(), ~finite[np.maximum(coordinates, 0)])
 
 
 def _surrogate(measured: Measured, mine: np.ndarray) -> str:

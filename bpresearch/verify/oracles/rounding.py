@@ -13,6 +13,7 @@ that cancels catastrophically does not.
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -69,6 +70,16 @@ def ratio_rows(
         ratio = error / yardstick if yardstick > 0 else 0.0 if error == 0 else np.inf
         rows.append(Row(path, g.shape, name, ratio, LARGEST_RATIO, bool(ratio <= LARGEST_RATIO), detail))
     return rows
+
+
+def undecided_at_kinks(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """Autodiff's error is no yardstick for a leaf that rightly takes another derivative at a kink."""
+    at_kinks = {row.path for row in others if row.oracle == "kinks" and row.passed}
+    why = "at a kink another derivative than autodiff's is right"
+    return [
+        replace(row, passed=None, detail=why) if row.passed is False and row.path in at_kinks else row
+        for row in rows
+    ]
 
 
 def of_function(question: Question, dtypes: Sequence[Any]) -> list[Row]:

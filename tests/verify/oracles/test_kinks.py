@@ -62,6 +62,22 @@ def test_tied_elements_share_one_cotangent(float64, question, n, share, right):
     assert (dispute.joint is Found.BETWEEN) is right
 
 
+@pytest.mark.parametrize(("share", "right"), [(0.5, True), (1.0, False)])
+def test_the_precision_of_the_arguments_is_no_question_at_a_kink(share, right):
+    """Half a cotangent for each of two tied elements is right in float32, whatever autodiff gives them."""
+
+    def backward(x, g):
+        first, second = x[:2], x[2:]
+        of_first = jnp.where(first == second, share, first > second)
+        of_second = jnp.where(first == second, share, first < second)
+        return (jnp.concatenate([g * of_first, g * of_second]),)
+
+    pooled = jax.custom_vjp(lambda x: jnp.where(x[:2] >= x[2:], x[:2], x[2:]))
+    pooled.defvjp(lambda x: (pooled(x), x), backward)
+    report = verify.function(pooled, np.array([1.0, 2.0, 1.0, 0.5], np.float32))
+    assert report.passed is right, str(report)
+
+
 def test_kinks_bent_either_way_do_not_hide_each_other(float64, question):
     """f = |x| - |y| is flat along (1, 1), and (1, 1) is one of its subgradients all the same."""
     function = lambda point: [jnp.abs(point[0][0]) - jnp.abs(point[0][1])]  # noqa: E731
