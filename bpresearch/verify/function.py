@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -328,7 +329,8 @@ def _at(f: Callable[..., Any], arguments: Arguments, options: _Options) -> Repor
 @contextlib.contextmanager
 def _everywhere() -> Iterator[None]:
     """Double precision on all threads: callbacks run on one of their own."""
-    before = bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009  (its type does not know it)
+    with ThreadPoolExecutor(1) as other:  # this thread may be in a context that hides the setting of all
+        before = other.submit(lambda: jax.dtypes.canonicalize_dtype(float) == np.float64).result()
     jax.config.update("jax_enable_x64", True)
     try:
         yield

@@ -190,7 +190,7 @@ def _row(
     worst: object = None,
     hint: str = "",
 ) -> Row:
-    row = Row(e.path, e.shape, e.oracle, error, bound, passed, detail, worst, hint)  # type: ignore[arg-type]
+    row = Row(e.path, e.shape, e.oracle, error, float(bound), passed, detail, worst, hint)  # type: ignore[arg-type]
     return replace(row, eps=e.eps)
 
 
