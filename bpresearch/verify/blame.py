@@ -24,7 +24,7 @@ from bpresearch.chainrule.notes import collecting, note
 from bpresearch.chainrule.primitives import Equation, is_floating
 from bpresearch.verify.answers import answers
 from bpresearch.verify.directions import choose_directions
-from bpresearch.verify.equations import CALLS, Label, Plant, evaluated, label, reference
+from bpresearch.verify.equations import OPENED, Label, Plant, evaluated, label, reference
 from bpresearch.verify.hints import cotangent_hint
 from bpresearch.verify.oracles.contract import Clause
 from bpresearch.verify.precision import compiled, random_signs
@@ -101,7 +101,7 @@ class Blame:
 
     def _watch(self, e: Equation, bars: Sequence[Any], answer: tuple[Any, ...]) -> tuple[Any, ...]:
         """Compares an equation's answer with the reference's, and hands the latter on."""
-        if e.primitive.name in CALLS:
+        if e.primitive.name in OPENED:
             return answer
         about = label(e)
         results = ", ".join(f"{y.dtype}{y.shape}" for y in e.outs)  # notes of one name have one structure

@@ -126,7 +126,7 @@ def function(
         oracles = [oracle for oracle in oracles if oracle not in ("taylor", "rounding")]
     options = _Options(
         reference, surrogate, dtype, order, tuple(oracles), every_coordinate_up_to, missed, seed,
-        tolerance or 0.0,
+        tolerance or 0.0, _in_double(),
     )  # fmt: skip
     report = _at(f, Arguments(f, args, kwargs, argnums), options)
     if points is None:
@@ -138,7 +138,7 @@ def function(
 
 @dataclass(frozen=True)
 class _Options:
-    """What `function` was told, besides the function and its arguments."""
+    """What `function` was told, besides the function and its arguments; `double` is whether x64 was on."""
 
     reference: Any
     surrogate: Any
@@ -149,6 +149,7 @@ class _Options:
     missed: float
     seed: int
     tolerance: float
+    double: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +205,9 @@ def _prepare(f: Callable[..., Any], arguments: Arguments, options: _Options) -> 
         return jax.vjp(lambda point: apply(point, others), point)[1](y_bar)[0]
 
     derivative = Derivative(apply, gradient, twin, apply)
-    structure = _broken_structure(at_point(apply), own)
+    # With the types that an author's own run has: a default of float64 would look like a mistake of theirs.
+    with jax.enable_x64(options.double or any(leaf.dtype == np.float64 for leaf in own)):
+        structure = _broken_structure(at_point(apply), own)
     if not structure:
         derivative, second = _kept(derivative, point, outputs, options)
     else:
@@ -326,11 +329,16 @@ def _at(f: Callable[..., Any], arguments: Arguments, options: _Options) -> Repor
     return Report(tuple(rows), (), tuple(notes), tuple(dict.fromkeys(hints)))
 
 
+def _in_double() -> bool:
+    """Whether double precision is on in this thread."""
+    return jax.dtypes.canonicalize_dtype(float) == np.float64
+
+
 @contextlib.contextmanager
 def _everywhere() -> Iterator[None]:
     """Double precision on all threads: callbacks run on one of their own."""
     with ThreadPoolExecutor(1) as other:  # this thread may be in a context that hides the setting of all
-        before = other.submit(lambda: jax.dtypes.canonicalize_dtype(float) == np.float64).result()
+        before = other.submit(_in_double).result()
     jax.config.update("jax_enable_x64", True)
     try:
         yield

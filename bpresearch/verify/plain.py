@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxprs_in_params
 
-from bpresearch.verify.moves import INLINED, programs_in
+from bpresearch.chainrule.bodies import body
+from bpresearch.verify.moves import INLINED
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 LOOPS = ("scan", "while", "cond")
@@ -139,7 +140,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _equations_inside(equation: Any) -> Iterator[Any]:
-    for inner in programs_in(equation):
+    for inner in jaxprs_in_params(equation.params):
         yield from _equations(inner)
 
 
@@ -169,7 +170,7 @@ def evaluate(closed: Any, args: list[Any], change: Callable[[Any, Any, Any], Any
         inputs = [read(atom) for atom in equation.invars]
         name = equation.primitive.name
         if name in INLINED:
-            outputs = evaluate(next(programs_in(equation)), inputs, change)
+            outputs = evaluate(ClosedJaxpr(*body(equation.params)), inputs, change)
         elif name == "shard_map":
             outputs = _on_devices(equation.params, inputs, change)
         else:
