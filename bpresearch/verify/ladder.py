@@ -72,8 +72,9 @@ def directional_derivatives(
 
 
 def step_scale(leaf: Any) -> Any:
-    """Root mean square of a leaf; 1 where it is all zeros and says nothing about its scale."""
-    rms = jnp.sqrt(jnp.mean(leaf**2))
+    """Root mean square of the finite elements; 1 where they are all zeros and say nothing of a scale."""
+    finite = jnp.isfinite(leaf)
+    rms = jnp.sqrt(jnp.sum(jnp.where(finite, leaf, 0) ** 2) / jnp.maximum(jnp.sum(finite), 1))
     return jnp.where(rms > 0, rms, 1.0)
 
 

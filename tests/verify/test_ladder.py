@@ -100,6 +100,14 @@ def test_noise_is_undecided():
     assert verdict.passed is None
 
 
+def test_elements_at_infinity_are_left_out_and_the_others_decided():
+    """A step from minus infinity leads nowhere; the other elements have their own scale."""
+    t = np.array([0.5, -np.inf, 2.0])
+    for factor, passed in ((1.0, True), (1.01, False)):
+        _, _, (verdict,) = differentiate(lambda point: jnp.sum(jnp.exp(point[0])), [t], [factor * np.exp(t)])
+        assert verdict.passed is passed, verdict
+
+
 def test_a_gradient_that_is_not_a_number_fails():
     _, _, (verdict,) = differentiate(lambda p: jnp.sum(p[0] ** 2), [np.ones(2)], [np.array([2.0, np.nan])])
     assert verdict.passed is False

@@ -1,5 +1,7 @@
 """What a verification can be told: which arguments, how exact, against what, and at which points."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +128,8 @@ def test_python_that_is_called_back_computes_in_double_precision():
     assert verify.function(f, X).passed is True
     bad = by_hand(sine, lambda kept, g: (1.001 * g * jnp.cos(kept[0]),))
     assert verify.function(bad, X).passed is False
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(jnp.ones, 1).result().dtype == jnp.float32, "it stays on for all threads"
 
 
 def test_rules_inside_shard_map_are_seen():

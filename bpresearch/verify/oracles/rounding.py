@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpresearch.verify.precision import cast, compiled
 from bpresearch.verify.question import NotAskedError, Question, first_line
 from bpresearch.verify.report import Row
 from bpresearch.verify.spread import Spreads
@@ -91,8 +90,7 @@ def of_function(question: Question, dtypes: Sequence[Any]) -> list[Row]:
     derivative = question.derivative
     if all(jnp.finfo(dtype).bits > 32 for dtype in dtypes):
         raise NotAskedError("the arguments are float64")
-    if derivative.twin is None:
-        raise NotAskedError("no custom rule inside, so autodiff is what is being checked")
+    derivative.independent()
     point = [np.asarray(x).astype(dtype) for x, dtype in zip(question.point, dtypes, strict=True)]
     wide = [jnp.asarray(x, jnp.float64) for x in point]  # rounded first, so that both see the same numbers
 
@@ -120,16 +118,3 @@ def of_function(question: Question, dtypes: Sequence[Any]) -> list[Row]:
             return Spreads(lambda point, y_bar: both(point, y_bar)[1])((point, y_bar), 2).sizes
 
     return ratio_rows(question.names, found, own, exact, spreads, dtypes)
-
-
-def in_precision(gradients: Callable[..., Any], arguments: Any, dtype: Any) -> Callable[[], Gradients]:
-    """What measures the spread of autodiff's gradient in a working precision."""
-
-    def spreads():
-        with jax.enable_x64(False):
-            return Spreads(gradients)(cast(arguments, dtype), 2).sizes
-
-    return spreads
-
-
-__all__ = ["LARGEST_RATIO", "compiled", "in_precision", "of_function", "ratio_rows"]
