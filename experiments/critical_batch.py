@@ -156,7 +156,9 @@ class Problem:
 def steps_of(problem: Problem, size: int, rates: list[float], updates: int, target: float) -> float:
     """Steps to the target at the learning rate that takes fewest, mean over seeds; NaN if none gets there."""
     count = min(updates, max(FEWEST_UPDATES, MOST_EXAMPLES // size))
-    over_seeds = jax.vmap(lambda rate, *seed: problem.train(rate, *seed, size, count)[0], (None, 0, 0))
+    over_seeds = jax.vmap(
+        lambda rate, start, key: problem.train(rate, start, key, size, count)[0], (None, 0, 0)
+    )
     over_rates = jax.jit(jax.vmap(over_seeds, (0, None, None)))
     recorded = np.asarray(over_rates(jnp.asarray(rates), problem.starts, problem.keys), np.float64)
     times = np.arange(recorded.shape[-1], dtype=float) * EVERY

@@ -55,7 +55,7 @@ def main() -> int:
     if len(rates) < 3:
         raise ValueError(f"--lr={FLAGS.lr}: takes at least three rates, of which the best lies inside")
     if FLAGS.quick:
-        horizons, steps, seeds = horizons[:: max(1, len(horizons) - 1)], min(steps, 400), seeds[:2]
+        horizons, steps, seeds = horizons[:: max(1, len(horizons) - 1)], min(steps, 1000), seeds[:2]
     platform.start(FLAGS.platform)
     workdir, console = shared.experiment_workdir("schedule_theory"), Console()
 

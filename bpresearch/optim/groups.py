@@ -176,7 +176,7 @@ def frozen(optimizer: Optimizer) -> Optimizer:
 
 
 def partitioned(
-    groups_of: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    groups_of: Callable[[dict[str, Any]], Mapping[str, Any]],
     of_group: Callable[[Any], optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation for each group of weights, by their paths.

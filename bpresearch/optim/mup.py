@@ -13,7 +13,7 @@ the outputs of its layer, and r_in and r_out are their multiples of the base mod
 paper's scale 1 / d instead of 1 / sqrt(d) of attention is the model's own matter.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
 from math import sqrt
 from typing import Any
@@ -120,7 +120,7 @@ def scaled(optimizer: Optimizer, base: Params) -> Optimizer:
         )
     narrow = shapes_of(base)
 
-    def rates(weights: Mapping[str, Any]) -> dict[str, float]:
+    def rates(weights: dict[str, Any]) -> dict[str, float]:
         return dict.fromkeys(weights, 1.0) | rates_of(optimizer.__name__, weights, narrow)
 
     def by_width(learning_rate: ArrayLike, **others: Any) -> optax.GradientTransformation:

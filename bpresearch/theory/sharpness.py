@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from bpresearch.theory.descent import landscape
+from bpresearch.theory import descent
 
 
 class Trajectory(NamedTuple):
@@ -85,8 +84,7 @@ def full_batch(
         iterations: power iterations for a measurement.
         preconditioner: the optimizer's state -> the diagonal of P, in a row as the weights are.
     """
-    weights, slope_of, _ = landscape(model, loss_fn)
-    slope = partial(slope_of, batch=jax.tree.map(jnp.asarray, (x, y)))
+    weights, slope = _on_all(model, loss_fn, x, y)
 
     def step(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], Array]:
         w, optimizer_state = carry
@@ -144,8 +142,7 @@ def decrease(
         gradient, g^T H g / ||g||^2, with which observed / predicted = 1 - lr curvature / 2 + O(lr^2), exact
         on a quadratic.
     """
-    w, slope_of, _ = landscape(model, loss_fn)
-    slope = partial(slope_of, batch=jax.tree.map(jnp.asarray, (x, y)))
+    w, slope = _on_all(model, loss_fn, x, y)
 
     @jax.jit
     def measure(w: Array, rates: Array) -> tuple[Array, Array, Array]:
@@ -156,3 +153,11 @@ def decrease(
 
     predicted, observed, curvature = measure(w, jnp.asarray(learning_rates, w.dtype))
     return np.asarray(predicted), np.asarray(observed), float(curvature)
+
+
+def _on_all(
+    model: nnx.Module, loss_fn: Callable[..., Array], x: Any, y: Any
+) -> tuple[Float[Array, " n"], Callable[[Array], tuple[Array, Array]]]:
+    """The model's weights in one row, and their slope on all examples at once."""
+    landscape, batch = descent.landscape(model, loss_fn), jax.tree.map(jnp.asarray, (x, y))
+    return landscape.start, lambda w: landscape.slope(w, batch)
