@@ -56,6 +56,13 @@ def float64():
 
 
 @pytest.fixture(autouse=True)
+def double_precision_ends_with_a_test():
+    """No test, and nothing that it calls, leaves double precision on for the next one."""
+    yield
+    assert not jax.config.jax_enable_x64
+
+
+@pytest.fixture(autouse=True)
 def names_in_examples(request):
     """What the examples in docstrings may use without importing it."""
     if isinstance(request.node, pytest.DoctestItem):

@@ -84,7 +84,7 @@ def start(project, script, *arguments, **variables):
 def run(project, script, *arguments, **variables):
     """Exit code, standard output and the lines of standard error."""
     process = start(project, script, *arguments, **variables)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=60)
     return process.returncode, output, errors.splitlines()
 
 
@@ -102,7 +102,7 @@ def test_the_environment_through_its_life(project):
     both = [start(project, "run", *hello) for _ in range(2)]
     said = []
     for process in both:
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=60)
         assert (process.returncode, output) == expected
         said += errors.splitlines()
     assert sum("not finished" in line for line in said) == 1

@@ -5,7 +5,10 @@ from typing import Any
 
 from jax.extend.core import Jaxpr
 
-BODIES = ("jaxpr", "call_jaxpr")
+CALLS = ("jit", "pjit", "closed_call", "core_call")
+"""Equations that evaluate a program and say nothing else about it."""
+
+BODIES = ("jaxpr", "call_jaxpr", "call")
 
 
 def body(params: dict[str, Any]) -> tuple[Jaxpr, Sequence[Any]]:

@@ -17,11 +17,10 @@ from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from bpresearch.chainrule import engine
-from bpresearch.chainrule.bodies import body, sizes
+from bpresearch.chainrule.bodies import CALLS, body, sizes
 from bpresearch.chainrule.primitives import Equation, NoPrimitiveRuleError, Value
 
 OPERATIONS = ("new_ref", "empty_ref", "free_ref", "freeze", "get", "swap", "addupdate")
-CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
 def is_reference(v: Any) -> bool:

@@ -4,13 +4,14 @@ Used for functions, for models and for single equations alike.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from bpresearch.verify.oracles import (
+    Measures,
     adjoint,
     ask,
     autodiff,
@@ -21,13 +22,38 @@ from bpresearch.verify.oracles import (
     kinks,
     taylor,
 )
+from bpresearch.verify.oracles.behaviour import BEHAVIOUR
 from bpresearch.verify.oracles.kinks import Found
 from bpresearch.verify.question import NotAskedError, Question
 from bpresearch.verify.report import Row
 from bpresearch.verify.verdict import Decision, Estimates, conclude, decide, worst_of
 
 EXACT = {module.name: module for module in (autodiff, forward_mode, adjoint, complex_step)}
-FACT = "not of the derivative: {oracle} disagrees with the derivative of the reference at {path}."
+FACT = (
+    "A fact about the reference, not of the derivative: {oracle} disagrees with the derivative of the "
+    "reference at {path}."
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What oracles say of a question.
+
+    Attributes:
+        rows: of all oracles.
+        notes: on what was not asked, and facts about a reference.
+        wrong_twin: whether the twin was found wrong somewhere.
+        found: the derivative in question; None where nothing could be asked.
+        expected: autodiff's, where it was asked.
+        value: of the scalar.
+    """
+
+    rows: list[Row]
+    notes: list[str]
+    wrong_twin: bool = False
+    found: list[np.ndarray] | None = None
+    expected: list[np.ndarray] | None = None
+    value: float = 0.0
 
 
 def answers(
@@ -40,8 +66,8 @@ def answers(
     key: Any = (),
     together: bool = False,
     measuring: bool = True,
-) -> tuple[list[Row], list[str], bool]:
-    """The rows of all oracles, the notes, and whether the twin was found wrong somewhere.
+) -> Outcome:
+    """Asks the oracles, looks into what they dispute, and decides.
 
     Args:
         question: what is asked.
@@ -66,11 +92,12 @@ def answers(
         clauses = [REFERENCE, *clauses]
     base = _Base()
     oracles: list[Any] = [*clauses, *exact]
-    key = key, tuple(oracle.name for oracle in oracles), tuple(question.directions.leaf)
+    directions = question.directions.leaf.tobytes(), question.directions.coordinate.tobytes()
+    key = key, tuple(oracle.name for oracle in oracles), directions
     given, more = ask(question, [base, *oracles], key)
     notes += [note for note in more if note not in notes and "it has one output" not in note]
     if base.name not in given:
-        return [], notes, False
+        return Outcome([], notes)
     first = given.pop(base.name)[0]
     found = [np.asarray(g) for g in first["found"]]
     question = question.with_answer(found, float(first["value"]))
@@ -85,9 +112,11 @@ def answers(
             made = made if measuring else [_unmeasured(e) for e in made]
             rows.append(worst_of([decide(e) for e in made]).row)
     if "contract" in asked:
-        again, _ = ask(question, [base], key)
         rows.append(contract.finite_row(first["outputs"], found, question.names))
-        rows.append(contract.deterministic_row(first, again[base.name][0]))
+    if {"contract", BEHAVIOUR} & set(asked):
+        again, _ = ask(question, [base], key)
+        row = contract.deterministic_row(first, again[base.name][0])
+        rows.append(row if "contract" in asked else replace(row, oracle=BEHAVIOUR))
     if "eager" in asked:
         rows.append(_eager(question))
     if surrogate is None and {"finite differences", "taylor"} & set(asked):
@@ -108,7 +137,10 @@ def answers(
     if reference is not None:
         values, said = _facts(values)
         notes += said
-    return [*rows, *values], notes, wrong_twin
+    expected = given["autodiff"][0]["values"] if "autodiff" in given else None
+    if expected is not None:  # for the first of the cotangents
+        expected = [np.asarray(leaf) for leaf in expected[:: len(question.y_bars)]]
+    return Outcome([*rows, *values], notes, wrong_twin, found, expected, question.value)
 
 
 def _unmeasured(e: Estimates) -> Estimates:
@@ -149,15 +181,23 @@ REFERENCE = contract.Clause(
 
 
 def _eager(question: Question) -> Row:
-    """The clause `without jit`: operation by operation, which takes long."""
+    """The clause `without jit`: operation by operation, which compiles each of them."""
     derivative, (point, others, y_bars, _) = question.derivative, question.arguments
-    answer = jax.device_get(derivative.gradient(point, others, y_bars[0]))
-    apart = [
-        decide(Estimates("contract", "without jit", (), np.asarray(a), b, autodiff.largest(b), agreement=1e-6,
-                         detail="other values than under jit"))
-        for a, b in zip(answer, question.found, strict=True)
+
+    def gradient(point, others, y_bars, seed):
+        bars = derivative.gradient(point, others, y_bars[0])
+        return {"found": bars, "values": bars}
+
+    found = map(np.asarray, jax.device_get(derivative.gradient(point, others, y_bars[0])))
+    measures = Measures(question, "without jit", gradient)
+    made = [
+        Estimates(
+            "contract", "without jit", (), eager, values, autodiff.largest(values), measure=measures.of(leaf),
+            detail="other values than under jit",
+        )
+        for leaf, (eager, values) in enumerate(zip(found, question.found, strict=True))
     ]  # fmt: skip
-    return worst_of(apart).row
+    return worst_of([decide(e) for e in made]).row
 
 
 def _differences(
@@ -271,8 +311,7 @@ def _facts(rows: list[Row]) -> tuple[list[Row], list[str]]:
     for row in rows:
         of_values = row.oracle in ("complex step", "finite differences", "taylor", "kinks")
         if row.path in right and of_values and row.passed is False:
-            said = FACT.format(oracle=row.oracle, path=row.path)
-            notes.append(f"A fact about the reference, {said}")
+            notes.append(FACT.format(oracle=row.oracle, path=row.path))
             row = replace(row, passed=None, hint="", detail="it disagrees with the reference, which decides")
         kept.append(row)
     return kept, notes

@@ -24,13 +24,13 @@ from bpresearch.chainrule.notes import collecting, note
 from bpresearch.chainrule.primitives import Equation, is_floating
 from bpresearch.verify.answers import answers
 from bpresearch.verify.directions import choose_directions
-from bpresearch.verify.equations import CALLS, Label, Plant, evaluated, label, reference
+from bpresearch.verify.equations import OPENED, Label, Plant, evaluated, label, reference
 from bpresearch.verify.hints import cotangent_hint
 from bpresearch.verify.oracles.contract import Clause
 from bpresearch.verify.precision import compiled, random_signs
 from bpresearch.verify.question import Derivative, Question
 from bpresearch.verify.report import Row
-from bpresearch.verify.verdict import AGREEMENT
+from bpresearch.verify.verdict import AGREEMENT, severity
 
 EPS = float(np.finfo("float64").eps)
 OUTPUT, INPUT = "output", "cotangent of its input"
@@ -101,7 +101,7 @@ class Blame:
 
     def _watch(self, e: Equation, bars: Sequence[Any], answer: tuple[Any, ...]) -> tuple[Any, ...]:
         """Compares an equation's answer with the reference's, and hands the latter on."""
-        if e.primitive.name in CALLS:
+        if e.primitive.name in OPENED:
             return answer
         about = label(e)
         results = ", ".join(f"{y.dtype}{y.shape}" for y in e.outs)  # notes of one name have one structure
@@ -145,8 +145,8 @@ class Blame:
             self.derivatives[about] = derivative_of(e, self.plant_of)
         question = question_about(self.derivatives[about], e, answer, fault, seed)
         clause = Clause(OUTPUT, "it computes something else than the layer", _outputs(e, self.plant_of))
-        found, _, _ = answers(question, OF_EQUATION, clauses=(clause,), key=about.is_layer)
-        return _of_equation(about, shape, question.names, found, answer)
+        outcome = answers(question, OF_EQUATION, clauses=(clause,), key=about.is_layer)
+        return _of_equation(about, shape, question.names, outcome.rows, answer)
 
 
 @dataclass(frozen=True)
@@ -257,20 +257,14 @@ def operand_names(e: Equation) -> list[str]:
 
 def derivative_of(e: Equation, plant_of: Callable[[Any], Plant]) -> Derivative:
     """The derivative of one equation by its rule; `others` are the number of the fault and all operands."""
-    wanted = [i for i, flag in enumerate(e.wanted) if flag]
-
-    def equation(point, others):
-        ins = list(_operands(e, others[1]))
-        for i, x in zip(wanted, point, strict=True):
-            ins[i] = _as_operand(x, e.ins[i])
-        return replace(e, ins=tuple(ins), outs=(), kept=())
 
     def apply(point, others):
-        at = equation(point, others)
-        return [_as_real(y) for y in reference(at)([at.ins[i] for i in wanted])]
+        at = _equation_at(e, point, others)
+        some = [x for x, wanted in zip(at.ins, at.wanted, strict=True) if wanted]
+        return [_as_real(y) for y in reference(at)(some)]
 
     def gradient(point, others, y_bar):
-        at = equation(point, others)
+        at = _equation_at(e, point, others)
         with chainrule.replacing(plant_of(others[0])), collecting():
             whole = evaluated(at)
             given = iter(y_bar)
@@ -281,15 +275,20 @@ def derivative_of(e: Equation, plant_of: Callable[[Any], Plant]) -> Derivative:
     return Derivative(apply, gradient, apply, apply)
 
 
-def _outputs(e: Equation, plant_of: Callable[[Any], Plant]) -> Callable[..., Any]:
-    wanted = [i for i, flag in enumerate(e.wanted) if flag]
+def _equation_at(e: Equation, point: Sequence[Any], others: Any) -> Equation:
+    """The equation, not yet evaluated, with the point in the places of its wanted operands."""
+    moving = iter(point)
+    ins = [
+        _as_operand(next(moving), own) if wanted else x
+        for own, x, wanted in zip(e.ins, _operands(e, others[1]), e.wanted, strict=True)
+    ]
+    return replace(e, ins=tuple(ins), outs=(), kept=())
 
+
+def _outputs(e: Equation, plant_of: Callable[[Any], Plant]) -> Callable[..., Any]:
     def pairs(derivative, point, others, y_bars):
-        ins = list(_operands(e, others[1]))
-        for i, x in zip(wanted, point, strict=True):
-            ins[i] = _as_operand(x, e.ins[i])
         with chainrule.replacing(plant_of(others[0])), collecting():
-            outs = evaluated(replace(e, ins=tuple(ins), outs=(), kept=())).outs
+            outs = evaluated(_equation_at(e, point, others)).outs
         return [_as_real(y) for y in outs if is_floating(y)], derivative.apply(point, others)
 
     return pairs
@@ -332,8 +331,7 @@ def _as_cotangent(bar: Any, like: Any) -> Any:
 
 def _of_equation(about: Label, shape: Any, names: Sequence[str], rows: Sequence[Row], answer: Answer) -> Row:
     """One row of what was said of an equation: the worst."""
-    order = {False: 2, None: 0, True: 1}
-    worst = max(rows, key=lambda row: (order[row.passed], row.error if row.error == row.error else np.inf))
+    worst = max(rows, key=severity)
     at_kinks = [row.detail for row in rows if row.oracle == "kinks"]
     detail, said = ", ".join(dict.fromkeys([worst.detail, *at_kinks])).strip(", "), worst.hint
     if worst.passed is False:

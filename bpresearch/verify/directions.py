@@ -102,28 +102,3 @@ def along(
     numbers = jnp.arange(directions.leaf.shape[0], dtype=jnp.uint32)
     numbers = numbers + jnp.uint32(1_000_003) * jnp.asarray(seed, jnp.uint32)
     return jax.lax.map(at, (jnp.asarray(directions.leaf), jnp.asarray(directions.coordinate), numbers))
-
-
-def leaf_scales(
-    point: Sequence[np.ndarray],
-    gradient: Sequence[np.ndarray],
-    value: float,
-    directions: Directions | None = None,
-) -> list[float]:
-    """What errors in the gradient of each leaf are relative to: its norm, or more if it hardly matters.
-
-    Where a leaf is taken in every coordinate, the root mean square takes the place of the norm. A leaf that
-    moves the function a million times less than the most influential one, when all leaves move in
-    proportion to their size, has rounding noise for a gradient; so the scale is at least that of a leaf
-    with a millionth of the largest influence.
-    """
-    steps = [float(np.sqrt(np.mean(np.square(leaf)))) if leaf.size else 1.0 for leaf in point]
-    steps = [step if step > 0 else 1.0 for step in steps]
-    norms = [float(np.nan_to_num(np.linalg.norm(g), posinf=0.0)) for g in gradient]
-    influence = max([abs(value), *(n * s for n, s in zip(norms, steps, strict=True))])
-    scales = []
-    for index, (norm, step, leaf) in enumerate(zip(norms, steps, point, strict=True)):
-        coordinates = directions is not None and directions.in_every_coordinate(index)
-        typical = norm / math.sqrt(max(leaf.size, 1)) if coordinates else norm
-        scales.append(max(typical, 1e-6 * influence / step) or 1.0)
-    return scales

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
 from bpresearch import chainrule
+from bpresearch.chainrule.bodies import CALLS
 from bpresearch.chainrule.engine import evaluate, read
 from bpresearch.chainrule.notes import collecting
 from bpresearch.chainrule.primitives import LAYER, Equation, is_floating
@@ -19,7 +20,7 @@ from bpresearch.functional import split
 Plant = Callable[[Equation, Any], Any]
 """What `chainrule.replacing` takes: `(equation, rule) -> rule`."""
 
-CALLS = ("jit", "pjit", "closed_call", "core_call", "composite", "eval_jaxpr", "custom_vmap_call")
+OPENED = (*CALLS, "composite", "eval_jaxpr", "custom_vmap_call")
 """Equations without a derivative of their own: what they call is looked at instead."""
 
 
@@ -69,7 +70,7 @@ def equations_of(model: nnx.Module, loss_fn: Any, x: Any, y: Any) -> dict[Label,
     found: dict[Label, Equation] = {}
 
     def see(e, bars, answer):
-        if e.primitive.name not in CALLS:
+        if e.primitive.name not in OPENED:
             found.setdefault(label(e), e)
         return answer
 
@@ -149,12 +150,9 @@ def _opened_inside(value: Any) -> Any:
 
 
 def _has_layer(jaxpr: Any) -> bool:
-    def inner(value):
-        if isinstance(value, tuple):
-            return any(map(inner, value))
-        return hasattr(value, "eqns") and _has_layer(getattr(value, "jaxpr", value))
-
-    return any(e.primitive.name == LAYER or any(map(inner, e.params.values())) for e in jaxpr.eqns)
+    return any(
+        e.primitive.name == LAYER or any(map(_has_layer, jaxprs_in_params(e.params))) for e in jaxpr.eqns
+    )
 
 
 def _evaluate(jaxpr: Any, consts: Iterable[Any], args: Iterable[Any]) -> list[Any]:

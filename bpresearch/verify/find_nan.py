@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 from jax.extend.linear_util import WrappedFun, transformation2
 
 from bpresearch.chainrule.primitives import Equation, is_floating
 from bpresearch.chainrule.program import Parts, Program, of_arrays, take_apart, trace
 from bpresearch.functional import format_path
 from bpresearch.verify import nan_search
-from bpresearch.verify.nan_hints import Derivatives, hint, programs
+from bpresearch.verify.nan_hints import Derivatives, hint
 from bpresearch.verify.nan_search import INF, NAN, Origin
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -145,9 +145,8 @@ def find_nan(
     function = of_arrays(f, parts, opened=True)
     with jax.debug_nans(False), jax.debug_infs(False):
         program = trace(lambda *flat: function(structure.unflatten(flat)), *flat, everything=True)
-        _, outs = nan_search.evaluated(program.jaxpr, program.consts, flat)
         names = _names(f, args, parts)
-        if found := _report(program, flat, outs, FORWARD, names, Derivatives()):
+        if found := _report(program, flat, FORWARD, names, Derivatives()):
             return found
         if not backward:
             return NanReport()
@@ -157,9 +156,7 @@ def find_nan(
         except Exception as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             return NanReport(note=f"The backward pass was not looked at; JAX says: {why}")
-        _, outs = nan_search.evaluated(derivative.jaxpr, derivative.consts, flat)
-        derivatives = Derivatives(program.jaxpr)
-        return _report(derivative, flat, outs, BACKWARD, names, derivatives) or NanReport()
+        return _report(derivative, flat, BACKWARD, names, Derivatives(program.jaxpr)) or NanReport()
 
 
 def _gradient(program: Program, numbers: Sequence[int]) -> Callable[..., list[Any]]:
@@ -227,7 +224,7 @@ def with_own_lines(jaxpr: Jaxpr) -> Jaxpr:
 def _has_own_rule(jaxpr: Jaxpr) -> bool:
     return any(
         eqn.primitive.name.startswith(("custom_vjp_call", "custom_jvp_call"))
-        or any(_has_own_rule(inner) for inner in programs(eqn))
+        or any(_has_own_rule(inner) for inner in jaxprs_in_params(eqn.params))
         for eqn in jaxpr.eqns
     )
 
@@ -272,23 +269,18 @@ def _names(f: Any, args: Any, parts: Parts) -> list[str]:
 
 
 def _report(
-    program: Program,
-    flat: Sequence[Any],
-    outs: Sequence[Any],
-    direction: str,
-    names: Sequence[str],
-    derivatives: Derivatives,
+    program: Program, flat: Sequence[Any], direction: str, names: Sequence[str], derivatives: Derivatives
 ) -> NanReport | None:
     """The report on a program whose results are not all finite; None where nothing in it is to blame."""
+    equations, outs = nan_search.evaluated(program.jaxpr, program.consts, flat)
     bad = nan_search.not_finite(outs)
     if not bad:
         return None
-    where = program.jaxpr, program.consts, flat, bad
-    nan = nan_search.first(*where, nan_search.makes_nan) if any(NAN in v for v in bad.values()) else None
-    origin = nan_search.first(*where, nan_search.makes_of_finite)
+    path, given = nan_search.reached(program.jaxpr, equations, bad)
+    nan = nan_search.first_of(path, nan_search.makes_nan) if any(NAN in v for v in bad.values()) else None
+    origin = nan_search.first_of(path, nan_search.makes_of_finite)
     note = ""
     if origin is None:
-        given = nan_search.reached(*where)[1]
         if came := [names[i] for i, found in given.items() if NAN in found]:
             return NanReport(NAN, direction=direction, operands=tuple(f"{n} holds NaN" for n in came))
         if nan is None:

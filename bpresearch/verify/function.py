@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -85,7 +86,7 @@ def function(
         tolerance: a relative error that is right whatever its cause, for solvers: "right to 1e-4".
         dtype: the precision in which to check, if not the best that `f` takes.
         points: "adversarial" also checks at zeros, ties, whole numbers, saturated and masked values, and with
-            shapes that blocks do not divide.
+            shapes that blocks do not divide; and the same values without `jit` (see "eager").
         order: 2 verifies the derivative of the backward pass as well.
         oracles: which of the above to ask. Only ("contract",) makes a verdict about the contract alone; the
             clause "without jit" is checked if "eager" is among them.
@@ -119,11 +120,13 @@ def function(
         raise ValueError("a reference has the same derivative and a surrogate another one: give one of them")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"tolerance {tolerance} is not between 0 and 1")
+    if points is not None:  # looks at more, and takes longer
+        oracles = [*oracles, "eager"]
     if tolerance is not None:  # these see errors that are borne
         oracles = [oracle for oracle in oracles if oracle not in ("taylor", "rounding")]
     options = _Options(
         reference, surrogate, dtype, order, tuple(oracles), every_coordinate_up_to, missed, seed,
-        tolerance or 0.0,
+        tolerance or 0.0, _in_double(),
     )  # fmt: skip
     report = _at(f, Arguments(f, args, kwargs, argnums), options)
     if points is None:
@@ -135,7 +138,7 @@ def function(
 
 @dataclass(frozen=True)
 class _Options:
-    """What `function` was told, besides the function and its arguments."""
+    """What `function` was told, besides the function and its arguments; `double` is whether x64 was on."""
 
     reference: Any
     surrogate: Any
@@ -146,6 +149,7 @@ class _Options:
     missed: float
     seed: int
     tolerance: float
+    double: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +205,9 @@ def _prepare(f: Callable[..., Any], arguments: Arguments, options: _Options) -> 
         return jax.vjp(lambda point: apply(point, others), point)[1](y_bar)[0]
 
     derivative = Derivative(apply, gradient, twin, apply)
-    structure = _broken_structure(at_point(apply), own)
+    # With the types that an author's own run has: a default of float64 would look like a mistake of theirs.
+    with jax.enable_x64(options.double or any(leaf.dtype == np.float64 for leaf in own)):
+        structure = _broken_structure(at_point(apply), own)
     if not structure:
         derivative, second = _kept(derivative, point, outputs, options)
     else:
@@ -323,10 +329,16 @@ def _at(f: Callable[..., Any], arguments: Arguments, options: _Options) -> Repor
     return Report(tuple(rows), (), tuple(notes), tuple(dict.fromkeys(hints)))
 
 
+def _in_double() -> bool:
+    """Whether double precision is on in this thread."""
+    return jax.dtypes.canonicalize_dtype(float) == np.float64
+
+
 @contextlib.contextmanager
 def _everywhere() -> Iterator[None]:
     """Double precision on all threads: callbacks run on one of their own."""
-    before = bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009  (its type does not know it)
+    with ThreadPoolExecutor(1) as other:  # this thread may be in a context that hides the setting of all
+        before = other.submit(_in_double).result()
     jax.config.update("jax_enable_x64", True)
     try:
         yield
@@ -351,22 +363,21 @@ def _rows(prepared: _Prepared, arguments: Arguments, options: _Options) -> tuple
         prepared.derivative, prepared.point, (), arguments.names, y_bars, directions, options.seed, eps,
         tolerance=options.tolerance, complex=arguments.complex, outputs=prepared.names,
     )  # fmt: skip
-    more, notes, wrong_twin = answers(
-        question, asked, arguments.is_real, options.reference, options.surrogate
-    )
-    rows += more
-    if "rounding" in asked and prepared.double and not wrong_twin:
+    outcome = answers(question, asked, arguments.is_real, options.reference, options.surrogate)
+    rows += outcome.rows
+    notes = list(outcome.notes)
+    if "rounding" in asked and prepared.double and not outcome.wrong_twin:
         try:
             rows += rounding.undecided_at_kinks(rounding.of_function(question, arguments.dtypes), rows)
         except NotAskedError as error:
             notes.append(f"Not asked: rounding ({error}).")
     if options.order == 2 and all(row.passed is not False for row in rows):
         second = prepared.second
-        if wrong_twin:  # it is not trusted any further
+        if outcome.wrong_twin:  # it is not trusted any further
             second = replace(second, twin=None, values=second.apply, programs={})
         drawn = [random_like(prepared.point, 2 * options.seed + i) for i in (2, 3)]
         again = replace(question, derivative=second, others=y_bars[0], y_bars=drawn, found=())
-        more, notes_of_second, _ = answers(again, asked, arguments.is_real)
-        rows += [replace(row, path=f"{row.path} (second)") for row in more]
-        notes += [f"To second order: {note}" for note in notes_of_second if note not in notes]
+        of_second = answers(again, asked, arguments.is_real)
+        rows += [replace(row, path=f"{row.path} (second)") for row in of_second.rows]
+        notes += [f"To second order: {note}" for note in of_second.notes if note not in notes]
     return rows, notes

@@ -72,9 +72,13 @@ def directional_derivatives(
 
 
 def step_scale(leaf: Any) -> Any:
-    """Root mean square of a leaf; 1 where it is all zeros and says nothing about its scale."""
-    rms = jnp.sqrt(jnp.mean(leaf**2))
-    return jnp.where(rms > 0, rms, 1.0)
+    """Root mean square of the finite elements; 1 where they are all zeros and say nothing of a scale."""
+    sizes = jnp.abs(leaf).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    finite = jnp.isfinite(sizes)
+    largest = jnp.max(sizes, initial=0.0, where=finite)  # whose square may be no number of the type
+    parts = jnp.where(finite & (largest > 0), sizes / largest, 0)
+    rms = largest * jnp.sqrt(jnp.sum(parts**2) / jnp.maximum(jnp.sum(finite), 1))
+    return jnp.where(rms > 0, rms, 1.0).astype(leaf.dtype)
 
 
 def richardson(

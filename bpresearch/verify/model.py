@@ -19,7 +19,7 @@ from bpresearch.verify.detection.plants import one_of
 from bpresearch.verify.directions import MISSED, choose_directions
 from bpresearch.verify.engines import by_autodiff, by_rules, leaf_names, mean_loss
 from bpresearch.verify.equations import Plant, equations_of
-from bpresearch.verify.oracles import behaviour, contract, rounding
+from bpresearch.verify.oracles import behaviour, rounding
 from bpresearch.verify.precision import cast, cast_model, compiled, is_floating, parameter_dtype
 from bpresearch.verify.question import Derivative, Question, first_line
 from bpresearch.verify.report import Report, Row
@@ -293,16 +293,14 @@ class Prepared:
                 local, trap = blamed.rows, blamed.trap
             culprits = dict.fromkeys(row.path for row in local if row.passed is False)
             clauses = self._clauses if "behaviour" in self.oracles else ()
-            rows, notes, _ = answers(
-                question, self.oracles, clauses=clauses, together=True, measuring=not culprits
-            )
-            rows, said = behaviour.without_mixing(behaviour.undecided_at_kinks(rows))
-            notes = [note for note in notes if "no examples to take apart" not in note] + said
+            outcome = answers(question, self.oracles, clauses=clauses, together=True, measuring=not culprits)
+            rows, said = behaviour.without_mixing(behaviour.undecided_at_kinks(outcome.rows))
+            notes = [note for note in outcome.notes if "no examples to take apart" not in note] + said
             if "behaviour" in self.oracles:
-                rows += self._bits(question, trap)
+                rows.append(behaviour.finite_row(outcome.value, outcome.found or [], trap))
             if "rounding" in self.oracles and self.dtype != "float64":
                 rows += rounding.undecided_at_kinks(
-                    self._rounding(question.names, number, low, high), [*rows, *local]
+                    self._rounding(question.names, number, low, high, outcome.expected), [*rows, *local]
                 )
         hints = dict.fromkeys(f"{row.path}: {row.hint}" for row in local if row.hint)
         values = [row for row in rows if row.oracle != behaviour.BEHAVIOUR]
@@ -320,15 +318,6 @@ class Prepared:
             self.derivative, point, others, leaf_names((params, x)), [[jnp.ones(())]], directions, seed, EPS
         )
 
-    def _bits(self, question: Question, trap: str) -> list[Row]:
-        """The clauses `finite` and `deterministic`."""
-        number, rest, state, y = question.others
-        params, x = self._together(question.point, rest)
-        first, second = (jax.device_get(self._gradients(number, params, state, x, y)) for _ in range(2))
-        value = self._value(question)
-        row = replace(contract.deterministic_row(first, second), oracle=behaviour.BEHAVIOUR)
-        return [row, behaviour.finite_row(value, first, trap)]
-
     def _autodiff_fails(self, low: Any) -> bool:
         try:
             jax.jit(by_autodiff(self.low, self.loss_fn)).lower(*low)
@@ -336,10 +325,13 @@ class Prepared:
             return True
         return False
 
-    def _rounding(self, names: Sequence[str], number: jax.Array, low: Any, high: Any) -> list[Row]:
-        exact = jax.device_get(
-            self.derivative.program("autodiff", lambda: by_autodiff(self.high, self.loss_fn))(*high)
-        )[0]
+    def _rounding(
+        self, names: Sequence[str], number: jax.Array, low: Any, high: Any, exact: list[np.ndarray] | None
+    ) -> list[Row]:
+        """The rows of the working precision; `exact` is autodiff's gradient in float64, if it is known."""
+        if exact is None:
+            in_float64 = self.derivative.program("autodiff", lambda: by_autodiff(self.high, self.loss_fn))
+            exact = jax.device_get(in_float64(*high))[0]
         program, spreads = self._in_working_precision
         with jax.enable_x64(False):  # as users run it: a stray 64-bit constant would raise the precision
             try:

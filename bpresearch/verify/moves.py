@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+
+from bpresearch.chainrule.bodies import CALLS
 
 INLINED = frozenset(
     [
-        "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
-        "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call", "eval_jaxpr", "composite",
+        *CALLS, "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call",
+        "custom_vjp_call_jaxpr", "custom_vmap_call", "eval_jaxpr", "composite",
     ]
 )  # fmt: skip
 """Calls: what they call is evaluated in their place."""
@@ -101,14 +104,6 @@ def terms(eqn: Any) -> int:
     return 1
 
 
-def programs_in(eqn: Any) -> Iterator[Any]:
-    """The programs among an equation's parameters."""
-    for value in eqn.params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(part, "eqns") or hasattr(getattr(part, "jaxpr", None), "eqns"):
-                yield part
-
-
 def narrowest(eqn: Any) -> float:
     """Machine epsilon of the narrowest floating-point type that an equation touches, inside of it too."""
     return max([float(jnp.finfo(jnp.float64).eps), *_epsilons(eqn)])
@@ -121,6 +116,6 @@ def _epsilons(eqn: Any) -> Iterator[float]:
             dtype = getattr(getattr(v.aval, "inner_aval", None), "dtype", None)
         if dtype is not None and jnp.issubdtype(dtype, jnp.inexact):
             yield float(jnp.finfo(dtype).eps)
-    for inner in programs_in(eqn):
-        for equation in getattr(inner, "jaxpr", inner).eqns:
+    for inner in jaxprs_in_params(eqn.params):
+        for equation in inner.eqns:
             yield from _epsilons(equation)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from bpresearch.chainrule.primitives import Equation, Value, is_floating
 from bpresearch.verify.nan_search import CLOSED, INF
@@ -97,16 +97,8 @@ def _equations(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, list[str]]]:
     makers = {v: str(eqn.params.get("name", eqn.primitive.name)) for eqn in jaxpr.eqns for v in eqn.outvars}
     for eqn in jaxpr.eqns:
         yield eqn, [makers[v] for v in eqn.invars if not hasattr(v, "val") and v in makers]
-        for inner in programs(eqn):
+        for inner in jaxprs_in_params(eqn.params):
             yield from _equations(inner)
-
-
-def programs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
-    """The programs in an equation's parameters."""
-    for value in eqn.params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(part, "eqns"):
-                yield getattr(part, "jaxpr", part)
 
 
 def hint(

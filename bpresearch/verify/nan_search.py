@@ -49,6 +49,9 @@ class Call:
 
 Criterion: TypeAlias = Callable[[Call, Matters], bool]
 
+Path: TypeAlias = list[tuple[Equation, Matters]]
+"""Equations in the program's order, with what of their results matters."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -113,7 +116,7 @@ def first(
     within: Equation | None = None,
     steps: tuple[int, ...] = (),
 ) -> Origin | None:
-    """The first equation that fits the criterion, of those through which NaN and Inf reach the results.
+    """The first equation of a program that fits the criterion: see `first_of`.
 
     Args:
         jaxpr, consts, args: the program and what it works on.
@@ -121,23 +124,22 @@ def first(
         within: the equation whose program this is.
         steps: of the loops around it.
     """
-    for equation, found in reached(jaxpr, consts, args, matters, within)[0]:
+    equations, _ = evaluated(jaxpr, consts, args, within)
+    return first_of(reached(jaxpr, equations, matters)[0], criterion, steps)
+
+
+def first_of(path: Path, criterion: Criterion, steps: tuple[int, ...] = ()) -> Origin | None:
+    """The first equation that fits the criterion, of those through which NaN and Inf reach the results."""
+    for equation, found in path:
         if criterion(Call(equation.bind, equation.ins, equation.outs), found):
             return opened(equation, found, criterion, steps) or Origin(equation, found, steps)
     return None
 
 
-def reached(
-    jaxpr: Jaxpr,
-    consts: Sequence[Value],
-    args: Sequence[Value],
-    matters: Matters,
-    within: Equation | None = None,
-) -> tuple[list[tuple[Equation, Matters]], Matters]:
-    """The equations through which NaN and Inf reach the results, in the program's order; and the arguments
-    they come from.
+def reached(jaxpr: Jaxpr, equations: Sequence[Equation], matters: Matters) -> tuple[Path, Matters]:
+    """Of a program's equations, as evaluated, those through which NaN and Inf reach its results; and the
+    arguments they come from.
     """
-    equations, _ = evaluated(jaxpr, consts, args, within)
     known: dict[Any, Kinds] = {}
 
     def add(v: Any, found: Kinds) -> None:
@@ -146,7 +148,7 @@ def reached(
 
     for i, found in matters.items():
         add(jaxpr.outvars[i], found)
-    path = []
+    path: Path = []
     for eqn, equation in zip(reversed(jaxpr.eqns), reversed(equations), strict=True):
         mine = {i: known[v] for i, v in enumerate(eqn.outvars) if v in known}
         if mine:

@@ -15,10 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxprs_in_params
+
+from bpresearch.chainrule.bodies import body
+from bpresearch.verify.moves import INLINED
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
-INLINED = (*CUSTOM, "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
 LOOPS = ("scan", "while", "cond")
 CALLBACKS = ("pure_callback", "io_callback", "ffi_call")
 
@@ -133,23 +135,17 @@ def loses_precision(function: Callable[..., Any], *args: Any) -> bool:
 def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
-        if equation.primitive.name in (*INLINED, *LOOPS, "shard_map"):
+        if equation.primitive.name in {*INLINED, *LOOPS, "shard_map"}:
             yield from _equations_inside(equation)
 
 
 def _equations_inside(equation: Any) -> Iterator[Any]:
-    for inner in _inner(equation):
+    for inner in jaxprs_in_params(equation.params):
         yield from _equations(inner)
 
 
 def _is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns")
-
-
-def _inner(equation: Any) -> Iterator[Any]:
-    """The jaxprs that an equation calls."""
-    for value in equation.params.values():
-        yield from (v for v in (value if isinstance(value, tuple) else (value,)) if _is_jaxpr(v))
 
 
 def as_it_is(equation: Any, inputs: list[Any], outputs: list[Any]) -> list[Any]:
@@ -167,13 +163,14 @@ def evaluate(closed: Any, args: list[Any], change: Callable[[Any, Any, Any], Any
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *args], strict=True))
 
     def read(atom):
+        # A literal without a type of its own: its type may be of another precision than the one set now.
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
         name = equation.primitive.name
         if name in INLINED:
-            outputs = evaluate(next(_inner(equation)), inputs, change)
+            outputs = evaluate(ClosedJaxpr(*body(equation.params)), inputs, change)
         elif name == "shard_map":
             outputs = _on_devices(equation.params, inputs, change)
         else:

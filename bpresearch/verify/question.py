@@ -44,11 +44,21 @@ class Derivative:
     values: Callable[[Point, Any], Outputs]
     programs: dict[Any, Any] = field(default_factory=dict)
 
-    def program(self, name: Any, make: Callable[[], Callable[..., Any]], optimization: int = 0) -> Any:
+    def program(self, name: Any, make: Callable[[], Callable[..., Any]]) -> Any:
         """The compiled program of that name, made once."""
         if name not in self.programs:
-            self.programs[name] = compiled(make(), optimization)
+            self.programs[name] = compiled(make())
         return self.programs[name]
+
+    def independent(self) -> Callable[[Point, Any], Outputs]:
+        """The twin.
+
+        Raises:
+            NotAskedError: there is none.
+        """
+        if self.twin is None:
+            raise NotAskedError("no custom rule inside, so autodiff is what is being checked")
+        return self.twin
 
     def expected(self, point: Point, others: Any, y_bar: Outputs) -> Point:
         """The derivative of the twin, by JAX.
@@ -56,9 +66,7 @@ class Derivative:
         Raises:
             NotAskedError: there is no twin.
         """
-        twin = self.twin
-        if twin is None:
-            raise NotAskedError("no custom rule inside, so autodiff is what is being checked")
+        twin = self.independent()
         outputs, vjp = jax.vjp(lambda point: twin(point, others), point)
         # At a complex point, where a complex step is taken, outputs are complex.
         return vjp([bar.astype(y.dtype) for bar, y in zip(y_bar, outputs, strict=True)])[0]

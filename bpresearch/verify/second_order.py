@@ -70,7 +70,7 @@ def second_order_rows(model: nnx.Module, loss_fn: Any, x: Any, y: Any, seed: int
     directions = choose_directions([leaf.size for leaf in point], 0.5, 1)
     eps = float(np.finfo(np.float64).eps)
     question = Question(derivative, point, others, names, [[jnp.ones(())]], directions, seed, eps)
-    rows, _, _ = answers(question, ("autodiff",))
+    rows = answers(question, ("autodiff",)).rows
     detail = "Hessian times a random vector"
     return [
         replace(row, oracle="second order", detail=", ".join(filter(None, (detail, row.detail))))

@@ -22,7 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
+from bpresearch.chainrule.bodies import body
 from bpresearch.chainrule.engine import read
 from bpresearch.verify.moves import (
     DECISIONS,
@@ -31,7 +33,6 @@ from bpresearch.verify.moves import (
     OPAQUE,
     STABLE,
     narrowest,
-    programs_in,
     terms,
     units,
 )
@@ -76,7 +77,7 @@ class Rounding:
         if name == "layer":
             return self.evaluate(jax.make_jaxpr(eqn.params["call"].apply)(*map(unmoved, ins)), ins)
         if name in INLINED:
-            return self.evaluate(next(iter(programs_in(eqn))), ins)
+            return self.evaluate(ClosedJaxpr(*body(eqn.params)), ins)
         if name in ("scan", "while", "cond"):
             return {"scan": self._scan, "while": self._while, "cond": self._cond}[name](eqn, ins)
         if name in DECISIONS or not any(is_inexact(v.aval) for v in eqn.outvars):
@@ -294,7 +295,8 @@ def in_random_rounding(function: Callable[..., Any], args: Any, seed: Any, lanes
     closed = jax.make_jaxpr(function)(*args)
     largest = max([1, *(math.prod(getattr(v.aval, "shape", ())) for v in _variables(closed.jaxpr))])
     row = _random_row(OFFSETS + (lanes - 1) * largest, seed)
-    outs = Rounding(row, lanes).evaluate(closed, jax.tree.leaves(args))
+    with jax.enable_x64(True):  # types are those of the trace: whole numbers may have 64 bits in any case
+        outs = Rounding(row, lanes).evaluate(closed, jax.tree.leaves(args))
     return [in_lanes(y, lanes) for y in outs]
 
 
@@ -305,8 +307,8 @@ def _variables(jaxpr: Any) -> Iterator[Any]:
         if eqn.primitive.name == "layer":
             shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
             yield from _variables(jax.make_jaxpr(eqn.params["call"].apply)(*shapes).jaxpr)
-        for inner in programs_in(eqn):
-            yield from _variables(getattr(inner, "jaxpr", inner))
+        for inner in jaxprs_in_params(eqn.params):
+            yield from _variables(inner)
 
 
 def _random_row(length: int, seed: Any) -> jax.Array:

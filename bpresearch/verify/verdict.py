@@ -26,7 +26,7 @@ from scipy import stats
 
 from bpresearch.verify.report import Row
 
-AGREEMENT = 1e-9
+AGREEMENT = 1e-10
 """Relative difference that is accepted without measuring; the smallest fault claimed is 1e-6."""
 
 FALSE_ALARM = 1e-6
@@ -190,7 +190,7 @@ def _row(
     worst: object = None,
     hint: str = "",
 ) -> Row:
-    row = Row(e.path, e.shape, e.oracle, error, bound, passed, detail, worst, hint)  # type: ignore[arg-type]
+    row = Row(e.path, e.shape, e.oracle, error, float(bound), passed, detail, worst, hint)  # type: ignore[arg-type]
     return replace(row, eps=e.eps)
 
 
@@ -198,13 +198,15 @@ def _joined(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def severity(row: Row) -> tuple[int, float]:
+    """By what the worst of several rows is found: a wrong one, else a right one, and then by their errors."""
+    error = float(np.nan_to_num(row.error, nan=np.inf, posinf=np.inf))
+    return {False: 2, True: 1, None: 0}[row.passed], error
+
+
 def worst_of(decisions: Sequence[Decision]) -> Decision:
-    """Of several decisions of one oracle about one leaf: a wrong one, else a right one, by their errors."""
-    order = {False: 2, True: 1, None: 0}
-    return max(
-        decisions,
-        key=lambda d: (order[d.row.passed], math.inf if d.row.error != d.row.error else d.row.error),
-    )
+    """Of several decisions of one oracle about one leaf."""
+    return max(decisions, key=lambda decision: severity(decision.row))
 
 
 def conclude(decisions: Iterable[Decision]) -> list[Row]:

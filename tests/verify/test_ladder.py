@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bpresearch.verify.directions import choose_directions
+from bpresearch.verify.ladder import step_scale
 from bpresearch.verify.oracles.finite_differences import SAFETY, estimates, kinked, measure
 from bpresearch.verify.question import Derivative, Question
 from bpresearch.verify.verdict import decide
@@ -98,6 +99,20 @@ def test_noise_is_undecided():
 
     _, _, (verdict,) = differentiate(function, [np.array([0.7, 1.3])], [np.ones(2)])
     assert verdict.passed is None
+
+
+def test_elements_at_infinity_are_left_out_and_the_others_decided():
+    """A step from minus infinity leads nowhere; the other elements have their own scale."""
+    t = np.array([0.5, -np.inf, 2.0])
+    for factor, passed in ((1.0, True), (1.01, False)):
+        _, _, (verdict,) = differentiate(lambda point: jnp.sum(jnp.exp(point[0])), [t], [factor * np.exp(t)])
+        assert verdict.passed is passed, verdict
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 300), ("float32", 1e25), ("float64", 1e200)])
+def test_elements_whose_squares_overflow_have_a_scale(float64, dtype, size):
+    leaf = jnp.asarray(np.array([1.0, -2.0, 0.0, np.inf]) * size, dtype)
+    np.testing.assert_allclose(step_scale(leaf), size * np.sqrt(5 / 3), rtol=2 * jnp.finfo(dtype).eps)
 
 
 def test_a_gradient_that_is_not_a_number_fails():

@@ -1,5 +1,8 @@
 """What a verification can be told: which arguments, how exact, against what, and at which points."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +129,22 @@ def test_python_that_is_called_back_computes_in_double_precision():
     assert verify.function(f, X).passed is True
     bad = by_hand(sine, lambda kept, g: (1.001 * g * jnp.cos(kept[0]),))
     assert verify.function(bad, X).passed is False
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(jnp.ones, 1).result().dtype == jnp.float32, "it stays on for all threads"
+
+
+def test_whole_numbers_of_64_bits_in_what_is_held_fast():
+    """An embedding whose rows are asked for twice, with indices as NumPy makes them."""
+    ids = np.array([0, 2, 2, 3, 2])
+
+    def backward(add, kept, g):
+        zeros = jnp.zeros_like(kept[0])
+        return (zeros.at[kept[1]].add(g) if add else zeros.at[kept[1]].set(g)), None
+
+    for add in (True, False):
+        f = jax.custom_vjp(lambda table, ids: table[ids])
+        f.defvjp(lambda table, ids: (table[ids], (table, ids)), partial(backward, add))
+        assert verify.function(f, X, ids).passed is add
 
 
 def test_rules_inside_shard_map_are_seen():

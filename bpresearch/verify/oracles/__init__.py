@@ -1,12 +1,19 @@
 """Oracles: independent sources of a derivative. Each file has one, and no opinion: `verdict.py` decides.
 
 An oracle is a program that computes, at the point of a question, the derivative in question and its own, side
-by side. That both are one program has a use: random rounding of it measures the spread of each.
+by side. That both are one program has a use: random rounding of it measures the spread of each. It has a
+`name`, and either of these, which raise `NotAskedError` where it cannot be asked a question:
+
+* `program(question)` is `(point, others, y_bars, seed) -> answer`, to be compiled;
+* `body(question)` is what is computed in each direction: oracles that have one share a loop, which is
+  compiled once for all.
+
+And `estimates(question, answer, measures)`: what the answer says of each leaf.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +21,7 @@ import numpy as np
 from bpresearch.verify.directions import along
 from bpresearch.verify.question import NotAskedError, Question, first_line
 from bpresearch.verify.spread import Spread, Spreads
-from bpresearch.verify.verdict import Estimates, Measure
+from bpresearch.verify.verdict import Measure
 
 Answer = dict[str, Any]
 """What a program computes: `found` and `values`, lists of arrays that should be equal, and more."""
@@ -22,20 +29,6 @@ Answer = dict[str, Any]
 
 Body = Callable[[Any, Any, Any], Callable[[Any, Any, Any], Answer]]
 """`(point, others, y_bars) -> (d, leaf, number) -> numbers`: of an oracle that sees directions one by one."""
-
-
-class Oracle(Protocol):
-    """A source of a derivative. It has either of `program` and `body`.
-
-    `program(question)` is `(point, others, y_bars, seed) -> answer`, to be compiled. `body(question)` is what
-    is computed in each direction: oracles that have one share a loop, which is compiled once for all. Both
-    raise `NotAskedError` where the oracle cannot be asked this question.
-    """
-
-    name: str
-
-    def estimates(self, question: Question, answer: Answer, measures: "Measures") -> Iterable[Estimates]:
-        """What the answer says of each leaf."""
 
 
 def in_each_direction(question: Question, bodies: dict[str, Body]) -> Callable[..., dict[str, Answer]]:

@@ -8,7 +8,8 @@
 * `finite`: no NaN or infinity where the function itself is finite (the trap of `jnp.where`);
 * `vmap`: the same values inside of `jax.vmap`;
 * `deterministic`: the same bits twice;
-* `without jit`, only if it is asked for: the same values outside of `jax.jit`.
+* `without jit`, only if "eager" or adversarial points are asked for, since each of the operations is
+  compiled: the same values outside of `jax.jit`.
 
 A clause is a program that computes two things that should be equal, and is decided as any other oracle.
 """

@@ -27,6 +27,22 @@ def test_a_cotangent_of_another_type_breaks_the_contract():
     assert row.detail == "a cotangent of type float32 for an argument of type bfloat16"
 
 
+def test_a_default_type_is_that_of_the_authors_run():
+    """`one_hot` gives float64 where double precision is on, as it is here and was not for the author."""
+
+    def loss(logits, labels):
+        return -jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(labels, logits.shape[1]))
+
+    f = jax.custom_vjp(loss)
+    f.defvjp(
+        lambda logits, labels: (loss(logits, labels), (logits, labels)),
+        lambda kept, g: (g * (jax.nn.softmax(kept[0]) - jax.nn.one_hot(kept[1], kept[0].shape[1])), None),
+    )
+    logits = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+    report = verify.function(f, logits, np.array([0, 2, 1, 1]))
+    assert report.passed, str(report)
+
+
 def test_the_contract_alone_says_that_it_is_alone():
     report = verify.function(jnp.sin, 1.0, oracles=["contract"])
     assert report.passed is True

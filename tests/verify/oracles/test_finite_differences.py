@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpresearch.verify.oracles.finite_differences import LONG, SHARED, estimates, measure
+from bpresearch.verify.oracles.finite_differences import LONG, SHARED, estimates, measure, scales
 from bpresearch.verify.verdict import decide
 
 RNG = np.random.default_rng(0)
@@ -91,3 +91,14 @@ def test_what_rounding_blurs_on_the_short_way_the_ladder_decides(float64, questi
     made = asked(question, lambda point: [jnp.sum(point[0] ** 2) + 1e6], [x], [found])
     (row,) = verdicts(made, measure(made, together=True))
     assert row.passed is right
+
+
+def test_a_leaf_that_hardly_matters_is_held_to_the_influence_of_others(float64, question):
+    """In random directions errors are relative to the norm: 2, and 1e-6 of the value of 4."""
+    found = [np.ones(4), np.full(4, 1e-12)]
+    made = question(
+        lambda point: [jnp.sum(point[0]) + 1e-12 * jnp.sum(point[1])],
+        lambda point, y_bar: found, [np.ones(4), np.ones(4)], every=0, missed=0.5, found=found,
+    )  # fmt: skip
+    made = made.with_answer(found, 4.0)
+    assert scales(made, measure(made)) == pytest.approx([2.0, 4e-6])

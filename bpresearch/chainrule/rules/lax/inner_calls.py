@@ -23,7 +23,7 @@ from jax.extend.core import Var
 from jax.interpreters import ad
 
 from bpresearch.chainrule import engine, tangents
-from bpresearch.chainrule.bodies import body
+from bpresearch.chainrule.bodies import CALLS, body
 from bpresearch.chainrule.halves import depending, run
 from bpresearch.chainrule.primitives import LAYER, NoPrimitiveRuleError, Static, is_floating, primitive
 from bpresearch.chainrule.staging import closure
@@ -36,10 +36,7 @@ def flow_of(jaxpr, flags):
 
 
 @primitive(
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
+    *CALLS,
     "custom_vmap_call",
     "eval_jaxpr",
     "composite",
@@ -98,7 +95,7 @@ def inlined(e):
         values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
         for eqn in jaxpr.eqns:
             ins = [engine.read(v, values) for v in eqn.invars]
-            if eqn.primitive.name in ("jit", "pjit", "closed_call", "core_call"):
+            if eqn.primitive.name in CALLS:
                 outs = opened(*body(eqn.params), ins)
             else:
                 outs = engine.equation(eqn, ins, set()).bind(*ins)

@@ -36,6 +36,20 @@ def test_jit_inside(x, assert_program_right):
     assert_program_right(lambda x: (f(x), f(2 * x)), x)
 
 
+def test_calls_that_jax_does_not_differentiate_backward(x):
+    """Those with a name, and those with a rule for `vmap`: what they call has a derivative."""
+
+    @jax.custom_batching.custom_vmap
+    def sine(x):
+        return jnp.sin(x) * x
+
+    sine.def_vmap(lambda size, batched, x: (jnp.sin(x) * x, True))
+    named = lax.composite(lambda x: jnp.sin(x) * x, name="test.sine")
+    for function in (sine, jax.vmap(sine), named):
+        found = chainrule.grad(lambda x, f=function: jnp.sum(f(x)))(x)
+        np.testing.assert_allclose(found, jnp.cos(x) * x + jnp.sin(x), rtol=1e-6)
+
+
 POLICIES = {
     "nothing": None,
     "everything": jax.checkpoint_policies.everything_saveable,
