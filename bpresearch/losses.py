@@ -51,11 +51,6 @@ def named(name: str) -> Callable[..., jax.Array]:
     return BY_NAME[ALIASES.get(name, name)]
 
 
-def takes_labels(loss: Callable[..., jax.Array]) -> bool:
-    """Whether the loss takes integer labels; other losses take targets of the outputs' shape."""
-    return getattr(loss, "__name__", "") in OF_CLASSES
-
-
 def targets(loss: Callable[..., jax.Array], classes: int | None, y: np.ndarray) -> np.ndarray:
     """Targets as a loss of `BY_NAME` takes them: classes, or a row for each example of 0 and 1, or -1 and 1.
 
@@ -64,8 +59,15 @@ def targets(loss: Callable[..., jax.Array], classes: int | None, y: np.ndarray) 
     >>> targets(optax.losses.hinge_loss, 3, np.array([0, 2]))
     array([[ 1., -1., -1.],
            [-1., -1.,  1.]], dtype=float32)
+
+    Raises:
+        ValueError: a loss of `BY_NAME` is given a negative label.
     """
-    if classes is None or takes_labels(loss) or loss not in BY_NAME.values():
+    if classes is None or loss not in BY_NAME.values():
+        return y
+    if y.min() < 0:  # as an index, it would count from the last class
+        raise ValueError(f"data: a label is {y.min()}: the loss takes classes, integers from 0")
+    if loss.__name__ in OF_CLASSES:
         return y
     rows = np.eye(classes, dtype=np.float32)[y]
     return 2 * rows - 1 if loss.__name__ in OF_SIGNS else rows

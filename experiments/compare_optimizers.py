@@ -1,7 +1,6 @@
 """Compares optimizers and schedules on a model and a data set: `bpresearch compare`."""
 
-from bpresearch.command import compare, start
+from bpresearch.command.main import run
 
 if __name__ == "__main__":
-    compare.define_flags()
-    start.run(compare.main, compare.options)
+    run("compare")

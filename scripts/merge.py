@@ -1,7 +1,6 @@
 """Joins the slices of a sweep: `bpresearch merge`."""
 
-from bpresearch.command import merge, start
+from bpresearch.command.main import run
 
 if __name__ == "__main__":
-    merge.define_flags()
-    start.run(merge.main)
+    run("merge")

@@ -112,6 +112,13 @@ def strict_promotion():
         yield
 
 
+@pytest.fixture
+def users_ranks():
+    """Within the test, ranks are promoted, as in users' own code."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 class SideBySide(nnx.Module):
     """Layers with one input, and all their outputs in one row of numbers."""
 

@@ -105,8 +105,8 @@ class Net:
     """Options of every form, as a user annotates them."""
 
     def __init__(self, din: int, *, rngs, depth=2, rate=0.5, bias: bool = True, kind: Literal["a", "b"] = "a",
-                 sizes: Sequence[int] = (3, 4), act=nnx.relu, share: float | None = None, free=None,
-                 helper=print):  # fmt: skip
+                 sizes: Sequence[int] = (3, 4), act=nnx.relu, gate=nnx.gelu, share: float | None = None,
+                 free=None, helper=print):  # fmt: skip
         pass
 
 
@@ -120,6 +120,7 @@ class Net:
         ("kind", "b", ["b"]),
         ("sizes", "5,6/7", [(5, 6), (7,)]),
         ("act", "tanh", [nnx.tanh]),
+        ("gate", "relu", [nnx.relu]),  # the default, Flax's own, is none of ours
         ("share", "0.1", [0.1]),
         ("free", "3,x,none", [3, "x", None]),
     ],

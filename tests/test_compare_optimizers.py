@@ -4,6 +4,11 @@ import json
 
 import numpy as np
 import xarray as xr
+from flax import nnx
+
+from bpresearch import data, losses, optim, sweep
+from bpresearch.command import compare
+from bpresearch.distribution import Uniform
 
 SCRIPT = "experiments/compare_optimizers.py"
 SMALL = ["--model=linear", "--dataset=spirals", "--steps=20", "--seed=0:2", "--lr=0.1,0.01"]
@@ -65,6 +70,16 @@ def test_what_a_sweep_takes_is_told_without_training_and_a_run_is_trained_again(
     results = xr.open_zarr(tmp_path / "w" / "results.zarr", consolidated=False)
     ended = float(results.train_loss[3, -1])
     assert f"train_loss at the end: {ended:.6g}" in same.stdout
+
+
+def test_the_gradient_is_checked_at_the_lower_end_of_a_distribution():
+    def model(*, rngs, width):
+        return nnx.Linear(2, width, rngs=rngs)
+
+    of_any_width = sweep.Experiment(data.load("spirals"), model, losses.named("cross_entropy"))
+    axes = sweep.grid(optimizer=optim.sgd, schedule=optim.schedules.constant, lr=Uniform(0.01, 1.0), seed=0)
+    report = compare.check_gradients(of_any_width, axes | {"width": [Uniform(3, 64)]})
+    assert report.passed and "kernel" in {row.path for row in report.rows}
 
 
 BAD = {

@@ -57,6 +57,7 @@ def test_bad_input_is_one_line_and_leaves_what_was_there(tmp_path, run_commands)
         ("--file=none.json",): "none.json: cannot be read",
         (f"--file={TEXTBOOK}", "--weight=w9"): "--weight=w9: the network has w1, w2",
         (f"--file={TEXTBOOK}", "--dataset=digits"): "--dataset=digits: does not go with --file",
+        (f"--file={TEXTBOOK}", "--model.depth=2"): "--model.depth=2: does not go with --file",
         (*SMALL, "--weights=1"): "--weights=1: lists 1, and by --sizes there are 2",
         (*SMALL, "--activations=tan"): '--activations[0]: is "tan"',
         ("--sizes=2,1", "--inputs=1,2"): "--targets is missing",

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 import pandas as pd
@@ -119,6 +120,21 @@ def test_event_files_hold_each_runs_curves_and_hyperparameters(tmp_path, workdir
             np.testing.assert_allclose(scalars["final/test_accuracy"], [(5, accuracy[-1])], rtol=1e-6)
             assert len(scalars["gradient_norm/layers.1.kernel"]) == 4
     assert (results.diverged_at.values > 0).any()
+
+
+def test_slices_of_calls_are_joined_and_are_no_trainings_to_export_or_report(tmp_path, run_commands):
+    for number, folder in enumerate(("whole", "elsewhere"), 1):
+        path = tmp_path / folder / f"slice-{number}-of-2"
+        sweep.run(lambda key, settings: {"end": jax.random.normal(key)}, {"seed": [0, 1, 2]}, path,
+                  slice=f"{number}/2", quiet=True)  # fmt: skip
+    merge = ("scripts/merge.py", "--workdir=whole,elsewhere/slice-2-of-2", "--out=both")
+    merged, *refused = run_commands(
+        tmp_path, merge, *((f"scripts/{name}.py", "--workdir=both") for name in ("export", "report"))
+    )
+    assert merged.stdout == "3 of 3 runs are finished, in both\n", merged.stderr
+    for ended in refused:
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+        assert "--workdir=both: holds the results of a function, and no training" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from bpresearch import chainrule, losses
 
@@ -14,11 +15,15 @@ def test_classes_become_rows_for_a_loss_between_numbers():
     cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
     assert losses.targets(cross_entropy, 3, y) is y
     assert losses.targets(optax.losses.squared_error, None, y) is y
+    for loss in (optax.losses.squared_error, cross_entropy):
+        with pytest.raises(ValueError, match="a label is -1: the loss takes classes, integers from 0"):
+            losses.targets(loss, 3, y - 1)
 
 
 def test_a_loss_of_the_users_own_gets_the_targets_as_they_are():
     y = np.array([0, 2, 1, 2])
-    assert losses.targets(lambda outputs, targets: outputs - targets, 3, y) is y
+    for labels in (y, y - 1):
+        assert losses.targets(lambda outputs, targets: outputs - targets, 3, labels) is labels
 
 
 def test_every_loss_that_a_name_gives_has_a_rule():

@@ -45,7 +45,7 @@ class Metric(NamedTuple):
 def metric_of(results: xr.Dataset, part: str = "test") -> Metric:
     """The metric of the part "valid" or "test" that settings are chosen by: what the results' attributes
     `chosen_by` and `higher_is_better` say, without them the accuracy where there is one, else the loss."""
-    name = str(results.attrs.get("chosen_by", "")).removeprefix("valid_").removeprefix("test_")
+    name = str(results.attrs.get("chosen_by", "")).partition("_")[2]  # after valid or test
     told = f"{part}_{name}" in results
     if not told:
         name = "accuracy" if f"{part}_accuracy" in results else "loss"

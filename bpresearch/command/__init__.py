@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from bpresearch.imports import on_demand
 
 if TYPE_CHECKING:
-    from bpresearch.command.axes import numbers, positive, sizes, values
+    from bpresearch.command.axes import numbers, positive, values
     from bpresearch.command.experiment import define_experiment_flags, experiment_workdir, listed
     from bpresearch.command.running import start_from_flags
-    from bpresearch.command.start import Stop, choose, fail, help_text, output_file, run
+    from bpresearch.command.start import choose, output_file, run
     from bpresearch.command.sweep import (
-        ENGINES,
         axes_from_flags,
         define_sweep_flags,
         experiment_from_flags,
@@ -21,43 +20,25 @@ if TYPE_CHECKING:
         sweep_options,
         workdir_from_flags,
     )
-    from bpresearch.command.task import (
-        SCHEDULES,
-        define_options,
-        define_precision_flag,
-        define_task_flags,
-        task_examples,
-        task_from_flags,
-        task_model,
-    )
+    from bpresearch.command.task import SCHEDULES, define_task_flags
 
 __all__ = [
-    "ENGINES",
     "SCHEDULES",
-    "Stop",
     "axes_from_flags",
     "choose",
     "define_experiment_flags",
-    "define_options",
-    "define_precision_flag",
     "define_sweep_flags",
     "define_task_flags",
     "experiment_from_flags",
     "experiment_workdir",
-    "fail",
-    "help_text",
     "listed",
     "numbers",
     "output_file",
     "positive",
     "run",
-    "sizes",
     "start_from_flags",
     "sweep_from_flags",
     "sweep_options",
-    "task_examples",
-    "task_from_flags",
-    "task_model",
     "values",
     "workdir_from_flags",
 ]

@@ -70,7 +70,8 @@ def main() -> int:
 
 def check_gradients(experiment: sweep.Experiment, axes: sweep.Axes) -> verify.Report | None:
     """The chain rule against jax.grad, in float64, on sixteen examples; None where it has no rule."""
-    first = sweep.expand({name: values[:1] for name, values in axes.items()}, experiment.model)[0]
+    values = sweep.first_values(axes)
+    first = sweep.expand({name: [value] for name, value in values.items()}, experiment.model)[0]
     training = experiment.training(first)
     examples = jax.tree.map(lambda array: array[:16], experiment.parts["train"])
     try:

@@ -43,7 +43,7 @@ def experiment_workdir(name: str) -> Path:
     own = {flag.name: flag.value for flag in FLAGS.flags_by_module_dict().get(sys.argv[0], [])}
     settings = own | {"quick": FLAGS.quick}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    workdir = Path(FLAGS.workdir or f"results/{name}-{digest[:8]}")
+    workdir = Path(FLAGS.workdir or f"results/{name}-{digest[:8]}").expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

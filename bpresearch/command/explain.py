@@ -16,6 +16,7 @@ the paths' absolute values.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,23 @@ from rich.console import Console
 from bpresearch import files, platform, report, theory
 from bpresearch.command.axes import positive
 from bpresearch.command.axes import sizes as sizes_of
+from bpresearch.command.options import option_names
 from bpresearch.command.start import output_file
 from bpresearch.command.task import (
-    define_options,
     define_task_flags,
     described,
+    model_options,
     task_examples,
     task_from_flags,
     task_model,
 )
 from bpresearch.theory.network import Network, from_dict, read
 
+options = partial(model_options, "float64")
+
 OF_NETWORK = ("sizes", "inputs", "targets", "weights", "biases", "activations", "reduction", "learning_rate")
-OF_TASK = (
-    "model", "widths", "width", "depth", "heads", "patch_size", "scan_layers", "channels", "kernel_sizes",
-    "stride", "padding", "pooling", "activation", "initialization", "dataset", "data_dir", "standardize",
-    "examples", "task",
-)  # fmt: skip
+OF_TASK = ("task", "model", "dataset", "data_dir", "standardize", "examples")
+"""And the options of models."""
 
 
 def define_flags() -> None:
@@ -76,11 +77,11 @@ def main() -> int:
     if html and html.suffix != ".html":
         raise ValueError(f"--html={html}: takes the name of a file that ends in .html")
     paths, small = positive("paths"), FLAGS.file is not None or FLAGS.sizes is not None
-    refused: tuple[str, ...] = OF_TASK if small else OF_NETWORK
+    refused = [*OF_TASK, *option_names()] if small else [*OF_NETWORK]
     if FLAGS.file is not None:
-        refused += (*OF_NETWORK, "loss", "seed")
+        refused += [*OF_NETWORK, "loss", "seed"]
     for flag in refused:
-        if flag in FLAGS and FLAGS[flag].present:
+        if FLAGS[flag].present:
             of = f"--{'sizes' if FLAGS.file is None else 'file'}" if small else f"--model={FLAGS.model}"
             raise ValueError(f"--{flag}={FLAGS[flag].value}: does not go with {of}")
     network = (read(FLAGS.file) if FLAGS.file is not None else network_from_flags()) if small else None
@@ -194,8 +195,3 @@ def missing(flag: str) -> list[float]:
 def cut(values: list[float], counts: list[int]) -> list[np.ndarray]:
     """A list as arrays of so many elements each."""
     return np.split(np.array(values), np.cumsum(counts)[:-1])
-
-
-def options() -> list[str]:
-    """Defines the flags of the models' options."""
-    return define_options(lambda: platform.start(flags.FLAGS.platform, "float64"))

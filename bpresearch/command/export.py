@@ -17,7 +17,7 @@ from absl import flags
 from bpresearch.command.axes import positive, values
 from bpresearch.command.start import choose
 from bpresearch.imports import extra
-from bpresearch.sweep import read
+from bpresearch.sweep import read_trainings
 from bpresearch.sweep.export import write_events, write_tables
 
 FORMATS = ("tensorboard", "parquet", "csv")
@@ -41,15 +41,15 @@ def main() -> int:
         raise ValueError("--out= is empty: give the name of a folder")
     positive("points")
     formats = [choose("format", f, FORMATS) for f in values("format", flags.FLAGS.format, str)]
-    workdir = Path(flags.FLAGS.workdir)
-    results = read(workdir)
+    workdir = Path(flags.FLAGS.workdir).expanduser()
+    results = read_trainings(workdir)
     results = results.isel(run=np.flatnonzero(results.finished.values))
     if not results.sizes["run"]:
         raise ValueError(f"--workdir={workdir}: no run is finished yet")
     for name in formats:
         if name in NEEDED:
             extra(NEEDED[name], f"--format={name}")
-    out = Path(flags.FLAGS.out or workdir / "export")
+    out = Path(flags.FLAGS.out or workdir / "export").expanduser()
     for name in formats:
         out.mkdir(parents=True, exist_ok=True)
         if name == "tensorboard":

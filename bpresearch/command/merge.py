@@ -27,7 +27,7 @@ def main() -> int:
     if not FLAGS.workdir:
         raise ValueError("--workdir= is empty: name the folder of a sweep, or those of its slices")
     given = [Path(name).expanduser() for name in values("workdir", FLAGS.workdir, str)]
-    slices = [folder for path in given for folder in sorted(path.glob("slice-*-of-*"))] or given
+    slices = [folder for path in given for folder in sorted(path.glob("slice-*-of-*")) or [path]]
     if FLAGS.out == "" or (FLAGS.out is None and len(given) > 1):
         raise ValueError("--out= is empty: give the name of a folder")
     into = Path(FLAGS.out).expanduser() if FLAGS.out else given[0]

@@ -74,6 +74,11 @@ def _define(flag: str, boolean: bool) -> None:
         flags.DEFINE_string(flag, None, "")
 
 
+def option_names() -> list[str]:
+    """The options' flags, with their short and their full names."""
+    return list(_owners)
+
+
 def help_lines() -> list[str]:
     """A line for each option: what takes it, with the defaults."""
     lines = []
@@ -160,7 +165,7 @@ def form_of(owner: Owner) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         return typing.get_args(hint)
     if callable(default) and default is not Parameter.empty:
-        return tuple(models.ACTIVATIONS) if default in models.ACTIVATIONS.values() else None
+        return tuple(models.ACTIVATIONS) if _is_activation(default) else None
     for form in (bool, int, float, str):
         if hint is form or (hint is Parameter.empty and type(default) is form):
             return form
@@ -172,6 +177,12 @@ def form_of(owner: Owner) -> Any:
     if hint is Parameter.empty and (default is None or default is Parameter.empty):
         return object if owner.kind != "optimizer" else float
     return None
+
+
+def _is_activation(function: Callable[..., Any]) -> bool:
+    """Whether it is one of ours, or of `jax.nn`, such as `nnx.gelu`, which ours give options to."""
+    name = getattr(function, "__name__", "")
+    return function in models.ACTIVATIONS.values() or getattr(jax.nn, name, None) is function
 
 
 def _plain(hint: Any) -> Any:
@@ -236,4 +247,6 @@ def _shown(default: Any) -> str:
     for name, function in models.ACTIVATIONS.items():
         if default is function:
             return name
+    if callable(default):
+        return getattr(default, "__name__", "")
     return ",".join(map(str, default)) if isinstance(default, tuple | list) else str(default)

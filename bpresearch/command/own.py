@@ -94,16 +94,17 @@ def load(flag: str, text: str) -> ModuleType:
         return _loaded[path]
     if not path.is_file():
         raise ValueError(f"--{flag}={text}: there is no file {path}")
-    specification = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"bpresearch_own_{len(_loaded)}_{path.stem}"  # no module that it may import is called that
+    specification = importlib.util.spec_from_file_location(name, path)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    _loaded[path] = module
+    _loaded[path] = sys.modules[name] = module  # dataclasses look their module up there
     _folders.add(path.parent)
     sys.path.insert(0, str(path.parent))
     try:
         specification.loader.exec_module(module)
     except Exception as error:
-        del _loaded[path]
+        del _loaded[path], sys.modules[name]
         raise FileError(f"--{flag}={text} cannot be loaded") from error
     return module
 

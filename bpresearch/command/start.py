@@ -98,7 +98,7 @@ def output_file(flag: str) -> Path | None:
     name = getattr(FLAGS, flag)
     if name is None:
         return None
-    path = Path(name)
+    path = Path(name).expanduser()
     if not name or path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"--{flag}={name}: takes the name of a file in a folder that exists")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -121,13 +121,7 @@ def help_text(script: ModuleType | None, more: Sequence[str] = ()) -> str:
     """A script's docstring and its flags with their defaults; more lines on flags without a text."""
     lines = [inspect.cleandoc(getattr(script, "__doc__", None) or ""), "", "Flags:"]
     defined = FLAGS.flags_by_module_dict()
-    shared = [
-        flag
-        for module, found in defined.items()
-        if module.startswith("bpresearch.command.")
-        for flag in found
-    ]
-    for flag in [*defined.get(sys.argv[0], []), *defined.get("__main__", []), *shared]:
+    for flag in [*defined.get(sys.argv[0], []), *defined.get("__main__", []), *shared_flags()]:
         default = "" if flag.default is None else f" (default: {flag.default_as_str})"
         if flag.help:
             lines.append(f"  --{flag.name}: {flag.help}{default}")
@@ -138,6 +132,12 @@ def help_text(script: ModuleType | None, more: Sequence[str] = ()) -> str:
             *more,
         ]
     return "\n".join(lines)
+
+
+def shared_flags() -> list[flags.Flag]:
+    """The flags that this room has defined."""
+    defined = FLAGS.flags_by_module_dict().items()
+    return [flag for module, of in defined if module.startswith("bpresearch.command.") for flag in of]
 
 
 def choose(flag: str, name: str, choices: Iterable[str]) -> str:

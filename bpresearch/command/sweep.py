@@ -23,7 +23,7 @@ from bpresearch.command.running import (
     running_options,
     start_from_flags,
 )
-from bpresearch.command.start import Stop, choose
+from bpresearch.command.start import Stop, choose, shared_flags
 from bpresearch.command.task import (
     SCHEDULES,
     define_options,
@@ -41,7 +41,7 @@ from bpresearch.train import Diagnostic
 FLAGS = flags.FLAGS
 
 UNRECORDED = {"workdir", "quiet", "platform", "dry_run", "replay", "memory_fraction", "distributed", "slice"}
-UNRECORDED |= {"coordinator", "processes", "process"}
+UNRECORDED |= {"coordinator", "processes", "process", "json", "report"}
 """Flags on which the results do not depend."""
 
 ENGINES = {"autodiff": autodiff.gradient, "chainrule": chainrule.gradient}
@@ -121,7 +121,7 @@ def axes_from_flags() -> sweep.Axes:
     chosen = {
         "model": models_from_flags(),
         "optimizer": optimizers_from_flags(),
-        "schedule": selected("schedule", "schedule", SCHEDULES),
+        "schedule": selected("schedule", SCHEDULES),
     }
     if FLAGS.momentum_schedule is not None:
         names = values("momentum_schedule", FLAGS.momentum_schedule, str)
@@ -154,14 +154,18 @@ def axes_from_flags() -> sweep.Axes:
 def optimizers_from_flags() -> dict[str, optim.Optimizer]:
     """The optimizers that --optimizer or --task name, with what flags ask for beside their own options."""
     asked = [name for name in optim.OPTIONS if FLAGS[name].present or FLAGS[f"optimizer.{name}"].present]
-    found = selected("optimizer", "optimizer", optim.BY_NAME)
+    found = selected("optimizer", optim.BY_NAME)
+    for name, optimizer in found.items():
+        if "learning_rate" not in inspect.signature(optimizer).parameters:
+            flag = f"--optimizer={name}" if FLAGS["optimizer"].present else f"--task={FLAGS.task}: {name}"
+            raise ValueError(f"{flag}: has no parameter learning_rate; an optimizer takes that first")
     return {name: optim.with_options(optimizer, asked) for name, optimizer in found.items()}
 
 
 def rates_from_flags(optimizers: dict[str, optim.Optimizer]) -> list[Any]:
     """The learning rates; if they are not given, those that the optimizers' functions have, if all do."""
     own = [inspect.signature(f).parameters["learning_rate"].default for f in optimizers.values()]
-    if FLAGS["lr"].present or any(rate is inspect.Parameter.empty for rate in own):
+    if FLAGS["lr"].present or not all(isinstance(rate, int | float) for rate in own):
         return numbers("lr", FLAGS.lr, low=0)
     return list(dict.fromkeys(float(rate) for rate in own))
 
@@ -214,9 +218,9 @@ def experiment_from_flags() -> sweep.Experiment:
         slices.numbers(FLAGS.slice)
     measured = _diagnostics()
     task = task_from_flags()
-    parts = {field.name: getattr(task, field.name) for field in dataclasses.fields(sweep.Task)}
-    experiment = sweep.Experiment(
-        **parts | {"diagnostics": (*task.diagnostics, *measured)},
+    experiment = dataclasses.replace(
+        sweep.as_experiment(task),
+        diagnostics=(*task.diagnostics, *measured),
         gradient=engine,
         steps=max(steps),
         eval_every=min(every, max(steps)),
@@ -238,7 +242,7 @@ def experiment_from_flags() -> sweep.Experiment:
 def _check_workdir() -> None:
     if FLAGS.workdir == "":
         raise ValueError("--workdir= is empty: give the name of a folder")
-    folder = Path(FLAGS.workdir or "results").absolute()
+    folder = Path(FLAGS.workdir or "results").expanduser().absolute()
     exists = next(path for path in (folder, *folder.parents) if path.exists())
     if not (exists.is_dir() and os.access(exists, os.W_OK)):
         raise ValueError(f"--workdir={folder}: cannot write there; take another folder")
@@ -300,14 +304,14 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
 
 def flags_given() -> str:
     """The flags that decide the results, as they were given, one a line, as --flagfile reads them."""
-    shared = [
-        flag
-        for module, found in FLAGS.flags_by_module_dict().items()
-        if module.startswith("bpresearch.command.")
-        for flag in found
-    ]
-    given = [flag for flag in shared if flag.present and flag.name not in UNRECORDED]
-    return "".join(f"{flag.serialize()}\n" for flag in sorted(given, key=lambda flag: flag.name))
+    given = [flag for flag in shared_flags() if flag.present and flag.name not in UNRECORDED]
+    return "".join(f"{_written(flag)}\n" for flag in sorted(given, key=lambda flag: flag.name))
+
+
+def _written(flag: flags.Flag) -> str:
+    """A flag as it is given; an option that is true or false, or both, has its text as value."""
+    text = flag.boolean and isinstance(flag.value, str)
+    return f"--{flag.name}={flag.value}" if text else flag.serialize()
 
 
 def _source(axes: sweep.Axes) -> dict[str, Any]:
@@ -324,4 +328,4 @@ def workdir_from_flags(name: str, experiment: sweep.Experiment, axes: sweep.Axes
     """--workdir, or a folder in results/ whose name follows from the settings, so that they resume."""
     settings = sweep.describe(experiment, _source(axes), **_how())
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    return Path(FLAGS.workdir or f"results/{name}-{digest[:8]}")
+    return Path(FLAGS.workdir or f"results/{name}-{digest[:8]}").expanduser()

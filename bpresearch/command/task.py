@@ -9,7 +9,7 @@ import jax
 from absl import flags
 from flax import nnx
 
-from bpresearch import data, losses, models, optim, sweep
+from bpresearch import data, losses, models, optim, platform, sweep
 from bpresearch.command import own
 from bpresearch.command.axes import values
 from bpresearch.command.options import define_option_flags, help_lines, option_axes
@@ -69,15 +69,20 @@ def define_options(start: Callable[[], None]) -> list[str]:
     """
     if uses_own_files():
         start()
-    define_option_flags("model", models.BY_NAME | given("model", "model"))
+    define_option_flags("model", models.BY_NAME | given("model"))
     if "optimizer" in FLAGS:
-        optimizers = optim.BY_NAME | given("optimizer", "optimizer")
+        optimizers = optim.BY_NAME | given("optimizer")
         with_all = {name: optim.with_options(f, optim.OPTIONS) for name, f in optimizers.items()}
         define_option_flags("optimizer", with_all)
-        every_schedule = SCHEDULES | given("schedule", "schedule")
+        every_schedule = SCHEDULES | given("schedule")
         define_option_flags("schedule", every_schedule)
         define_option_flags("momentum_schedule", every_schedule)
     return help_lines()
+
+
+def model_options(precision: str = "float32") -> list[str]:
+    """Defines the flags of the models' options; as `start.run` takes it, for commands in one precision."""
+    return define_options(lambda: platform.start(FLAGS.platform, precision))
 
 
 def uses_own_files() -> bool:
@@ -95,13 +100,14 @@ def task_file() -> dict[str, Any]:
     return {} if FLAGS.task is None else own.task_parts("task", FLAGS.task)
 
 
-def given(flag: str, part: str) -> dict[str, Callable[..., Any]]:
-    """What the user's own files give for a flag, by name: of the task file `part` and a dict of `part`s, and
-    what the flag itself names of a file, by all that is written there."""
+def given(flag: str) -> dict[str, Callable[..., Any]]:
+    """What the user's own files give for a flag, by name: the task file's part of the flag's name and its
+    dict of several, `optimizers` say, and what the flag itself names of a file, by all that is written
+    there."""
     parts = task_file()
-    found = dict(parts.get(f"{part}s", {}))
-    if part in parts:
-        found = {own_name(parts[part], part): parts[part], **found}
+    found = dict(parts.get(f"{flag}s", {}))
+    if flag in parts:
+        found = {own_name(parts[flag], flag): parts[flag], **found}
     texts = (FLAGS[flag].value or "").split(",") if flag in FLAGS else []
     return found | {
         text.strip(): own.named(flag, text.strip()) for text in texts if own.is_file(text.strip())
@@ -114,12 +120,12 @@ def own_name(function: Callable[..., Any], part: str) -> str:
     return own.stem(FLAGS.task) if name == part else name
 
 
-def selected(flag: str, part: str, ours: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+def selected(flag: str, ours: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """The functions that a flag names, by name: of ours, of the task file, or of another file.
 
     If the flag is not given, those of the task file, or without them the flag's default.
     """
-    theirs = given(flag, part)
+    theirs = given(flag)
     if theirs and not FLAGS[flag].present:
         return theirs
     known = ours | theirs
@@ -128,7 +134,7 @@ def selected(flag: str, part: str, ours: dict[str, Callable[..., Any]]) -> dict[
 
 def models_from_flags() -> dict[str, Callable[..., nnx.Module]]:
     """The models that --model or --task name, by name."""
-    return selected("model", "model", models.BY_NAME)
+    return selected("model", models.BY_NAME)
 
 
 def task_from_flags() -> sweep.Task:
@@ -139,24 +145,37 @@ def task_from_flags() -> sweep.Task:
     dataset: Any = parts.get("data")
     if dataset is None or FLAGS["dataset"].present:
         dataset = dataset_from_flags(list(chosen.values()))
-    elif FLAGS["data_dir"].present:
-        raise ValueError(f"--data_dir={FLAGS.data_dir}: --task={FLAGS.task} has its own data")
     first = next(iter(chosen.values()))
     stem = own.stem(FLAGS.task) if FLAGS.task and not FLAGS["dataset"].present else ""
-    unknown_loss = sweep.Task(
+    task = sweep.Task(
         dataset,
         first,
-        parts.get("loss", losses.named("mse")),
+        parts.get("loss", losses.named("mse")),  # until the data tell the usual one
         metrics=parts.get("metrics", {}),
         diagnostics=tuple(parts.get("diagnostics", ())),
         name=stem,
-        source=own.digest(),
     )
-    if "loss" in parts and not FLAGS["loss"].present:
-        return unknown_loss
-    loss = loss_from_flags(unknown_loss)
-    targets = functools.partial(losses.targets, loss, unknown_loss.classes)
-    return replace(unknown_loss, loss=loss, targets=targets)
+    _refuse_flags_of_our_data(task, parts)
+    if "loss" not in parts or FLAGS["loss"].present:
+        loss = loss_from_flags(task)
+        task = replace(task, loss=loss, targets=functools.partial(losses.targets, loss, task.classes))
+    return replace(task, source=own.digest())  # every file is loaded now
+
+
+def _refuse_flags_of_our_data(task: sweep.Task, parts: dict[str, Any]) -> None:
+    """Where the data are the user's own, flags that say how ours are loaded or split do nothing."""
+    if own.is_file(FLAGS.dataset):
+        whose = f"--dataset={FLAGS.dataset}"
+    elif "data" in parts and not FLAGS["dataset"].present:
+        whose = f"--task={FLAGS.task}"
+    else:
+        return
+    settled = {"data_dir": "data", "standardize": "data"}
+    if task.has_valid:
+        settled["validation"] = "part 'valid'"
+    for flag, what in settled.items():
+        if flag in FLAGS and FLAGS[flag].present:
+            raise ValueError(f"--{flag}={FLAGS[flag].value}: {whose} has its own {what}")
 
 
 def dataset_from_flags(chosen: list[Callable[..., nnx.Module]]) -> Any:

@@ -14,13 +14,16 @@ from absl import flags
 from bpresearch import files, platform, verify
 from bpresearch.command.start import choose, output_file
 from bpresearch.command.task import (
-    define_options,
     define_task_flags,
     described,
+    model_options,
     task_examples,
     task_from_flags,
     task_model,
 )
+from bpresearch.sweep.description import label
+
+options = model_options
 
 
 def define_flags() -> None:
@@ -67,7 +70,7 @@ def main() -> int:
     except verify.FaultError as error:
         raise ValueError(f"--plant={flags.FLAGS.plant}: {error}") from error
     name = task.name if flags.FLAGS.task else flags.FLAGS.model
-    asked = f"{name} on {count} examples of {task.name}, {task.objective.__name__}, {dtype}"
+    asked = f"{name} on {count} examples of {task.name}, {label(task.loss)}, {dtype}"
     print(f"{asked}\n{described(task)}\n")
     print(report)
     if json_file:
@@ -77,8 +80,3 @@ def main() -> int:
 
         files.write(html_file, gradients.page(report.to_dict(), asked))
     return 0 if report.passed else 1
-
-
-def options() -> list[str]:
-    """Defines the flags of the models' options."""
-    return define_options(lambda: platform.start(flags.FLAGS.platform))

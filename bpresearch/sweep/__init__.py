@@ -7,16 +7,16 @@ from bpresearch.imports import on_demand
 if TYPE_CHECKING:
     from bpresearch.distribution import Uniform
     from bpresearch.sweep.ask_and_tell import claim, drawn, pretended, search, source_of
-    from bpresearch.sweep.axes import Axes, expand, grid
+    from bpresearch.sweep.axes import Axes, expand, first_values, grid
     from bpresearch.sweep.cost import estimate
     from bpresearch.sweep.description import coordinate, describe
     from bpresearch.sweep.execute import Interrupted, run
-    from bpresearch.sweep.experiment import Experiment
+    from bpresearch.sweep.experiment import Experiment, as_experiment
     from bpresearch.sweep.layout import LAYOUTS, SHARDS
     from bpresearch.sweep.options import Settings
     from bpresearch.sweep.processes import leads, told
     from bpresearch.sweep.slices import merge
-    from bpresearch.sweep.store import read, stored
+    from bpresearch.sweep.store import read, read_trainings, stored
     from bpresearch.sweep.task import Task
 
 __all__ = [
@@ -28,17 +28,20 @@ __all__ = [
     "Settings",
     "Task",
     "Uniform",
+    "as_experiment",
     "claim",
     "coordinate",
     "describe",
     "drawn",
     "estimate",
     "expand",
+    "first_values",
     "grid",
     "leads",
     "merge",
     "pretended",
     "read",
+    "read_trainings",
     "run",
     "search",
     "source_of",

@@ -12,18 +12,19 @@ from bpresearch.sweep import sample, store
 from bpresearch.sweep.axes import Axes
 from bpresearch.sweep.choosing import choice_before
 from bpresearch.sweep.description import describe, label
-from bpresearch.sweep.execute import run
-from bpresearch.sweep.experiment import Experiment
+from bpresearch.sweep.execute import lasting, run
+from bpresearch.sweep.experiment import Experiment, as_experiment
 from bpresearch.sweep.options import Settings
 from bpresearch.sweep.processes import leads, told
 from bpresearch.sweep.prune import rungs_of
+from bpresearch.sweep.task import Task
 
 BATCH = 16
 """Trials that are drawn together by a sampler that learns from trials."""
 
 
 def search(
-    experiment: Experiment,
+    experiment: Task,
     axes: Axes,
     *,
     trials: int,
@@ -41,7 +42,7 @@ def search(
     (`Experiment.choose`). A trial with a run that diverged counts as pruned.
 
     Args:
-        experiment: what the runs have in common.
+        experiment: what the runs have in common; a `Task` is trained as `Experiment` does by default.
         axes: as `grid` gives them; a value is drawn from each list, or from a `Uniform`. All seeds are
             trained.
         trials: how many, those in the workdir included; a larger number makes a search longer.
@@ -67,8 +68,9 @@ def search(
     for name, value in (("trials", trials), ("batch", 1 if batch is None else batch)):
         if value < 1:
             raise ValueError(f"{name}={value}: takes at least 1")
+    experiment = lasting(as_experiment(experiment), axes, prune)
     source = source_of(axes, sampler, sampler_seed)
-    path = Path(workdir) if workdir is not None and leads() else None
+    path = Path(workdir).expanduser() if workdir is not None and leads() else None
     study = Study(experiment, axes, sampler, sampler_seed, path)
     results_depend_on = {name: options[name] for name in ("layout", "shard") if name in options}
     told(lambda: study.open(source, prune=prune, **results_depend_on))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from bpresearch.distribution import Uniform
 from bpresearch.sweep.options import Settings, inputs_of, scheduled, taken
 
 Axes = dict[str, list[Any]]
@@ -56,6 +57,16 @@ def expand(axes: Axes, model: Callable[..., Any]) -> list[Settings]:
         settings = {name: value if name in concerned else math.nan for name, value in settings.items()}
         runs.setdefault(tuple(repr(value) for value in settings.values()), settings)
     return [settings for group in groups(list(runs.values())) for settings in group]
+
+
+def first_values(axes: Axes) -> Settings:
+    """The first value on each axis, of a distribution its lower end: a run as the sweep's runs are.
+
+    >>> first_values({"lr": [0.1, 0.01], "width": [bp.sweep.Uniform(8, 64)]})
+    {'lr': 0.1, 'width': 8}
+    """
+    first = {name: values[0] for name, values in axes.items()}
+    return {name: value.low if isinstance(value, Uniform) else value for name, value in first.items()}
 
 
 def product(axes: Axes) -> list[Settings]:

@@ -3,9 +3,8 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-from bpresearch.sweep.axes import Axes
+from bpresearch.sweep.axes import Axes, first_values
 from bpresearch.sweep.experiment import Experiment
-from bpresearch.sweep.options import Settings
 from bpresearch.sweep.population import measured_variables
 
 
@@ -17,7 +16,7 @@ class Choice(NamedTuple):
 
     def format(self, value: float) -> str:
         """A value of it, in a few characters."""
-        return f"{100 * value:.1f} %" if self.variable.endswith("_accuracy") else f"{value:.4g}"
+        return f"{100 * value:.1f} %" if self.variable.partition("_")[2] == "accuracy" else f"{value:.4g}"
 
 
 def choice_of(experiment: Experiment, measured: Collection[str]) -> Choice:
@@ -42,11 +41,6 @@ def choice_of(experiment: Experiment, measured: Collection[str]) -> Choice:
 
 def choice_before(experiment: Experiment, axes: Axes) -> Choice:
     """The same before there is a run: the variables are those of runs with the first value on each axis."""
-    first = {name: getattr(values[0], "low", values[0]) for name, values in axes.items()}
-    return choice_of(experiment, measured_by(experiment, first))
-
-
-def measured_by(experiment: Experiment, settings: Settings) -> list[str]:
-    """The variables that an evaluation of a run with these settings measures."""
-    of_group = experiment.of(settings)
-    return list(measured_variables(of_group, settings, of_group.examples()))
+    first = first_values(axes)
+    of_first = experiment.of(first)
+    return choice_of(experiment, measured_variables(of_first, first, of_first.examples()))

@@ -14,11 +14,12 @@ from bpresearch.sweep.checks import axes_of, check
 from bpresearch.sweep.choosing import choice_of
 from bpresearch.sweep.chunks import Pace, parts_of
 from bpresearch.sweep.description import coordinate, coordinates
-from bpresearch.sweep.experiment import Experiment
+from bpresearch.sweep.experiment import Experiment, as_experiment
 from bpresearch.sweep.layout import memory_of, planned
 from bpresearch.sweep.options import Settings, inputs_of
 from bpresearch.sweep.population import measured_variables
 from bpresearch.sweep.stream import Stream
+from bpresearch.sweep.task import Task
 
 
 class Estimate(NamedTuple):
@@ -37,13 +38,14 @@ class Estimate(NamedTuple):
     """Of training, by the time that a few steps took."""
 
 
-def estimate(experiment: Experiment, axes: Axes | list[Settings], **options: Any) -> list[Estimate]:
+def estimate(experiment: Task, axes: Axes | list[Settings], **options: Any) -> list[Estimate]:
     """Compiles every program of a sweep and times a few steps of each; trains nothing to the end.
 
     Args:
         experiment, axes: as `run` takes them.
         **options: `layout`, `memory_fraction` and `shard`, as `run` takes them.
     """
+    experiment = as_experiment(experiment)
     check(experiment, axes_of(axes) if isinstance(axes, list) else axes)
     runs = axes if isinstance(axes, list) else expand(axes, experiment.model)
     return [_one(experiment.of(group[0]), group, options) for group in groups(runs)]

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from bpresearch.distribution import Uniform
 from bpresearch.platform import available_cores
 from bpresearch.sweep import checkpoint, functions, slices, store
 from bpresearch.sweep import prune as pruning
@@ -22,8 +23,8 @@ from bpresearch.sweep.blocks import Block, Interrupted, blocks_of, train_block
 from bpresearch.sweep.checks import axes_of, check
 from bpresearch.sweep.choosing import Choice, choice_of
 from bpresearch.sweep.chunks import Pace
-from bpresearch.sweep.description import coordinates, describe
-from bpresearch.sweep.experiment import Experiment
+from bpresearch.sweep.description import coordinates, describe, label
+from bpresearch.sweep.experiment import Experiment, as_experiment
 from bpresearch.sweep.layout import LAYOUTS, SHARDS, memory, planned
 from bpresearch.sweep.options import Settings
 from bpresearch.sweep.population import measured_variables
@@ -53,7 +54,8 @@ def run(
     Args:
         experiment: what the runs have in common; a `Task` is trained as `Experiment` does by default. Or a
             function `(key, hyperparameters) -> metrics`, which takes a run's place: see
-            `bpresearch.sweep.functions.run`.
+            `bpresearch.sweep.functions.run`; `prune` and `source` are refused then, and `layout`,
+            `memory_fraction`, `shard` and `checkpoint_every`, which are of trainings, change nothing.
         axes: as `grid` gives them; `optimizer`, `schedule`, `lr`, `batch_size` and `seed` must be there.
             Or a list of runs, each with one value on every axis; in a workdir they are appended to the
             runs that are there.
@@ -91,23 +93,24 @@ def run(
             another sweep, or cannot be read or written.
         Interrupted: a signal stopped the sweep.
     """
-    if not isinstance(experiment, Task):
-        return functions.run(experiment, axes, workdir, slice=slice, quiet=quiet)
-    if not isinstance(experiment, Experiment):
-        given = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(Task)}
-        experiment = Experiment(**given)
     for name, value, known in (("layout", layout, LAYOUTS), ("shard", shard, SHARDS)):
         if value not in known:
             raise ValueError(f"{name}={value} is not one of {', '.join(known)}")
     if prune is not None and prune not in pruning.PRUNERS:
         raise ValueError(f"prune={prune} is not one of {', '.join(pruning.PRUNERS)}")
+    if not isinstance(experiment, Task):
+        for name, unused in (("prune", prune), ("source", source)):
+            if unused is not None:
+                raise ValueError(f"{name}={unused}: takes trainings, and {label(experiment)} is a function")
+        return functions.run(experiment, axes, workdir, slice=slice, quiet=quiet)
+    experiment = as_experiment(experiment)
     options = {"layout": layout, "memory_fraction": memory_fraction, "shard": shard}
     listed = isinstance(axes, list)
     values = axes_of(axes) if isinstance(axes, list) else axes
     check(experiment, values)
     experiment = lasting(experiment, values, prune)
     runs = axes if isinstance(axes, list) else expand(axes, experiment.model)
-    path = None if workdir is None or not leads() else Path(workdir)
+    path = None if workdir is None or not leads() else Path(workdir).expanduser()
     metrics: dict[str, Measured] = {}
     data = Examples(experiment)
     for group in groups(runs):
@@ -135,12 +138,15 @@ def run(
 
 
 def lasting(experiment: Experiment, axes: Axes, prune: str | None = None) -> Experiment:
-    """The experiment, as long as its longest run and evaluated where any of them ends."""
+    """The experiment, as long as its longest run and evaluated where any of them ends, those of a whole
+    sweep or search included of which these are only some."""
     if "steps" not in axes:
         return experiment
     if prune:
         raise ValueError(f"prune={prune}: takes runs of one length; steps is an axis")
-    ends = tuple(sorted(set(axes["steps"])))
+    if any(isinstance(steps, Uniform) for steps in axes["steps"]):
+        raise ValueError("axis steps is a distribution: takes a list, for evaluations where runs end")
+    ends = tuple(sorted({*experiment.ends, *axes["steps"]}))
     return dataclasses.replace(experiment, steps=ends[-1], ends=ends)
 
 

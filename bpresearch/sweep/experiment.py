@@ -131,3 +131,10 @@ class Experiment(Task):
             return array.astype(self.dtype)
         short = {np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32}
         return array.astype(short.get(array.dtype, array.dtype))
+
+
+def as_experiment(task: Task) -> Experiment:
+    """A task as an experiment with the defaults of `Experiment`; what is one already, as it is."""
+    if isinstance(task, Experiment):
+        return task
+    return Experiment(**{field.name: getattr(task, field.name) for field in dataclasses.fields(Task)})

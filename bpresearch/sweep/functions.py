@@ -52,7 +52,7 @@ def run(
             other axes' values by name, to a dict of arrays. Real numbers are traced; for each combination of
             other values, integers say, it is compiled anew.
         axes: as `grid` gives them; `seed` is 0 unless it is among them. Or a list of runs, each with one
-            value on every axis.
+            value on every axis; in a workdir they are appended to the runs that are there.
         workdir: as in `bpresearch.sweep.run`; the same call resumes.
         slice: as there.
         quiet: show no progress.
@@ -76,12 +76,14 @@ def run(
         {f"{name}_{i}": np.arange(n) for name, shape in shapes.items() for i, n in enumerate(shape.shape)},
         {name: (_nothing(shape.dtype), _dimensions(name, shape)) for name, shape in shapes.items()},
     )
-    path = Path(workdir) if workdir is not None and leads() else None
-    values = axes if isinstance(axes, dict) else {"runs": [repr(settings) for settings in runs]}
+    path = Path(workdir).expanduser() if workdir is not None and leads() else None
+    described = {"axes": {} if isinstance(axes, list) else {axis: label(v) for axis, v in axes.items()}}
+    if isinstance(axes, list):  # runs that are appended later have metrics of the same shapes
+        described["metrics"] = {name: list(shape.shape) for name, shape in shapes.items()}
     config = {
         "function": label(function),
         "source_sha256": _digest(function),
-        "axes": {axis: label(found) for axis, found in values.items()},
+        **described,
         **({"slice": slice} if slice else {}),
     }
     with store.opened(path, layout, columns, first, config) as (group, rows):

@@ -70,9 +70,9 @@ def merge(workdirs: Sequence[str | Path], into: str | Path) -> xr.Dataset:
     Raises:
         ValueError: a slice is missing or there twice, they are not of one sweep, or the folder has results.
     """
-    into = Path(into)
-    slices = _by_number([Path(workdir) for workdir in workdirs])
-    configs = [json.loads((path / "config.json").read_text()) for path in slices]
+    into = Path(into).expanduser()
+    slices = _by_number([Path(workdir).expanduser() for workdir in workdirs])
+    config = json.loads((slices[0] / "config.json").read_text())
     with store.locked(into):
         if (into / "results.zarr").exists():
             raise ValueError(f"--workdir={into} holds results already; take another folder")
@@ -80,9 +80,8 @@ def merge(workdirs: Sequence[str | Path], into: str | Path) -> xr.Dataset:
         unfinished = into / "results.zarr.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         _join(groups, unfinished)
-        whole = configs[0]["experiment"]
-        whole.pop("slice")
-        files.write(into / "config.json", json.dumps(configs[0] | {"experiment": whole}, indent=2))
+        del config["experiment"]["slice"]
+        files.write(into / "config.json", json.dumps(config, indent=2))
         for name in ("flagfile", "gradient_check.json"):
             if (slices[0] / name).exists():
                 files.write(into / name, (slices[0] / name).read_text())

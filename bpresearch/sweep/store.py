@@ -298,3 +298,18 @@ def read(workdir: str | Path) -> xr.Dataset:
         return found.load()
     except Exception as error:  # of many types, on damaged files
         raise ValueError(f"--workdir={workdir}: results.zarr cannot be read") from error
+
+
+def read_trainings(workdir: str | Path) -> xr.Dataset:
+    """`read`, of a sweep of trainings: the results of other functions have no curves.
+
+    Raises:
+        ValueError: as in `read`, or they are of a function.
+    """
+    found = read(workdir)
+    if "train_loss" not in found:
+        raise ValueError(
+            f"--workdir={workdir}: holds the results of a function, and no training: "
+            "read them in Python, with bpresearch.sweep.read"
+        )
+    return found

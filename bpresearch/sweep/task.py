@@ -1,4 +1,4 @@
-"""What a user brings: data, model and loss, and optimizers, schedules and diagnostics of their own."""
+"""What a user brings: data, model and loss, and metrics and diagnostics of their own."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,11 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from bpresearch import losses
 from bpresearch.data import Dataset
 from bpresearch.functional import Loss, TrainingLoss, takes_the_model
-from bpresearch.losses import accuracy
-from bpresearch.optim import Optimizer
-from bpresearch.optim.schedules import Schedule
 from bpresearch.sweep.options import arguments
 from bpresearch.train import Diagnostic
 
@@ -52,15 +50,13 @@ class Task:
         model_options: options of the model, for all runs.
         targets: turns the targets of pairs (x, y) into what the loss takes; default: as they are.
         metrics: what else evaluations measure, by name: functions as the loss.
-        optimizers: by name, as in `bpresearch.optim`: `(learning_rate, **hyperparameters)`.
-        schedules: by name, as in `bpresearch.optim.schedules`: `(steps, **options)`.
         diagnostics: functions evaluated inside the program at each evaluation, whose results become
             variables of the results, with the dimensions that they name.
         name: in the results; default: that of the data.
         source: a digest of the text of the file that the task is from, if it is from one.
 
     Raises:
-        ValueError: the parts are not as above.
+        ValueError: the parts are not as above, or a label is negative where a loss of Optax's takes classes.
     """
 
     data: Any
@@ -69,8 +65,6 @@ class Task:
     model_options: dict[str, Any] = field(default_factory=dict)
     targets: Callable[[np.ndarray], np.ndarray] = np.asarray
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    optimizers: Mapping[str, Optimizer] = field(default_factory=dict)
-    schedules: Mapping[str, Schedule] = field(default_factory=dict)
     diagnostics: tuple[Diagnostic, ...] = ()
     name: str = ""
     source: str = ""
@@ -82,14 +76,20 @@ class Task:
         if not isinstance(self.data, Dataset):
             object.__setattr__(self, "data", checked(self.data))
         object.__setattr__(self, "name", name or getattr(self.data, "name", "data"))
+        if self.loss in losses.BY_NAME.values() and self.loss.__name__ in losses.OF_CLASSES:
+            for part in self._names:
+                losses.targets(self.loss, self.classes, self._pair(part)[1])  # refuses negative labels
 
     @property
     def parts(self) -> dict[str, Any]:
         """The parts of the data as trees of arrays; of a `Dataset`, pairs (x, y)."""
-        names = ("train", "test") if isinstance(self.data, Dataset) else self.data
         if self._pair("train")[1] is None:
             return self.data
-        return {name: (x, self.targets(y)) for name in names for x, y in [self._pair(name)]}
+        return {name: (x, self.targets(y)) for name in self._names for x, y in [self._pair(name)]}
+
+    @property
+    def _names(self) -> list[str]:
+        return ["train", "test"] if isinstance(self.data, Dataset) else list(self.data)
 
     @property
     def count(self) -> int:
@@ -122,7 +122,7 @@ class Task:
         """What evaluations measure beside the loss, but for what the loss gives itself."""
         found = dict(self.metrics)
         if self.classes is not None and not isinstance(self.objective, TrainingLoss):
-            found.setdefault("accuracy", accuracy)
+            found.setdefault("accuracy", losses.accuracy)
         return found
 
     def build(self, model: Callable[..., nnx.Module], options: dict[str, Any], rngs: nnx.Rngs) -> nnx.Module:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bpresearch import analysis
+from bpresearch.sweep.choosing import Choice
 
 
 def test_the_best_learning_rate_is_found_for_every_optimizer_and_schedule(made_up):
@@ -22,6 +23,15 @@ def test_settings_are_chosen_by_validation_and_judged_by_test(made_up):
     np.testing.assert_allclose(best.test, [0.5, 0.49, 0.48])
     assert analysis.chosen_by(results).variable == "valid_accuracy"
     assert analysis.chosen_by(made_up(valid=False)).variable == "test_accuracy"
+
+
+def test_only_the_accuracy_is_shown_in_per_cent(made_up):
+    for name, shown in (("accuracy", "61.2 %"), ("test_accuracy", "0.6123")):
+        results = made_up().rename({f"{p}_accuracy": f"{p}_{name}" for p in ("valid", "test")})
+        results.attrs = {"chosen_by": f"valid_{name}", "higher_is_better": True}
+        assert Choice(f"valid_{name}", True).format(0.61234) == shown
+        metric = analysis.metric_of(results)
+        assert (metric.variable, metric.percent) == (f"test_{name}", name == "accuracy")
 
 
 def test_losses_are_better_when_lower(made_up):

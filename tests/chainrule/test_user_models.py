@@ -3,9 +3,6 @@
 Each file of `user_models` gives `make() -> model, loss_fn, x, y` and says after whose model it was written.
 """
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,27 +12,24 @@ from flax import nnx
 from bpresearch import chainrule
 from bpresearch.functional import as_inputs, split
 from bpresearch.verify.precision import cast, cast_model
+from tests.user_models import NAMES, load
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
     pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning"),
 ]
 
-FOLDER = Path(__file__).parent / "user_models"
 QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def make(name):
     """A user's model with its loss and batch, in float64."""
-    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
     with jax.numpy_rank_promotion("allow"):  # their initialization
-        model, loss_fn, x, y = module.make()
+        model, loss_fn, x, y = load(name).make()
     return cast_model(model, jnp.float64), loss_fn, *cast((x, y), jnp.float64)
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.py")))
+@pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_is_that_of_autodiff(name):
     """Each leaf within 1e-11 of itself, or of a thousandth of the largest: some gradients are zero.
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from bpresearch import models, optim, sweep
+from bpresearch.optim import schedules
 from bpresearch.sweep.cost import Rehearsal, seconds_in_words
-from tests.sweep.toy import axes, experiment
+from tests.sweep.toy import axes, dataset, experiment
 
 
 def test_there_is_an_estimate_of_each_program():
@@ -29,6 +30,13 @@ def test_a_rehearsal_trains_every_run_as_a_sweep_does(monkeypatch):
     assert rehearsal.steps_per_second() > 0
     expected = sweep.run(task, axis, quiet=True, layout="map").train_loss
     np.testing.assert_array_equal(rehearsal.group["train_loss"][:], expected)
+
+
+def test_a_task_is_estimated_as_an_experiment_with_its_defaults():
+    task = sweep.Task(dataset(), models.linear, experiment().loss)
+    one = sweep.grid(optimizer=optim.sgd, schedule=schedules.constant, lr=0.1, batch_size=10, seed=0)
+    (found,) = sweep.estimate(task, one)
+    assert (found.runs, found.program.split(", ")[0]) == (1, "optimizer=sgd") and found.seconds > 0
 
 
 @pytest.mark.parametrize(

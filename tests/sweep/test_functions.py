@@ -27,17 +27,44 @@ def test_every_run_is_the_functions_own_value_alone_and_in_company():
     np.testing.assert_array_equal(alone.end, found.end.values[chosen])
 
 
-def test_a_sweep_resumes_and_its_slices_join(tmp_path):
-    whole = sweep.run(walk, AXES, tmp_path / "whole", quiet=True)
+def test_a_sweep_resumes_and_its_slices_join(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    whole = sweep.run(walk, AXES, "~/whole", quiet=True)
     again = sweep.run(walk, AXES, tmp_path / "whole", quiet=True)
     np.testing.assert_array_equal(whole.end, again.end)
     for number in (2, 1):
         sweep.run(walk, AXES, tmp_path / str(number), slice=f"{number}/2", quiet=True)
-    merged = sweep.merge([tmp_path / "2", tmp_path / "1"], tmp_path / "both")
+    merged = sweep.merge(["~/2", tmp_path / "1"], "~/both")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "1", "2", "both"}
     for name in (*whole.data_vars, *whole.coords):
         np.testing.assert_array_equal(merged[name].values, whole[name].values)
     with pytest.raises(ValueError, match=r"axes\.scale"):
         sweep.run(walk, AXES | {"scale": [3.0]}, tmp_path / "whole", quiet=True)
+
+
+def test_runs_in_a_list_are_appended(tmp_path):
+    runs = [{"scale": 0.5, "length": 10, "seed": seed} for seed in range(3)]
+    both = [sweep.run(walk, part, tmp_path, quiet=True).end.values for part in (runs[:2], runs[2:])]
+    assert sweep.read(tmp_path).sizes["run"] == 3
+    found = sweep.run(walk, runs, tmp_path, quiet=True)
+    np.testing.assert_array_equal(found.end, np.concatenate(both))
+    with pytest.raises(ValueError, match="other settings"):
+        sweep.run(lambda key, hyperparameters: {"path": jnp.ones(3)}, runs, tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"prune": "nonsense"}, "prune=nonsense is not one of"),
+        ({"layout": "bogus"}, "layout=bogus is not one of"),
+        ({"shard": "model"}, "shard=model is not one of"),
+        ({"prune": "halving"}, "prune=halving: takes trainings, and walk is a function"),
+        ({"source": {"sampler": "tpe"}}, "source=.*: takes trainings, and walk is a function"),
+    ],
+)
+def test_options_of_trainings_are_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.run(walk, AXES, **option, quiet=True)
 
 
 def test_what_a_function_must_give():

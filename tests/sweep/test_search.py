@@ -126,6 +126,19 @@ def test_a_search_can_be_made_longer_and_a_different_one_is_refused(tmp_path, wh
         sweep.search(experiment(), axes(), trials=3, batch=3, workdir=tmp_path, quiet=True)
 
 
+def test_a_task_is_searched_and_runs_may_be_of_several_lengths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    like = experiment()
+    options = {"trials": 2, "batch": 1, "sampler": "random", "sampler_seed": 1, "quiet": True}
+    wide = sweep.grid(optimizer=optim.sgd, schedule=schedules.constant, lr=Uniform(0.1, 1.0), batch_size=5,
+                      seed=0, steps=[4, 6])  # fmt: skip
+    found = sweep.search(sweep.Task(like.data, like.model, like.loss), wide, workdir="~/w", **options)
+    assert set(found.steps.values) == {4, 6} and found.eval_step.values.tolist() == [0, 4, 6]
+    with pytest.raises(ValueError, match="axis steps is a distribution"):
+        sweep.search(like, wide | {"steps": [Uniform(4, 6)]}, **options)
+    assert (tmp_path / "w" / "study.journal").exists() and (tmp_path / "w" / "results.zarr").exists()
+
+
 def test_a_trial_that_diverged_counts_as_pruned():
     study = sample.study(sample.Journal(None), maximize=False)
     for value in (1.0, math.nan):

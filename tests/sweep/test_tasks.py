@@ -193,9 +193,12 @@ def test_what_a_loss_and_a_choice_must_be():
         sweep.run(sweep.Task(PARTS, models.linear, loss), axes(), quiet=True)
 
 
-def test_labels_of_the_users_own_have_an_accuracy():
+def test_labels_of_the_users_own_have_an_accuracy_and_start_from_0():
     labelled = {name: (p["x"], (p["more"][:, 0] > 0).astype(np.int64)) for name, p in PARTS.items()}
     cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+    below = labelled | {"test": (PARTS["test"]["x"], labelled["test"][1] - 1)}
+    with pytest.raises(ValueError, match="data: a label is -1"):
+        sweep.Task(below, models.linear, cross_entropy)
     task = sweep.Task(labelled, models.linear, cross_entropy)
     assert (task.classes, task.input_shape, task.outputs) == (2, (3,), 2)
     found = sweep.run(task, axes(lr=1.0), quiet=True)

@@ -3,9 +3,6 @@
 The ten models are those of `tests/chainrule/user_models`; two of them here, all with `scripts/test --full`.
 """
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,29 +12,20 @@ import bpresearch as bp
 from bpresearch import optim, sweep, verify
 from bpresearch.functional import as_inputs
 from bpresearch.optim import schedules
+from tests.user_models import load, some
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
-
-FOLDER = Path(__file__).parents[1] / "chainrule" / "user_models"
-ALWAYS = ("digits_vae", "pinn")
-NAMES = [
-    name if name in ALWAYS else pytest.param(name, marks=pytest.mark.full)
-    for name in sorted(file.stem for file in FOLDER.glob("*.py"))
+pytestmark = [
+    pytest.mark.usefixtures("users_ranks"),
+    pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning"),
 ]
 
-
-@pytest.fixture(autouse=True)
-def ranks_as_users_have_them():
-    with jax.numpy_rank_promotion("allow"):
-        yield
+NAMES = some("digits_vae", "pinn")
 
 
 def task_of(name):
     """The task that the file's user would write: examples are rows, where inputs and targets have as many;
     otherwise, as for a graph or an equation, there is one."""
-    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = load(name)
     _, loss_fn, *batch = module.make()
     batch = jax.tree.map(np.asarray, tuple(batch))
     rows = len({leaf.shape[0] for leaf in jax.tree.leaves(batch)}) == 1

@@ -3,9 +3,6 @@
 The ten models are those of `tests/chainrule/user_models`; one of them here, all with `scripts/test --full`.
 """
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,33 +12,19 @@ from flax import nnx
 from bpresearch import verify
 from bpresearch.verify.detection.faults import planted
 from bpresearch.verify.equations import equations_of
+from tests.user_models import load, some
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
-
-FOLDER = Path(__file__).parents[1] / "chainrule" / "user_models"
-ALWAYS = ("lora_mlp",)
-NAMES = [
-    name if name in ALWAYS else pytest.param(name, marks=pytest.mark.full)
-    for name in sorted(file.stem for file in FOLDER.glob("*.py"))
+pytestmark = [
+    pytest.mark.usefixtures("users_ranks"),
+    pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning"),
 ]
 
-
-@pytest.fixture(autouse=True)
-def ranks_as_users_have_them():
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def make(name):
-    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.make()
+NAMES = some("lora_mlp")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_users_model_is_right(name):
-    report = verify.model(*make(name))
+    report = verify.model(*load(name).make())
     assert report.passed, str(report)
     assert report.culprits == ()
 
@@ -49,7 +32,7 @@ def test_a_users_model_is_right(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fault_in_any_rule_that_a_users_model_uses_is_found_and_placed(name):
     """Of layers and of primitives, one of each kind; those that change no gradient are left out."""
-    model, loss_fn, x, y = make(name)
+    model, loss_fn, x, y = load(name).make()
     with jax.enable_x64(True):
         high = verify.cast_model(model, "float64"), loss_fn, *verify.cast((x, y), "float64")
         places = {place.name: place for place in equations_of(*high)}
