@@ -105,7 +105,8 @@ def richardson(
     here = np.asarray(here, np.float64)[:, None]
     h = np.asarray(scale, np.float64)[:, None] * np.asarray(STEPS)
     with np.errstate(invalid="ignore", over="ignore"):
-        largest = np.max(np.maximum(np.abs(above), np.abs(below)), axis=1, keepdims=True)
+        sizes = np.maximum(np.abs(above), np.abs(below))
+        largest = np.max(sizes, axis=1, keepdims=True, initial=0.0, where=np.isfinite(sizes))
         rounding = eps * largest / h
         estimate, uncertainty, best = _settled(_extrapolated((above - below) / (2 * h), (2,)), rounding)
         right, right_uncertainty, _ = _settled(_extrapolated((above - here) / h, (1, 2)), rounding)

@@ -21,6 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from bpresearch.chainrule.engine import read
 from bpresearch.chainrule.primitives import Equation, Value, is_floating
 from bpresearch.chainrule.rules.lax.loops import sizes
+from bpresearch.verify.precision import compares
 
 NAN, INF = "NaN", "Inf"
 TESTS = {NAN: np.isnan, INF: np.isinf}
@@ -30,9 +31,6 @@ Kinds: TypeAlias = frozenset[str]
 
 Matters: TypeAlias = dict[int, Kinds]
 """By the number of a result: which of its values that are not finite matter."""
-
-AS_WRITTEN = {"xla_allow_excess_precision": False, "xla_backend_optimization_level": 0}
-"""Each value is rounded to its own type, and little time is spent on speed."""
 
 CLOSED = ("shard_map", "pallas_call", "custom_partitioning")
 """Equations whose programs work on something else than the equation's operands."""
@@ -188,12 +186,18 @@ def _evaluator(jaxpr: Jaxpr) -> Callable[..., Any]:
             all_outs.append(outs)
         return all_ins, all_outs, [read(v, values) for v in jaxpr.outvars]
 
-    return jax.jit(run, compiler_options=AS_WRITTEN)
+    return _as_written(run, jaxpr)
 
 
 @functools.lru_cache(maxsize=32)
 def _body(closed: ClosedJaxpr) -> Callable[..., Any]:
-    return jax.jit(jaxpr_as_fun(closed), compiler_options=AS_WRITTEN)
+    return _as_written(jaxpr_as_fun(closed), closed.jaxpr)
+
+
+def _as_written(run: Callable[..., Any], jaxpr: Jaxpr) -> Callable[..., Any]:
+    """Compiled so that each value is rounded to its own type, and little time is spent on speed."""
+    options = {"xla_allow_excess_precision": False, "xla_backend_optimization_level": int(compares(jaxpr))}
+    return jax.jit(run, compiler_options=options)
 
 
 def brought(call: Call, matters: Matters) -> Matters:

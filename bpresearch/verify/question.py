@@ -74,13 +74,18 @@ class Derivative:
     def scalar(self, point: Point, others: Any, y_bar: Outputs) -> Array:
         """<y_bar, values>, whose gradient is what a backward pass answers to y_bar."""
         outputs = self.values(point, others)
-        return product(y_bar, outputs, outputs)
+        # Which are finite is held constant: what becomes infinite a step away has no part in a difference.
+        return product(y_bar, outputs, jax.lax.stop_gradient(outputs))
 
 
 def product(y_bar: Outputs, values: list[Array], outputs: Outputs) -> Array:
-    """<y_bar, values>, without the outputs that are not finite: the -inf of what is masked is constant."""
+    """<y_bar, values>, without the outputs that are not finite: the -inf of what is masked is constant.
+
+    A single number that is not finite, a loss say, is said as it is.
+    """
     triples = zip(y_bar, values, outputs, strict=True)
-    terms = [jnp.sum(bar * jnp.where(jnp.isfinite(y), value, 0)) for bar, value, y in triples]
+    kept = ((bar, jnp.where(jnp.isfinite(y), value, 0) if y.ndim else value) for bar, value, y in triples)
+    terms = [jnp.sum(bar * value) for bar, value in kept]
     return sum(terms[1:], terms[0])
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bpresearch import verify
 from bpresearch.verify.directions import choose_directions
 from bpresearch.verify.ladder import step_scale
 from bpresearch.verify.oracles.finite_differences import SAFETY, estimates, kinked, measure
@@ -107,6 +108,21 @@ def test_elements_at_infinity_are_left_out_and_the_others_decided():
     for factor, passed in ((1.0, True), (1.01, False)):
         _, _, (verdict,) = differentiate(lambda point: jnp.sum(jnp.exp(point[0])), [t], [factor * np.exp(t)])
         assert verdict.passed is passed, verdict
+
+
+@pytest.mark.parametrize("summed", [True, False], ids=["a number", "an array"])
+def test_a_function_that_is_infinite_a_step_away_is_measured_closer_by(summed):
+    """Beyond t = 0.001 it is no number; that it goes there must not look like a derivative of zero."""
+
+    def near(t):
+        y = jnp.where(t < 1e-3, jnp.sin(t), jnp.inf)
+        return jnp.sum(y) if summed else y
+
+    for factor, passed in ((1.0, True), (1 + 1e-5, False), (0.0, False)):
+        f = jax.custom_vjp(near)
+        f.defvjp(lambda t: (near(t), t), lambda t, g, factor=factor: (factor * g * jnp.cos(t),))
+        report = verify.function(f, np.zeros(2), oracles=("finite differences",))
+        assert report.passed is passed, str(report)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float16", 300), ("float32", 1e25), ("float64", 1e200)])

@@ -17,7 +17,7 @@ from bpresearch import autodiff
 from bpresearch.functional import TrainingLoss, split
 from bpresearch.verify.detection.cases import shapes_of
 from bpresearch.verify.detection.traced_blocks import BLOCKS, Block, Generator, projected, size
-from bpresearch.verify.precision import cast, cast_model
+from bpresearch.verify.precision import cast, cast_model, compiled
 
 Objective: TypeAlias = Callable[[nnx.Module, Any], Any]
 """`(model, batch) -> loss`."""
@@ -187,9 +187,6 @@ def is_finite(model: nnx.Module, loss: Objective, batch: Any) -> bool:
     """Whether the loss and its gradient are finite in float64."""
     with jax.enable_x64(True):
         graphdef, params, state = split(cast_model(model, "float64"))
-        gradient = jax.jit(
-            autodiff.gradient(graphdef, TrainingLoss(loss)),
-            compiler_options={"xla_backend_optimization_level": 0},
-        )
+        gradient = compiled(autodiff.gradient(graphdef, TrainingLoss(loss)))
         (value, _), grads = gradient(params, state, ((), cast(batch, "float64")))
         return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in (value, *jax.tree.leaves(grads)))

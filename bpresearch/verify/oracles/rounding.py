@@ -140,7 +140,7 @@ def of_function(question: Question, dtypes: Sequence[Any]) -> list[Row]:
             size * (jnp.finfo(dtype).bits >= 32) for size, dtype in zip(_stacked(sizes), dtypes, strict=True)
         ]
 
-    rows = ratio_rows(question.names, *map(_stacked, (found, own, exact)), spreads, dtypes)
+    rows = ratio_rows(question.names, _stacked(found), _stacked(own), _stacked(exact), spreads, dtypes)
     return [replace(row, shape=question.shape(leaf)) for leaf, row in enumerate(rows)]
 
 
