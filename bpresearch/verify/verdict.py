@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from bpresearch.verify.report import Row
 
@@ -52,7 +52,7 @@ def limit(freedom: int, elements: int) -> float:
     >>> round(limit(5, 1)), round(limit(40, 1), 1), round(limit(40, 10_000), 1)
     (28, 5.8, 8.7)
     """
-    return float(stats.t.isf(FALSE_ALARM / (2 * max(elements, 1)), freedom))
+    return -float(special.stdtrit(freedom, FALSE_ALARM / (2 * max(elements, 1))))
 
 
 Measure = Callable[[int], tuple[np.ndarray, int]]
