@@ -131,6 +131,25 @@ def option_axes(chosen: dict[str, dict[str, Callable[..., Any]]]) -> dict[str, l
     return axes
 
 
+def base_width(flag: str, text: str, chosen: dict[str, Callable[..., Any]]) -> dict[str, Any]:
+    """The option of the models that are chosen, and its value in that of base width: `width:64`.
+
+    Raises:
+        ValueError: it is none of a model's, or takes another value.
+    """
+    name, _, value = text.partition(":")
+    taking = [o for o in _owners.get(f"model.{name}", []) if o.kind == "model" and o.name in chosen]
+    if len(taking) < len(chosen) or not value:
+        raise ValueError(
+            f"--{flag}={text}: takes an option of --model={','.join(chosen)} and its value in the model of "
+            "base width, such as width:64"
+        )
+    found = parsed(flag, value, taking[0])
+    if len(found) != 1:
+        raise ValueError(f"--{flag}={text}: takes one value")
+    return {name: found[0]}
+
+
 def parsed(flag: str, text: str, owner: Owner) -> list[Any]:
     """The values of an option, from what the user wrote: one or many."""
     form, option = form_of(owner), owner.parameter.name

@@ -14,7 +14,7 @@ from absl import flags
 from bpresearch import autodiff, chainrule, files, optim, sweep
 from bpresearch.analysis import diagnostics
 from bpresearch.command.axes import numbers, positive, values
-from bpresearch.command.options import option_axes
+from bpresearch.command.options import base_width, option_axes
 from bpresearch.command.running import (
     define_running_flags,
     describe_and_stop,
@@ -83,6 +83,12 @@ def define_sweep_flags() -> None:
         None,
         "the metric that settings are chosen by: loss, lower is better; another, higher is better; -NAME, "
         "lower is better; by default the accuracy where there is one",
+    )
+    flags.DEFINE_string(
+        "mup",
+        None,
+        "scale learning rates and initial weights by width as muP does, from the model whose option has this "
+        "value: width:64",
     )
     flags.DEFINE_string(
         "gradient", "autodiff", f"where gradients come from, one or many: {', '.join(ENGINES)}"
@@ -227,6 +233,7 @@ def experiment_from_flags() -> sweep.Experiment:
         validation=FLAGS.validation,
         dtype=precision,
         choose=FLAGS.choose,
+        mup=_mup(),
     )
     experiment = lasting(experiment, {"steps": steps} if len(steps) > 1 else {}, FLAGS.prune)
     for batch_size in values("batch_size", FLAGS.batch_size, int):
@@ -237,6 +244,20 @@ def experiment_from_flags() -> sweep.Experiment:
                 f"{experiment.training_examples} training examples; take at most as many"
             )
     return experiment
+
+
+def _mup() -> dict[str, Any] | None:
+    """The option that makes the model of base width."""
+    if FLAGS.mup is None:
+        return None
+    for optimizer in optimizers_from_flags().values():
+        if "clip_norm" in optim.hyperparameters(optimizer):
+            raise ValueError("--mup and --clip_norm: the weights of each rate would be clipped by themselves")
+        try:
+            optim.mup.rate(optimizer.__name__, optim.mup.Role.FIXED, 1.0, 1.0)
+        except ValueError as error:
+            raise ValueError(f"--mup={FLAGS.mup}: {error}") from error
+    return base_width("mup", FLAGS.mup, models_from_flags())
 
 
 def _check_workdir() -> None:

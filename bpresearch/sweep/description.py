@@ -46,6 +46,7 @@ def describe(
         "eval_every": experiment.eval_every,
         "validation": experiment.validation,
         "dtype": np.dtype(experiment.dtype).name,
+        **({"mup": label(list(experiment.mup.items()))} if experiment.mup else {}),
         "diagnostics": [label(diagnostic) for diagnostic in experiment.diagnostics],
         "axes": {axis: label(found) for axis, found in axes.items()},
         "layout": layout,

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from bpresearch.autodiff import gradient as autodiff_gradient
-from bpresearch.optim import hyperparameters
+from bpresearch.functional import split
+from bpresearch.optim import hyperparameters, mup
 from bpresearch.platform import DTYPES
 from bpresearch.sweep.options import Settings, chosen, parameters, structural
 from bpresearch.sweep.task import Task
@@ -37,6 +38,8 @@ class Experiment(Task):
         choose: the metric that settings are chosen by: `loss`, lower is better; any other, higher is better;
             `-name`, lower is better. Default: the accuracy where there is one, else the loss.
         ends: steps after which some run ends, if `steps` is an axis.
+        mup: options that make the model of base width, such as `{"width": 64}`: learning rates and initial
+            weights are scaled by how much wider a model is (`optim.mup`). None: they are not.
     """
 
     gradient: Callable[..., Any] = autodiff_gradient
@@ -46,6 +49,7 @@ class Experiment(Task):
     dtype: Any = jnp.float32
     choose: str | None = None
     ends: tuple[int, ...] = ()
+    mup: dict[str, Any] | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -108,11 +112,14 @@ class Experiment(Task):
         fixed = structural(settings)
         if "steps" in hyperparameters(settings["optimizer"]):
             fixed = {"steps": self.steps} | fixed
-        optimizer = partial(settings["optimizer"], **fixed) if fixed else settings["optimizer"]
+        optimizer: Any = settings["optimizer"]
 
-        def build(rngs: nnx.Rngs) -> nnx.Module:
-            return self.build(model, options, rngs)
-
+        build: Callable[[nnx.Rngs], nnx.Module] = partial(self.build, model, options)
+        if self.mup is not None:
+            narrow = options | self.mup
+            base = split(nnx.eval_shape(lambda: self.build(model, narrow, nnx.Rngs(0))))[1]
+            build, optimizer = mup.widened(build, base), mup.scaled(optimizer, base)
+        optimizer = partial(optimizer, **fixed) if fixed else optimizer
         return Training(build, self.objective, self.gradient, optimizer, self.dtype, self.all_metrics)
 
     def examples(self) -> dict[str, Any]:

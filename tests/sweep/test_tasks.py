@@ -1,5 +1,7 @@
 """Tasks of the user's own: any batch, any loss of model and batch, any option an axis."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,6 +152,31 @@ def test_precisions_are_an_axis():
     assert losses["float32"] == alone.test_loss.values[0, -1]
     assert 0 < abs(losses["float64"] - losses["float32"]) < 1e-5
     assert 1e-5 < abs(losses["bfloat16"] - losses["float32"]) < 0.1
+
+
+def test_rates_and_initial_weights_are_scaled_by_width():
+    """muP by the tables of `optim.mup`: a model of base width stays as it is, and one four times as wide is
+    trained as its own optimizer and initial weights, scaled by hand, train it."""
+    experiment = sweep.as_experiment(sweep.Task(PARTS, model, loss))
+    adam = axes(optimizer=optim.adam, schedule=schedules.constant, lr=0.01, width=[3, 12])
+    plain = sweep.run(experiment, adam, quiet=True, layout="map")
+    scaled = sweep.run(dataclasses.replace(experiment, mup={"width": 3}), adam, quiet=True, layout="map")
+    assert scaled.train_loss.values[0].tolist() == plain.train_loss.values[0].tolist()
+
+    def built(*, rngs, width):
+        made = model(rngs=rngs, width=width)
+        made.layers[-1].kernel[...] /= 2.0
+        return made
+
+    def by_hand(learning_rate):
+        labels = {"layers": {0: {"kernel": "in", "bias": "in"}, 2: {"kernel": "out", "bias": "in"}}}
+        rates = {"in": optax.adam(learning_rate), "out": optax.adam(learning_rate / 4)}
+        return optax.partition(rates, labels)
+
+    task = sweep.Task(PARTS, built, loss)
+    wide = axes(optimizer=by_hand, schedule=schedules.constant, lr=0.01, width=12)
+    expected = sweep.run(task, wide, quiet=True, layout="map")
+    np.testing.assert_allclose(scaled.train_loss.values[1], expected.train_loss.values[0], rtol=1e-5)
 
 
 def test_options_with_the_name_of_an_axis_or_of_each_other_have_full_names():
