@@ -11,29 +11,26 @@ measured at one batch size on the way.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 from absl import flags
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 from rich.console import Console
 
-from bpresearch import autodiff, data, files, models, platform, report
 from bpresearch import command as shared
-from bpresearch.functional import split
-from bpresearch.theory import batches, heavy_tails
+from bpresearch import data, files, losses, models, platform, report
+from bpresearch.theory import batches, descent
 
 shared.define_experiment_flags()
 flags.DEFINE_string("batch_size", "4,8,16,32,64,128,256,512", "batch sizes, at least three")
 flags.DEFINE_string("lr", "logspace:0.0125:1.6:15", "learning rates, of which each batch size takes its best")
 flags.DEFINE_string("seed", "0:3", "seeds of the network")
 flags.DEFINE_float("target", 1.2, "training loss to be reached")
-flags.DEFINE_integer("updates", 3000, "the most updates of a run")
+flags.DEFINE_integer("updates", 3000, "the most updates of a run; beyond 400, 40,000 examples are too")
 flags.DEFINE_integer("measured_at", 64, "batch size at which the noise scale is measured")
 
 EIGENVALUES, GOAL = 1 / np.arange(1, 101), 0.3
 EVERY, WIDTH, LOOKED_AT = 10, 50, 1000
-LOSS = optax.losses.softmax_cross_entropy_with_integer_labels
+MOST_EXAMPLES, FEWEST_UPDATES = 40_000, 400
 
 
 def main() -> int:
@@ -53,11 +50,12 @@ def main() -> int:
         batches.steps_to(GOAL, EIGENVALUES, 30 * EIGENVALUES, size, np.geomspace(1e-4, 1.9, 400))
         for size in batch
     ])  # fmt: skip
-    problem = Problem(seeds[0])
-    network = np.array([steps_of(problem, int(size), rates, seeds, updates, FLAGS.target) for size in batch])
+    problem = Problem(seeds)
+    network = np.array([steps_of(problem, int(size), rates, updates, FLAGS.target) for size in batch])
     if np.isnan(network).sum() > len(network) - 3:
         raise ValueError(
-            f"--target={FLAGS.target:g}: is not reached within --updates={updates}: take a higher loss"
+            f"--target={FLAGS.target:g}: is not reached at three batch sizes within --updates={updates} and, "
+            f"beyond {FEWEST_UPDATES}, {MOST_EXAMPLES:,} examples: take a higher loss"
         )
     there = ~np.isnan(network)
     fits = {
@@ -87,22 +85,29 @@ def main() -> int:
 
 
 class Problem:
-    """A network on MNIST-1D as functions of its weights in one row."""
+    """A network on MNIST-1D, with the initial weights and the key of the batches of each seed."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seeds: list[int]):
         dataset = data.load("mnist1d")
         self.x, self.y = jnp.asarray(dataset.x), jnp.asarray(dataset.y)
-        model = models.mlp(dataset.input_shape, 10, widths=(WIDTH, WIDTH), rngs=nnx.Rngs(seed))
-        graphdef, params, self.state = split(model)
-        self.start, self.unravel = ravel_pytree(params)
-        self.gradient = autodiff.gradient(graphdef, LOSS)
+        landscapes = [
+            descent.landscape(
+                models.mlp(dataset.input_shape, 10, widths=(WIDTH, WIDTH), rngs=nnx.Rngs(seed)),
+                losses.named("cross_entropy"),
+            )
+            for seed in seeds
+        ]
+        self.starts = jnp.stack([landscape.start for landscape in landscapes])
+        self.keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+        self.of_batch = landscapes[0].slope
 
     def slope(self, w: jax.Array, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Gradient and loss on some examples."""
-        (loss, _), grads = self.gradient(self.unravel(w), self.state, (self.x[chosen], self.y[chosen]))
-        return ravel_pytree(grads)[0], loss
+        return self.of_batch(w, (self.x[chosen], self.y[chosen]))
 
-    def train(self, rate: jax.Array, key: jax.Array, size: int, updates: int) -> tuple[jax.Array, jax.Array]:
+    def train(
+        self, rate: jax.Array, start: jax.Array, key: jax.Array, size: int, updates: int
+    ) -> tuple[jax.Array, jax.Array]:
         """The loss on some training examples, and the weights, before training and after every ten steps."""
 
         def step(w: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
@@ -113,13 +118,16 @@ class Problem:
             return jax.lax.scan(step, w, keys)[0], (self.slope(w, jnp.arange(LOOKED_AT))[1], w)
 
         keys = jax.random.split(key, (updates // EVERY, EVERY))
-        return jax.lax.scan(record, self.start, keys)[1]
+        return jax.lax.scan(record, start, keys)[1]
 
     def noise_scale(self, size: int, rates: list[float], updates: int, target: float) -> float:
-        """tr(S) / |G|^2 over the way to the target at this batch size and its best learning rate.
+        """tr(S) / |G|^2 on the first seed's way to the target at this batch size and its best rate.
 
         Both are estimated without bias at each record, from the gradients of a batch and of its halves, and
         their means over the steps divided.
+
+        Raises:
+            ValueError: no learning rate gets to the target.
         """
         key, half = jax.random.key(1), size // 2
 
@@ -129,10 +137,15 @@ class Problem:
             trace = half * jnp.sum((first - second) ** 2) / 2
             return trace, jnp.vdot(first, second)
 
-        run = jax.jit(jax.vmap(lambda rate: self.train(rate, key, size, updates)))
-        losses, weights = run(jnp.asarray(rates))
-        times = np.arange(losses.shape[1]) * EVERY
-        first = heavy_tails.time_to(target, np.asarray(losses, np.float64).T, times.astype(float))
+        run = jax.jit(jax.vmap(lambda rate: self.train(rate, self.starts[0], key, size, updates)))
+        recorded, weights = run(jnp.asarray(rates))
+        times = np.arange(recorded.shape[1]) * EVERY
+        first = descent.time_to(target, np.asarray(recorded, np.float64).T, times.astype(float))
+        if not np.isfinite(first).any():
+            raise ValueError(
+                f"--measured_at={size}: does not reach --target={target:g} within --updates={updates}: take "
+                "another batch size or a higher loss"
+            )
         best = int(np.nanargmin(first))
         on_the_way = weights[best][times <= first[best]]
         keys = jax.random.split(jax.random.key(2), len(on_the_way))
@@ -140,19 +153,15 @@ class Problem:
         return float(jnp.mean(traces) / jnp.mean(squares))
 
 
-def steps_of(
-    problem: Problem, size: int, rates: list[float], seeds: list[int], updates: int, target: float
-) -> float:
+def steps_of(problem: Problem, size: int, rates: list[float], updates: int, target: float) -> float:
     """Steps to the target at the learning rate that takes fewest, mean over seeds; NaN if none gets there."""
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    count = min(updates, max(400, 40_000 // size))
-    over_seeds = jax.vmap(lambda rate, key: problem.train(rate, key, size, count)[0], (None, 0))
-    losses = np.asarray(jax.jit(jax.vmap(over_seeds, (0, None)))(jnp.asarray(rates), keys), np.float64)
-    times = np.arange(losses.shape[-1], dtype=float) * EVERY
-    first = heavy_tails.time_to(target, losses.reshape(-1, len(times)).T, times).reshape(
-        len(rates), len(seeds)
-    )
-    means = first.mean(axis=1)  # NaN where a seed does not get there
+    count = min(updates, max(FEWEST_UPDATES, MOST_EXAMPLES // size))
+    over_seeds = jax.vmap(lambda rate, *seed: problem.train(rate, *seed, size, count)[0], (None, 0, 0))
+    over_rates = jax.jit(jax.vmap(over_seeds, (0, None, None)))
+    recorded = np.asarray(over_rates(jnp.asarray(rates), problem.starts, problem.keys), np.float64)
+    times = np.arange(recorded.shape[-1], dtype=float) * EVERY
+    first = descent.time_to(target, recorded.reshape(-1, len(times)).T, times)
+    means = first.reshape(len(rates), -1).mean(axis=1)  # NaN where a seed does not get there
     return float(np.nanmin(means)) if np.isfinite(means).any() else float("nan")
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bpresearch import command as shared
 from bpresearch import files, platform, report
-from bpresearch.theory import heavy_tails
+from bpresearch.theory import descent, heavy_tails
 
 shared.define_experiment_flags()
 flags.DEFINE_integer("classes", 100, "number of classes")
@@ -61,7 +61,7 @@ def main() -> int:
         ),
         "sign descent": heavy_tails.by_sign_descent(times["sign descent"][:, None] + 0 * frequency, classes),
     }
-    learned = {name: heavy_tails.time_to(target, losses[name], times[name]) for name in METHODS}
+    learned = {name: descent.time_to(target, losses[name], times[name]) for name in METHODS}
 
     shown = sorted({0, classes // 10, classes - 1})
     columns = ("class", "frequency", *METHODS)

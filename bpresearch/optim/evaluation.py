@@ -1,6 +1,7 @@
 """The weights to evaluate at, where they are not those that are trained: averages, schedule-free methods."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -128,7 +129,8 @@ def parsed(average: str) -> tuple[str, float]:
 
 def ema_share(decay: float, count: Int[Array, ""]) -> Float[Array, ""]:
     """The latest weights' part in an exponential mean of `count`: (1 - decay) / (1 - decay^count)."""
-    return (1 - decay) / (1 - jnp.float32(decay) ** count)
+    # 1 - decay^count would cancel in float32 while it is small.
+    return (1 - decay) / -jnp.expm1(count * (math.log(decay) if decay else -math.inf))
 
 
 def tail_share(fraction: float, count: Int[Array, ""], steps: ArrayLike) -> Float[Array, ""]:

@@ -17,9 +17,12 @@ from jaxtyping import ArrayLike
 from bpresearch.optim.optimizers import Optimizer, hyperparameters, taking
 
 WHOLE = {
-    "dadapt_adamw", "dog", "dowg", "momo", "momo_adam", "polyak_sgd", "prodigy", "quotient_global",
+    "dadapt_adamw", "dog", "dowg", "momo", "momo_adam", "noisy_sgd", "polyak_sgd", "prodigy",
+    "quotient_global",
 }  # fmt: skip
-"""Optimizers whose step follows from all weights together: groups of weights would change what they are."""
+"""Optimizers whose step follows from all weights together: groups of weights would change what they are.
+
+`noisy_sgd` draws the noise of all weights with one key, so that groups would get the same noise."""
 
 ALONG_A_LINE = {"backtracking", "lbfgs"}
 """Optimizers that evaluate the loss along a line through all weights."""
@@ -117,7 +120,7 @@ def grouped(optimizer: Optimizer) -> Optimizer:
         if decay_mask and not decays:
             raise ValueError(f"{option}: {optimizer.__name__} has no weight decay; give a weight_decay too")
 
-        def group_of(paths: list[str]) -> dict[str, tuple[float, bool]]:
+        def group_of(paths: Iterable[str]) -> dict[str, tuple[float, bool]]:
             factors = multipliers(lr_multipliers, paths)
             masked = selected(decay_mask, paths, "decay_mask") if decay_mask else set(paths)
             return {path: (factors[path], path in masked) for path in paths}
@@ -158,11 +161,12 @@ def frozen(optimizer: Optimizer) -> Optimizer:
                 f"frozen={frozen}: {optimizer.__name__} searches along a line through all weights"
             )
 
-        def is_frozen(paths: list[str]) -> dict[str, bool]:
+        def is_frozen(paths: Iterable[str]) -> dict[str, bool]:
             still = selected(frozen, paths, "frozen")
-            if len(still) == len(paths):
+            of_path = {path: path in still for path in paths}
+            if all(of_path.values()):
                 raise ValueError(f"frozen={frozen} leaves no parameter to train")
-            return {path: path in still for path in paths}
+            return of_path
 
         return partitioned(
             is_frozen, lambda still: optax.set_to_zero() if still else optimizer(learning_rate, **others)
@@ -172,20 +176,21 @@ def frozen(optimizer: Optimizer) -> Optimizer:
 
 
 def partitioned(
-    groups_of: Callable[[list[str]], Mapping[str, Any]],
+    groups_of: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     of_group: Callable[[Any], optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation for each group of weights, by their paths.
 
     Args:
-        groups_of: from all paths to the group of each.
+        groups_of: from all weights (or gradients) by their paths to the group of each path; what belongs
+            to another partition around this one is an `optax.MaskedNode`.
         of_group: from a group to its transformation.
     """
 
     def partition(tree: Any) -> optax.GradientTransformationExtraArgs:
         # Of a tree that is itself a group, the others' places count too: patterns are of the whole model.
         everything = jax.tree.leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
-        of_path = groups_of([path_of(path) for path, _ in everything])
+        of_path = groups_of({path_of(path): leaf for path, leaf in everything})
         labels = jax.tree.map_with_path(lambda path, _: repr(of_path[path_of(path)]), tree)
         transformations = {repr(group): of_group(group) for group in dict.fromkeys(of_path.values())}
         return optax.partition(transformations, labels)

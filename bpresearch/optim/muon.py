@@ -1,5 +1,7 @@
 """Muon: the momentum of each matrix, with its singular values made equal; Adam for everything else."""
 
+from collections.abc import Iterable
+
 import optax
 from jaxtyping import ArrayLike
 from optax import contrib
@@ -55,7 +57,7 @@ def muon(
         return by_shape
     adam = optax.nadam(adam_learning_rate, adam_b1, adam_b2, eps)
 
-    def left_to_adam(paths: list[str]) -> dict[str, bool]:
+    def left_to_adam(paths: Iterable[str]) -> dict[str, bool]:
         left = selected(adam_for, paths, "adam_for")
         return {path: path in left for path in paths}
 

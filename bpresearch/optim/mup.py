@@ -13,7 +13,7 @@ the outputs of its layer, and r_in and r_out are their multiples of the base mod
 paper's scale 1 / d instead of 1 / sqrt(d) of attention is the model's own matter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from math import sqrt
 from typing import Any
@@ -25,7 +25,7 @@ from jaxtyping import ArrayLike
 
 from bpresearch.functional import Params
 from bpresearch.optim.groups import partitioned, path_of
-from bpresearch.optim.optimizers import Optimizer, taking
+from bpresearch.optim.optimizers import Optimizer, hyperparameters, taking
 
 SGD_LIKE = {"momentum", "nesterov", "sgd"}
 """Optimizers whose step is as long as the gradient."""
@@ -91,13 +91,14 @@ def rate(optimizer_name: str, role: Role, r_in: float, r_out: float) -> float:
     if optimizer_name in SGD_LIKE:
         return {Role.INPUT: r_out, Role.HIDDEN: r_out / r_in, Role.OUTPUT: 1 / r_in}.get(role, 1.0)
     known = ", ".join(sorted(SGD_LIKE | ADAM_LIKE))
-    raise ValueError(f"mup_base_width: no scaling by width is known for {optimizer_name}, but for {known}")
+    raise ValueError(f"no scaling by width is known for {optimizer_name}, but for {known}")
 
 
 def scaled(optimizer: Optimizer, base: Params) -> Optimizer:
     """The optimizer with the learning rate of each weight scaled by its width.
 
-    Weight decay, which the learning rate scales in Optax, is divided by the same number.
+    Weight decay, which the learning rate scales in Optax, is divided by the same number; a decoupled one,
+    which it does not scale, is left as it is.
 
     >>> params, base = ({"kernel": jnp.ones((n, n))} for n in (4, 2))
     >>> sgd, adam = (bp.optim.mup.scaled(o, base)(0.1) for o in (bp.optim.sgd, bp.optim.sign_sgd))
@@ -105,32 +106,30 @@ def scaled(optimizer: Optimizer, base: Params) -> Optimizer:
     [-0.1, -0.05]
 
     Args:
-        optimizer: of `SGD_LIKE` or `ADAM_LIKE`, with any options around (`with_options`).
+        optimizer: of `SGD_LIKE` or `ADAM_LIKE`, with any options around (`with_options`) but `clip_norm`,
+            which goes around what is scaled: `clipped(scaled(optimizer, base))`.
         base: the parameters of the model of base width, or their shapes.
 
     Raises:
-        ValueError: for this optimizer no scaling is known, or the models differ in more than their width.
+        ValueError: for this optimizer no scaling is known, the models differ in more than their width, or
+            the optimizer clips: it would clip the weights of each rate by themselves.
     """
+    if "clip_norm" in hyperparameters(optimizer):
+        raise ValueError(
+            "clip_norm inside of scaled would clip each rate's weights alone: take it around scaled"
+        )
     narrow = shapes_of(base)
 
+    def rates(weights: Mapping[str, Any]) -> dict[str, float]:
+        return dict.fromkeys(weights, 1.0) | rates_of(optimizer.__name__, weights, narrow)
+
     def by_width(learning_rate: ArrayLike, **others: Any) -> optax.GradientTransformation:
-        def init_or_update(params: Params) -> optax.GradientTransformationExtraArgs:
-            rates = rates_of(optimizer.__name__, params, narrow)
+        def of_rate(rate: float) -> optax.GradientTransformation:
+            divided = "weight_decay" in others and not others.get("decoupled_decay")
+            kept = {"weight_decay": others["weight_decay"] / rate} if divided else {}
+            return optimizer(learning_rate * rate, **(others | kept))
 
-            def of_rate(rate: float) -> optax.GradientTransformation:
-                decay = others.get("weight_decay")
-                kept = {} if decay is None else {"weight_decay": decay / rate}
-                return optimizer(learning_rate * rate, **(others | kept))
-
-            return partitioned(lambda paths: {path: rates.get(path, 1.0) for path in paths}, of_rate)
-
-        def init(params: Params) -> optax.OptState:
-            return init_or_update(params).init(params)
-
-        def update(updates: Params, state: optax.OptState, params: Any = None, **extra: Any):
-            return init_or_update(updates).update(updates, state, params, **extra)
-
-        return optax.GradientTransformationExtraArgs(init, update)
+        return partitioned(rates, of_rate)
 
     return taking({}, optimizer, by_width)
 

@@ -16,17 +16,32 @@ def grid(title: str, columns: Iterable[str], *, words: Iterable[str] = ()) -> Ta
 
 
 class Check(NamedTuple):
-    """A number that was measured, the one that theory gives, and how far apart they may be."""
+    """A number that was measured, the one that theory gives, and how far apart they may be.
+
+    Without a tolerance what theory gives is a limit, and the number must be less (see `below`).
+    """
 
     what: str
     found: float | int
     expected: float | int
-    tolerance: float | int
+    tolerance: float | int | None
+
+    @classmethod
+    def below(cls, what: str, found: float | int, limit: float | int) -> "Check":
+        """A number that must be less than a limit.
+
+        >>> from bpresearch.report import Check
+        >>> Check.below("loss after / before", 0.9, 1).passed, Check.below("loss after / before", 1, 1).passed
+        (True, False)
+        """
+        return cls(what, found, limit, None)
 
     @property
     def passed(self) -> bool:
-        """Whether they are within the tolerance; never where one of them is NaN."""
-        return abs(self.found - self.expected) <= self.tolerance
+        """Whether they are within the tolerance, or the number below its limit; never if one is NaN."""
+        if self.tolerance is None:
+            return bool(self.found < self.expected)
+        return bool(abs(self.found - self.expected) <= self.tolerance)
 
 
 def conclude(console: Console, checks: Iterable[Check]) -> int:
@@ -36,7 +51,10 @@ def conclude(console: Console, checks: Iterable[Check]) -> int:
     )
     checks = list(checks)
     for check in checks:
-        numbers = (f"{number:.5g}" for number in check[1:])
-        shown.add_row(check.what, *numbers, "yes" if check.passed else "[bold red]NO[/]")
+        theory = f"{check.expected:.5g}"
+        allowed = (f"< {theory}", "") if check.tolerance is None else (theory, f"{check.tolerance:.5g}")
+        shown.add_row(
+            check.what, f"{check.found:.5g}", *allowed, "yes" if check.passed else "[bold red]NO[/]"
+        )
     console.print(shown)
     return 0 if all(check.passed for check in checks) else 1

@@ -14,6 +14,9 @@ KINDS = ("input", "one", "weight", "activation", "loss", "pooling", "block")
 """Of factors, in the order of the palette, so that a kind has the same colour in every picture."""
 KIND_DASHES = [[1, 0], [9, 3, 2, 3], [7, 3], [2, 2], [4, 2], [1, 3], [5, 2, 1, 2]]
 
+STEP = ["column", "height", "column2", "height2", "kind", "layer", "from", "to", "factor", "share", "largest"]
+"""The columns of a frame of factors: from where to where, and what."""
+
 
 def paths_page(explanation: Explanation) -> str:
     """The page of a gradient's largest paths: the answer in words, then the picture.
@@ -68,7 +71,7 @@ def network(anatomy: Anatomy) -> alt.TopLevelMixin:
         )
         .add_params(chosen)
     )
-    largest = steps[steps.largest].assign(
+    largest = steps[steps.largest.astype(bool)].assign(
         column=lambda f: (f.column + f.column2) / 2, height=lambda f: (f.height + f.height2) / 2
     )
     written = alt.Chart(largest).encode(x, y, text=alt.Text("factor:Q", format=".3~g"))
@@ -123,4 +126,4 @@ def _steps(anatomy: Anatomy) -> pd.DataFrame:
             )  # fmt: skip
             row["share"] += abs(path.product)
             start, before, height = column, name, here
-    return pd.DataFrame(rows.values())
+    return pd.DataFrame(rows.values(), columns=STEP)

@@ -1,6 +1,19 @@
 """The mathematics of the experiments: the anatomy of a gradient, and what theory says of training."""
 
-from bpresearch.theory import ablation, minibatch, quadratics, savings, sharpness
+from bpresearch.theory import (
+    ablation,
+    averages,
+    batches,
+    catapult,
+    descent,
+    heavy_tails,
+    minibatch,
+    quadratics,
+    routes,
+    savings,
+    schedules,
+    sharpness,
+)
 from bpresearch.theory.anatomy import Anatomy, factor_statistics, take_apart
 from bpresearch.theory.derivation import Derivation, derive, gradients
 from bpresearch.theory.explain import Explanation, explain
@@ -12,14 +25,21 @@ __all__ = [
     "Explanation",
     "Network",
     "ablation",
+    "averages",
+    "batches",
+    "catapult",
     "derive",
+    "descent",
     "explain",
     "factor_statistics",
     "gradients",
+    "heavy_tails",
     "minibatch",
     "quadratics",
     "read",
+    "routes",
     "savings",
+    "schedules",
     "sharpness",
     "take_apart",
 ]

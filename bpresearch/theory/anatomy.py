@@ -79,6 +79,7 @@ class Anatomy(NamedTuple):
         number: of all paths whose product is not zero.
         total: sum of all paths' products: the gradient.
         size: sum of their absolute values.
+        kinds: of factor that occur on any path whose product is not zero.
         rest: sum of the products of the paths that are not in `paths`.
     """
 
@@ -87,6 +88,7 @@ class Anatomy(NamedTuple):
     number: int
     total: float
     size: float
+    kinds: frozenset[str]
 
     @property
     def rest(self) -> float:
@@ -151,7 +153,9 @@ def _anatomy(
     passed = {link for path in listed for link in path.links} or {link for link in links if link}
     ordered = sorted(passed, key=lambda link: (link.kind == "loss", link.step))
     number, total, size = np.sum([_sums(edges, end) for edges in graphs], axis=0)
-    return Anatomy(tuple(ordered), tuple(listed), round(number), float(total), float(size))
+    live = {links[edge] for edges in graphs for edge in routes.live(edges, WEIGHT, end)}
+    kinds = frozenset(link.kind for link in live if link)
+    return Anatomy(tuple(ordered), tuple(listed), round(number), float(total), float(size), kinds)
 
 
 def _refuse_batch_norm(model: nnx.Module) -> None:

@@ -38,7 +38,11 @@ def last() -> Average:
 
 
 def exponential(decay: float = 0.99) -> Average:
-    """EMA: a <- decay a + (1 - decay) w."""
+    """EMA: a <- decay a + (1 - decay) w, from the initial weights, which keep the share decay^t.
+
+    The optimizers' own average (`optim.averaged`, `ema:0.99`) divides by 1 - decay^t instead, so that the
+    initial weights have no share; after many steps both are the same.
+    """
     return Average("EMA", lambda steps: np.full(steps, 1 - decay))
 
 

@@ -72,7 +72,8 @@ def steps_to(
     """The fewest steps of SGD from w = 1 to an expected loss, over constant learning rates; exact.
 
     Of the noisy quadratic model, E[w^2] after t steps is r^(2t) + (1 - r^(2t)) lr v / (B h (2 - lr h)) with
-    r = 1 - lr h (Zhang et al. 2019).
+    r = 1 - lr h (Zhang et al. 2019). A rate counts only where no eigenvector's limit is above its start: at
+    larger ones, where some grow while others shrink, the loss need not fall all the way.
 
     Returns:
         The number of steps, between whole numbers; infinite where no rate gets there.
@@ -86,8 +87,8 @@ def steps_to(
         return np.sum(h * (left + (1 - left) * settled), axis=1) / 2
 
     low, high = np.zeros(len(rates)), np.full(len(rates), 1e7)
-    reached = loss(high) <= target
-    for _ in range(60):  # the loss falls with the steps while it is above its limit
+    reached = (loss(high) <= target) & (settled <= 1).all(axis=1)
+    for _ in range(60):  # every term falls with the steps towards its limit
         middle = (low + high) / 2
         there = loss(middle) <= target
         low, high = np.where(there, low, middle), np.where(there, middle, high)

@@ -166,7 +166,7 @@ class Derivation:
 
     def sentences(self) -> list[str]:
         """The answer for this weight: is the derivative that of the activation or that of the loss?"""
-        kinds = {factor.kind for _, factors in self.paths for factor in factors}
+        kinds = frozenset().union(*(explanation.anatomy.kinds for explanation in self.explanations))
         return in_words(self.name, kinds, self.number)
 
 

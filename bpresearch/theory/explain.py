@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
@@ -21,7 +21,7 @@ from bpresearch import verify
 from bpresearch.functional import Loss, TrainingLoss, format_path
 from bpresearch.theory.anatomy import Anatomy, Link, Path, gradient_by_jax, leaf_at, take_apart
 
-MET = {
+KINDS_IN_WORDS = {
     "input": "what the weight is multiplied with",
     "one": "1, as a bias is multiplied with nothing",
     "activation": "the derivative of each activation",
@@ -87,8 +87,7 @@ class Explanation:
 
     def sentences(self) -> list[str]:
         """The answer in words: is the derivative that of the activation or that of the loss?"""
-        kinds = {link.kind for path in self.paths for link in path.links}
-        return in_words(self.weight, kinds, self.number)
+        return in_words(self.weight, self.anatomy.kinds, self.number)
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
@@ -192,7 +191,7 @@ def element(grads: Any, weight: str | None) -> tuple[tuple[Any, ...], tuple[int,
     return path, index
 
 
-def in_words(weight: str, kinds: set[str], number: int) -> list[str]:
+def in_words(weight: str, kinds: Set[str], number: int) -> list[str]:
     """What kinds of factor a gradient is made of, as a student asks: activation's derivative or loss's?
 
     Args:
@@ -204,8 +203,8 @@ def in_words(weight: str, kinds: set[str], number: int) -> list[str]:
         return [
             f"Every path from {weight} to the loss has a factor that is zero, and so the gradient is zero."
         ]
-    met = [words for kind, words in MET.items() if kind in kinds]
-    listed = ", ".join(met[:-1]) + f" and {met[-1]}" if met[1:] else met[-1]
+    words = [text for kind, text in KINDS_IN_WORDS.items() if kind in kinds]
+    listed = ", ".join(words[:-1]) + f" and {words[-1]}" if words[1:] else words[-1]
     between = ", and the weights between them" if "weight" in kinds else ""
     answer = f"Both{between}" if "activation" in kinds else f"That of the loss{between}"
     paths = "one path leads" if number == 1 else f"{written(number)} paths lead"

@@ -98,16 +98,3 @@ def _recorded(
         return jnp.concatenate([losses(w)[None], recorded])
 
     return run(w)
-
-
-def time_to(
-    target: float, losses: Float[np.ndarray, "records classes"], times: Float[np.ndarray, " records"]
-) -> Float[np.ndarray, " classes"]:
-    """When each class's loss first is at most the target, by a line between records; NaN if it never is."""
-    reached = losses <= target
-    after = np.maximum(np.argmax(reached, axis=0), 1)
-    column = np.arange(losses.shape[1])
-    high, low = losses[after - 1, column], losses[after, column]
-    part = (high - target) / np.where(high > low, high - low, 1)
-    crossed = times[after - 1] + np.clip(part, 0, 1) * (times[after] - times[after - 1])
-    return np.where(reached.any(axis=0), crossed, np.nan)

@@ -62,11 +62,33 @@ def total(edges: Sequence[Edge], start: int, end: int) -> float:
     return float(bars[start][0]) if start in bars else 0.0
 
 
+def live(edges: Sequence[Edge], start: int, end: int) -> set[int]:
+    """The indices of the edges that some path passes whose product is not zero."""
+    forward = sorted(enumerate(edges), key=lambda pair: pair[1].before)
+    from_start, to_end = {start: np.ones(1, bool)}, {end: np.ones(1, bool)}
+    units = {edge.before: edge.factors.units for edge in edges} | {end: 1}
+    for _, edge in forward:
+        values, after, before, _ = edge.factors
+        if edge.before in from_start and edge.after in units:
+            reached = from_start.setdefault(edge.after, np.zeros(units[edge.after], bool))
+            reached[after[(values != 0) & from_start[edge.before][before]]] = True
+    passed = set()
+    for index, edge in sorted(forward, key=lambda pair: -pair[1].after):
+        values, after, before, _ = edge.factors
+        if edge.before in from_start and edge.after in to_end:
+            through = (values != 0) & from_start[edge.before][before] & to_end[edge.after][after]
+            to_end.setdefault(edge.before, np.zeros(edge.factors.units, bool))[before[through]] = True
+            passed |= {index} if through.any() else set()
+    return passed
+
+
 def largest(edges: Sequence[Edge], start: int, end: int, count: int) -> list[Route]:
     """The paths with the largest absolute products, the largest first.
 
     The best paths through a unit end in the best ways from it, so each unit keeps that many.
     """
+    if count == 0:
+        return []
     there = np.eye(1, count)  # one way, whose product is 1
     ways = {end: Ways(there, *np.zeros((3, 1, count), int))}
     begun: dict[int, list[tuple[np.ndarray, ...]]] = defaultdict(list)

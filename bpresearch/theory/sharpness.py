@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from bpresearch import autodiff
-from bpresearch.functional import split
+from bpresearch.theory.descent import landscape
 
 
 class Trajectory(NamedTuple):
@@ -86,7 +85,8 @@ def full_batch(
         iterations: power iterations for a measurement.
         preconditioner: the optimizer's state -> the diagonal of P, in a row as the weights are.
     """
-    weights, slope = _slope(model, loss_fn, x, y)
+    weights, slope_of, _ = landscape(model, loss_fn)
+    slope = partial(slope_of, batch=jax.tree.map(jnp.asarray, (x, y)))
 
     def step(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], Array]:
         w, optimizer_state = carry
@@ -144,7 +144,8 @@ def decrease(
         gradient, g^T H g / ||g||^2, with which observed / predicted = 1 - lr curvature / 2 + O(lr^2), exact
         on a quadratic.
     """
-    w, slope = _slope(model, loss_fn, x, y)
+    w, slope_of, _ = landscape(model, loss_fn)
+    slope = partial(slope_of, batch=jax.tree.map(jnp.asarray, (x, y)))
 
     @jax.jit
     def measure(w: Array, rates: Array) -> tuple[Array, Array, Array]:
@@ -155,19 +156,3 @@ def decrease(
 
     predicted, observed, curvature = measure(w, jnp.asarray(learning_rates, w.dtype))
     return np.asarray(predicted), np.asarray(observed), float(curvature)
-
-
-def _slope(
-    model: nnx.Module, loss_fn: Callable[..., Array], x: Any, y: Any
-) -> tuple[Float[Array, " n"], Callable[..., tuple[Array, Array]]]:
-    """The model's weights in one row, and the function from such rows to the loss's gradient and value."""
-    graphdef, params, state = split(model)
-    x, y = jax.tree.map(jnp.asarray, (x, y))
-    gradient = autodiff.gradient(graphdef, loss_fn)
-    weights, unravel = ravel_pytree(params)
-
-    def slope(w: Float[Array, " n"]) -> tuple[Array, Array]:
-        (loss, _), grads = gradient(unravel(w), state, (x, y))
-        return ravel_pytree(grads)[0], loss
-
-    return weights, slope

@@ -1,5 +1,7 @@
 """The weights to evaluate at against the recursions of their papers, written out in NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from bpresearch import optim
 from bpresearch.optim import evaluation_params
+from bpresearch.optim.evaluation import ema_share
 
 WEIGHTS = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[0.5], [3.0]])}
 
@@ -79,6 +82,14 @@ def test_an_exponential_mean_forgets_where_it_began():
         parts = 0.7 ** np.arange(step)[::-1]
         expected = np.average(trained[1 : step + 1], axis=0, weights=parts)
         np.testing.assert_allclose(found[step][1]["a"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99, 0.9999, 0.9999999])
+def test_the_latest_weights_share_does_not_cancel(decay):
+    counts = np.array([1, 2, 3, 10, 1000, 10**6])
+    expected = 1 / np.array([1.0 if decay == 0 else np.sum(decay ** np.arange(n)) for n in counts])
+    shares = jax.vmap(partial(ema_share, decay))(jnp.asarray(counts, jnp.int32))
+    np.testing.assert_allclose(shares, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("fraction", "first"), [("0.5", 4), ("1.0", 1), ("0.01", 6), ("0.34", 5)])

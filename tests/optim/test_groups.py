@@ -147,6 +147,12 @@ def test_muon_leaves_vectors_and_what_is_named_to_adam_at_its_rate():
             lambda: optim.grouped(optim.prodigy)(1.0, lr_multipliers="head:2"),
             "prodigy takes its step from all",
         ),
+        (
+            lambda: optim.with_options(optim.noisy_sgd, ["weight_decay", "decay_mask"])(
+                1.0, weight_decay=0.1, decay_mask="kernel"
+            ),
+            "noisy_sgd takes its step from all weights together",  # groups would get the same noise
+        ),
         (lambda: optim.grouped(optim.sgd)(1.0, decay_mask="kernel"), "sgd has no weight decay"),
         (lambda: optim.frozen(optim.lbfgs)(1.0, frozen="head"), "lbfgs searches along a line"),
         (lambda: optim.frozen(optim.sgd)(1.0, frozen="head,body").init(WEIGHTS), "leaves no parameter"),

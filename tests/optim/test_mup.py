@@ -103,8 +103,34 @@ def test_weight_decay_does_not_shrink_with_the_rate():
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5, rtol=1e-6)
 
 
+def test_a_decoupled_decay_is_the_part_that_it_says_at_every_rate():
+    base, weights = {"kernel": jnp.ones((2, 2))}, {"kernel": jnp.full((4, 4), 3.0)}
+    zero = jax.tree.map(jnp.zeros_like, weights)
+    for function in (optim.adamw, optim.sgd):
+        optimizer = scaled(optim.decoupled(function), base)(0.1, weight_decay=0.5, decoupled_decay=True)
+        updates, _ = optimizer.update(zero, optimizer.init(weights), weights)
+        np.testing.assert_allclose(updates["kernel"], -0.5 * 3, rtol=1e-6)
+
+
+def test_clipping_and_freezing_go_around_the_scaled_optimizer():
+    base = {"in": jnp.ones((3, 2)), "head": jnp.ones((2, 3))}
+    weights = {"in": jnp.full((3, 4), 2.0), "head": jnp.full((4, 3), 3.0)}
+    rates = {"in": 0.2, "head": 0.05}
+    norm = (12 * 4 + 12 * 9) ** 0.5  # of all weights, which are the gradient too
+    optimizer = optim.clipped(scaled(optim.sgd, base))(0.1, clip_norm=1.0)
+    updates, _ = optimizer.update(weights, optimizer.init(weights), weights)
+    for name, rate in rates.items():
+        np.testing.assert_allclose(updates[name], -rate * weights[name] / norm, rtol=1e-6)
+    optimizer = optim.frozen(scaled(optim.sgd, base))(0.1, frozen="in")
+    updates, _ = optimizer.update(weights, optimizer.init(weights), weights)
+    np.testing.assert_allclose(updates["in"], 0)
+    np.testing.assert_allclose(updates["head"], -0.05 * weights["head"], rtol=1e-6)
+    with pytest.raises(ValueError, match="clip_norm inside of scaled would clip each rate's weights alone"):
+        scaled(optim.clipped(optim.sgd), base)
+
+
 def test_what_cannot_be_scaled_is_one_line():
-    with pytest.raises(ValueError, match="no scaling by width is known for lamb, but for"):
+    with pytest.raises(ValueError, match=r"^no scaling by width is known for lamb, but for"):
         scaled(optim.lamb, shapes(16))(0.1).init(shapes(64))
     with pytest.raises(ValueError, match="must differ in width"):
         role("a", (2, 3), (2,))

@@ -21,7 +21,7 @@ def moved(gradients, start, **options):
     return found
 
 
-def algorithm(gradients, w, every, lr=0.1, b1=0.95, b2=0.95, eps=1e-8, wd=0.01):
+def algorithm(gradients, w, every, lr=0.1, b1=0.95, b2=0.95, eps=1e-8, weight_decay=0.01):
     """Vyas et al. 2024, algorithm 3, with the conventions of its authors' program, in float64."""
     left, right, m, v, found = np.zeros((len(w),) * 2), np.zeros((w.shape[1],) * 2), 0 * w, 0 * w, []
     for t, g in enumerate(gradients):
@@ -29,9 +29,9 @@ def algorithm(gradients, w, every, lr=0.1, b1=0.95, b2=0.95, eps=1e-8, wd=0.01):
             rotated = ql.T @ g @ qr
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * rotated**2
             scaled = (ql.T @ m @ qr) / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
-            w = w - lr * (ql @ scaled @ qr.T + wd * w)
+            w = w - lr * (ql @ scaled @ qr.T + weight_decay * w)
         else:
-            w = w - lr * wd * w
+            w = w - lr * weight_decay * w
         left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
         if t == 0:
             ql, qr = (np.linalg.eigh(c)[1][:, ::-1] for c in (left, right))
@@ -50,11 +50,15 @@ def gradients():
     return generator.normal(size=(8, 4, 4)) @ np.diag([3, 1, 0.5, 0.2]) + generator.normal(size=(4, 4))
 
 
-@pytest.mark.parametrize("every", [1, 3])
-def test_it_is_algorithm_3(float64, gradients, every):
+@pytest.mark.parametrize(
+    ("every", "others"),
+    [(1, {}), (3, {}), (3, {"b1": 0.8, "b2": 0.7, "eps": 0.1, "weight_decay": 0.2})],
+    ids=["every", "third", "others"],
+)
+def test_it_is_algorithm_3(float64, gradients, every, others):
     start = np.arange(16.0).reshape(4, 4) / 10
-    found = moved(gradients, start, precondition_every=every)
-    np.testing.assert_allclose(found, algorithm(gradients, start, every), rtol=1e-7)
+    found = moved(gradients, start, precondition_every=every, **others)
+    np.testing.assert_allclose(found, algorithm(gradients, start, every, **others), rtol=1e-7)
 
 
 def test_a_rotation_of_the_layer_rotates_its_course(float64, gradients):

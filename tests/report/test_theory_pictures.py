@@ -17,6 +17,14 @@ def test_a_check_that_fails_or_is_nan_makes_the_exit_code_one():
     assert "NO" in console.export_text()
 
 
+def test_a_limit_is_strict():
+    console = Console(record=True, width=100)
+    assert report.conclude(console, [report.Check.below("less", 0.99, 1)]) == 0
+    assert "< 1" in console.export_text()
+    for wrong in (1, 1.01, float("nan")):
+        assert report.conclude(console, [report.Check.below("less", wrong, 1)]) == 1
+
+
 def test_lines_have_a_panel_for_each_group_and_points_beside_them():
     frame = pd.DataFrame(
         {"x": [1.0, 10, 1, 10], "y": [1.0, 2, 3, 4], "who": ["a", "b"] * 2, "part": list("ppqq")}
@@ -44,17 +52,24 @@ def test_a_heatmap_keeps_the_order_of_the_frame():
 
 
 LINKS = (Link("input", "layers.1", (2,)), Link("loss", "squared", ()))
+KINDS = frozenset({"input", "loss"})
 
 
 def test_the_network_shows_each_factor_once():
     paths = (Path(0.5, (1.0, 0.5), (1, 0), 0, LINKS), Path(0.25, (1.0, 0.25), (1, 0), 1, LINKS))
-    chart = report.network(Anatomy(LINKS, paths, len(paths), 0.5, 0.5)).to_dict()
+    chart = report.network(Anatomy(LINKS, paths, len(paths), 0.5, 0.5, KINDS)).to_dict()
     data = chart["datasets"][chart["layer"][1]["data"]["name"]]
     assert [(row["kind"], row["from"], row["to"]) for row in data] == (
         [("input", "the weight", "[1]"), ("loss", "[1]", "loss")]
     )
     written = chart["datasets"][chart["layer"][2]["data"]["name"]]
     assert [row["factor"] for row in written] == [1.0, 0.5]
+
+
+def test_a_network_without_paths_shows_its_units_alone():
+    chart = report.network(Anatomy(LINKS, (), 0, 0.0, 0.0, frozenset())).to_dict()
+    units, *lines = (chart["datasets"][layer["data"]["name"]] for layer in chart["layer"])
+    assert [row["unit"] for row in units] == ["[0]", "[1]", "loss"] and lines == [[]] * 3
 
 
 def test_units_are_named_by_their_place():

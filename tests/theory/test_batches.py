@@ -29,6 +29,13 @@ def test_steps_are_those_of_the_recursion():
     assert batches.steps_to(1e-6, H, V, batch, np.array([rate])) == np.inf
 
 
+def test_a_rate_at_which_some_direction_grows_does_not_count():
+    h, v = np.array([1.0, 0.2]), np.array([3.0, 0.1])
+    # The first direction's limit is 0.9 / 0.5 = 1.8, above its start of 1.
+    assert batches.steps_to(0.6, h, v, 5.0, np.array([1.5])) == np.inf
+    assert np.isfinite(batches.steps_to(0.6, h, v, 5.0, np.array([1.0])))
+
+
 def test_small_batches_cost_steps_and_large_ones_examples():
     sizes, h = np.array([1.0, 4, 16, 64, 256, 1024]), 1 / np.arange(1.0, 51)
     rates = np.geomspace(1e-4, 1.9, 200)

@@ -85,6 +85,12 @@ def test_the_formula_of_each_factor_gives_its_number(activations, loss, reductio
             assert factor.value == pytest.approx(value, rel=1e-12), formula
 
 
+def test_the_words_are_of_all_paths_and_not_of_the_listed_ones():
+    listed = [derivation.derive(TEXTBOOK, "b1", paths=paths) for paths in (0, 1, 5)]
+    assert [len(found.paths) for found in listed] == [0, 2, 4]
+    assert listed[0].sentences() == listed[1].sentences() == listed[2].sentences()
+
+
 def test_what_is_always_zero_is_said():
     net = dataclasses.replace(
         TEXTBOOK, activations=("relu", "sigmoid"), biases=(np.array([-9.0, -9.0]), np.zeros(2))

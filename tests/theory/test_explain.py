@@ -140,6 +140,21 @@ def test_the_explanation_reads_as_a_table():
     assert model.out.kernel[...].dtype == jnp.float32
 
 
+def test_the_words_are_of_all_paths_and_not_of_the_listed_ones():
+    """The largest path of h + 0.1 tanh(h) is that without the tanh."""
+
+    def branched(x, w):
+        h = x @ w
+        return h + 0.1 * nnx.tanh(h)
+
+    found = bp.explain(Raw(branched), SQUARED, X, T, "w[0,1]", paths=1)
+    assert [link.kind for link in found.links] == ["input", "loss"] and found.number == 4
+    assert "Both" in found.sentences()[0] and "the derivative of each activation" in found.sentences()[1]
+    assert bp.explain(Raw(branched), SQUARED, X, T, "w[0,1]", paths=0).sentences() == found.sentences()
+    straight = bp.explain(Raw(lambda x, w: x @ w + 0.0 * nnx.tanh(x @ w)), SQUARED, X, T, "w[0,1]", paths=9)
+    assert straight.number == 2 and straight.sentences()[0].endswith("That of the loss.")
+
+
 def test_by_default_the_largest_element_of_the_first_kernel_is_explained():
     model = Branched()
     _, grads = bp.autodiff.value_and_grad(model, SQUARED, *map(jnp.asarray, (X, T)))

@@ -43,6 +43,15 @@ def test_the_total_is_the_sum_of_the_whole_list():
     assert routes.total(EDGES, 0, 4) == pytest.approx(sum(product for product, *_ in every_path()))
 
 
+def test_live_edges_are_those_of_the_whole_list():
+    silent = [edge._replace(factors=edge.factors._replace(values=0 * edge.factors.values)) for edge in EDGES]
+    for kept in ({*range(9)}, {0, 2, 6, 8}, {1, 5, 7, 2}, {0, 4}):
+        edges = [edge if i in kept else silent[i] for i, edge in enumerate(EDGES)]
+        expected = {edge for _, edges, _ in every_path() if kept.issuperset(edges) for edge in edges}
+        assert routes.live(edges, 0, 4) == expected
+
+
 def test_without_a_way_there_is_nothing():
     apart = [edge for edge in EDGES if edge.after != 4]
+    assert routes.live(apart, 0, 4) == set()
     assert routes.total(apart, 0, 4) == 0 and routes.largest(apart, 0, 4, 3) == []
