@@ -63,6 +63,8 @@ SMALL = {
     "adaptive_edge": ("--b1=0.5", "--lr=0.01", "--steps=100", "--examples=30", "--width=4"),
     "weight_averages": ("--steps=50", "--runs=500", "--updates=4", "--lr=0.1,0.2", "--seed=0:2"),
     "critical_batch": ("--batch_size=16,64,256", "--lr=0.2,0.4", "--seed=0", "--target=2", "--updates=200"),
+    "width_transfer": ("--width=4,8,16", "--lr=0.01,0.1,0.3", "--seed=0:2", "--steps=10"),
+    "double_descent": ("--width=4,8", "--seed=0:2", "--epochs=1"),
 }
 """The second part of the theory at a size that takes seconds: what these networks learn in it is no check."""
 
@@ -99,6 +101,8 @@ def test_bad_input_is_one_line(tmp_path, run_commands):
         ("heavy_tails", "--target=9"): "between 0 and log(classes)",
         ("weight_averages", "--seed=3"): "at least two seeds",
         ("critical_batch", "--batch_size=8,16"): "at least three",
+        ("width_transfer", "--width=64,128"): "at least three",
+        ("double_descent", "--seed=3"): "at least two seeds",
     }
     ended = run_commands(tmp_path, *((f"experiments/{name}.py", flag) for name, flag in cases))
     for found, ((_, flag), message) in zip(ended, cases.items(), strict=True):
