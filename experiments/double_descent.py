@@ -64,15 +64,8 @@ def main() -> int:
         trained(parts, kind, width, seeds, epochs, workdir) for kind in KINDS for width in widths
     )
     console.print(table(errors))
-    by_kind = {
-        kind: of_kind.groupby("width").test.mean() for kind, of_kind in errors.groupby("kind", sort=False)
-    }
-    for kind, means in by_kind.items():
-        peak = means[means.index >= 16].idxmax() if (means.index >= 16).any() else means.idxmax()
-        console.print(
-            f"With {kind} the test error is {means[means.index <= peak].min():.1f} % at best up to width "
-            f"{peak}, {means[peak]:.1f} % there and {means.iloc[-1]:.1f} % at width {means.index[-1]}."
-        )
+    for kind, own in errors.groupby("kind", sort=False):
+        console.print(f"With {kind} the test error {course(own.groupby('width').test.mean())}.")
     figures = {}
     for (kind, width), group in errors.groupby(["kind", "width"], sort=False):
         key = f"{'noise' if KINDS[kind] else 'clean'}.{width}"
@@ -143,6 +136,20 @@ def table(errors: pd.DataFrame) -> Table:
             "" if published is None else f"{published[1]:.1f}",
         )  # fmt: skip
     return grid
+
+
+def course(means: pd.Series) -> str:
+    """Where the mean error, by width, falls, rises and falls again, in words."""
+
+    def at(place: int) -> str:
+        return f"{means.iloc[place]:.1f} % (width {means.index[place]})"
+
+    rises = np.flatnonzero(np.diff(means) > 0)
+    if not len(rises):
+        return f"falls with every width, from {at(0)} to {at(-1)}"
+    lowest = int(rises[0])
+    peak = lowest + int(np.argmax(means.iloc[lowest:]))
+    return f"falls from {at(0)} to {at(lowest)}, rises to {at(peak)} and ends at {at(-1)}"
 
 
 def labels_drawn(errors: pd.DataFrame) -> report.Check:
