@@ -9,6 +9,7 @@ several seeds, which differ in initial weights, batches and wrong labels; checke
 numbers could be one more seed's, and whether the error falls after its peak, seed by seed.
 """
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from absl import flags
@@ -66,7 +67,7 @@ def main() -> int:
     console.print(table(errors))
     for kind, own in errors.groupby("kind", sort=False):
         console.print(f"With {kind} the test error {course(own.groupby('width').test.mean())}.")
-    figures = {}
+    figures: dict[str, float] = {}
     for (kind, width), group in errors.groupby(["kind", "width"], sort=False):
         key = f"{'noise' if KINDS[kind] else 'clean'}.{width}"
         found = analysis.mean_and_interval(group.test.to_numpy())
@@ -99,7 +100,7 @@ def trained(
     parts: dict[str, dict[str, np.ndarray]], kind: str, width: int, seeds: list[int], epochs: int, workdir
 ) -> pd.DataFrame:
     """Errors of the last weights in per cent, training and test, and the part of wrong labels, by seed."""
-    labels = np.concatenate([part["label"] for part in parts.values()])
+    labels = jnp.asarray(np.concatenate([part["label"] for part in parts.values()]))
 
     def network(*, rngs: nnx.Rngs, width: int, noise: float) -> taught.Taught:
         shape = parts["train"]["signal"].shape[1:]
