@@ -18,7 +18,7 @@ from rich.console import Console
 from bpresearch import command as shared
 from bpresearch import data, files, losses, models, optim, platform, report, sweep
 from bpresearch.optim import schedules as optax_schedules
-from bpresearch.theory import schedules
+from bpresearch.theory import descent, schedules
 
 shared.define_experiment_flags()
 flags.DEFINE_string("horizon", "400,800,1600,3200,6400", "numbers of steps for which the bound is evaluated")
@@ -61,7 +61,10 @@ def main() -> int:
 
     theory = bounds(horizons)
     network = trained(steps, width, rates, seeds, workdir)
-    best = {name: best_peak(part) for name, part in network.groupby("schedule", sort=False)}
+    best = {
+        name: descent.lowest(part.peak.to_numpy(), part.loss.to_numpy())
+        for name, part in network.groupby("schedule", sort=False)
+    }
     console.print(table(theory, best))
     ratio = best["stable, linear"][0] / best["cosine"][0]
     console.print(
@@ -115,17 +118,6 @@ def trained(steps: int, width: int, rates: list[float], seeds: list[int], workdi
         lambda losses: np.mean(losses.to_numpy())
     )
     return means.reset_index()
-
-
-def best_peak(part: pd.DataFrame) -> tuple[float, float]:
-    """The lowest point, peak and loss, of a parabola through the best one's logarithm and its neighbours'."""
-    peaks, losses = np.log(part.peak.to_numpy()), np.log(part.loss.fillna(np.inf).to_numpy())
-    k = int(np.argmin(losses))
-    if k in (0, len(losses) - 1) or not np.isfinite(losses[k + 1]):
-        return float(np.exp(peaks[k])), float(np.exp(losses[k]))
-    curved, sloped, level = np.polyfit(peaks[k - 1 : k + 2], losses[k - 1 : k + 2], 2)
-    lowest = -sloped / (2 * curved)
-    return float(np.exp(lowest)), float(np.exp(np.polyval((curved, sloped, level), lowest)))
 
 
 def table(theory: pd.DataFrame, best: dict[str, tuple[float, float]]):

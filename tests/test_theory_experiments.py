@@ -63,6 +63,8 @@ SMALL = {
     "adaptive_edge": ("--b1=0.5", "--lr=0.01", "--steps=100", "--examples=30", "--width=4"),
     "weight_averages": ("--steps=50", "--runs=500", "--updates=4", "--lr=0.1,0.2", "--seed=0:2"),
     "critical_batch": ("--batch_size=16,64,256", "--lr=0.2,0.4", "--seed=0", "--target=2", "--updates=200"),
+    "width_transfer": ("--width=4,8,16", "--lr=0.01,0.1,0.3", "--seed=0:2", "--steps=10"),
+    "double_descent": ("--width=4,8", "--seed=0:2", "--epochs=1"),
 }
 """The second part of the theory at a size that takes seconds, at which networks learn nothing yet."""
 
@@ -92,6 +94,7 @@ CLOSED_FORMS = {
     "critical_batch": (
         "best step: simulated decrease / formula", "noisy quadratic: hyperbola / steps, off 1 by",
     ),
+    "double_descent": ("wrong labels (%)",),
 }  # fmt: skip
 """The checks that do not depend on what a network learns: they hold at every size."""
 
@@ -111,7 +114,7 @@ def verdicts(text):
 
 
 def run_all(folder, run_commands, flags):
-    """What the six print and exit with; figures and pictures must be there."""
+    """What all of them print and exit with; figures and pictures must be there."""
     ended = run_commands(
         folder,
         *(
@@ -161,6 +164,8 @@ def test_bad_input_is_one_line(tmp_path, run_commands):
         ("weight_averages", "--seed=3"): "at least two seeds",
         ("critical_batch", "--batch_size=8,16"): "at least three",
         ("catapult", "--multiple=4.5,5"): "at least one below 4",
+        ("width_transfer", "--width=64,128"): "at least three",
+        ("double_descent", "--seed=3"): "at least two seeds",
     }
     ended = run_commands(tmp_path, *((f"experiments/{name}.py", flag) for name, flag in cases))
     for found, ((_, flag), message) in zip(ended, cases.items(), strict=True):

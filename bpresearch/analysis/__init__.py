@@ -40,6 +40,7 @@ from bpresearch.analysis.statistics import (
     Interval,
     mean_and_interval,
     paired_difference,
+    prediction,
     unpaired_difference,
 )
 
@@ -71,6 +72,7 @@ __all__ = [
     "normalised_scores",
     "paired_difference",
     "performance_profile",
+    "prediction",
     "probability_of_improvement",
     "probability_of_improvement_interval",
     "ranking",

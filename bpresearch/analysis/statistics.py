@@ -39,6 +39,21 @@ def mean_and_interval(values: Float[np.ndarray, " seeds"], level: float = 0.95) 
     return Interval(float(np.mean(values)), float(quantile * error), count)
 
 
+def prediction(values: Float[np.ndarray, " seeds"], level: float = 0.95) -> Interval:
+    """The mean, and the interval that one more run falls into: mean +- t s sqrt(1 + 1 / n).
+
+    >>> runs = np.array([1.0, 2.0, 3.0])
+    >>> round(prediction(runs).half_width / mean_and_interval(runs).half_width, 6)  # sqrt(n + 1)
+    2.0
+
+    Args:
+        values: one value for each seed; NaN is left out and not counted.
+        level: probability that the interval covers one more value, if all are normal and alike.
+    """
+    found = mean_and_interval(values, level)
+    return found._replace(half_width=found.half_width * float(np.sqrt(found.seeds + 1)))
+
+
 def paired_difference(
     first: Float[np.ndarray, " seeds"], second: Float[np.ndarray, " seeds"], level: float = 0.95
 ) -> Interval:

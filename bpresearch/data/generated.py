@@ -11,20 +11,25 @@ from bpresearch.imports import extra
 
 
 @functools.cache
-def published_mnist1d() -> dict[str, np.ndarray]:
+def published_mnist1d(training: int = 4000, test: int = 1000) -> dict[str, np.ndarray]:
     """MNIST-1D as its authors publish it (Greydanus and Kobak 2024), in float64.
 
-    4,000 training and 1,000 test signals of 40 points in ten classes: templates of the digits, padded,
-    scaled, shifted, sheared and with noise. The authors' package generates them with a fixed seed and
-    gives what is in their published file to rounding.
+    Signals of 40 points in ten classes: templates of the digits, padded, scaled, shifted, sheared and with
+    noise. The authors' package generates them with a fixed seed and gives, of this many, what is in their
+    published file to rounding. Of other numbers it generates other signals of the same kind.
+
+    Args:
+        training, test: numbers of signals.
 
     Returns:
-        `x` (4000, 40), `y` (4000,), `x_test` (1000, 40), `y_test` (1000,).
+        `x` (training, 40), `y` (training,), `x_test` (test, 40), `y_test` (test,).
     """
-    make_dataset = extra("mnist1d.data", "--dataset=mnist1d").make_dataset  # slow: it brings plotting along
+    package = extra("mnist1d.data", "--dataset=mnist1d")  # slow: it brings plotting along
+    arguments = package.get_dataset_args()
+    arguments.num_samples, arguments.train_split = training + test, training / (training + test)
     before = np.random.get_state(), random.getstate()  # the generator seeds both
     try:
-        made = make_dataset()
+        made = package.make_dataset(arguments)
     finally:
         np.random.set_state(before[0])
         random.setstate(before[1])

@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.report.style import NUMBER, channels_by, panels, tooltips
+from bpresearch.report.style import NUMBER, band, channels_by, panels, tooltips
 
 
 def axis(field: str, title: str, *, log: bool = False, zero: bool = False, **options: Any) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def lines(
     """A line with a colour and a dash for each value of the column `line`, in a panel for each of `panel`.
 
     Args:
-        frame: a row for each point of a line.
+        frame: a row for each point of a line; with columns `low` and `high`, a band is drawn between them.
         x, y: the axes, as `axis` gives them.
         line: column whose values are the lines.
         title, subtitle: the question, and what is shown.
@@ -46,7 +46,9 @@ def lines(
     encoding["tooltip"] = tooltips(rows, [name for name in rows if name != "mark"])
     drawn = alt.Chart().transform_filter("datum.mark === 'line'").mark_line(strokeWidth=2, clip=True)
     beside = alt.Chart().transform_filter("datum.mark === 'point'").mark_point(size=55, strokeWidth=2)
-    layers = [drawn.encode(**encoding, strokeDash=channels["dash"])]
+    within = alt.Chart().transform_filter("datum.mark === 'line'")
+    layers = [band(channels, encoding["x"], encoding["y"], within)] if "low" in rows else []
+    layers += [drawn.encode(**encoding, strokeDash=channels["dash"])]
     layers += [] if points is None else [beside.encode(**encoding)]
     return panels(layers, rows.assign(panel="" if panel is None else rows[panel]), title, subtitle)
 

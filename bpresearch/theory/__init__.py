@@ -13,6 +13,8 @@ from bpresearch.theory import (
     savings,
     schedules,
     sharpness,
+    taught,
+    widths,
 )
 from bpresearch.theory.anatomy import Anatomy, factor_statistics, take_apart
 from bpresearch.theory.derivation import Derivation, derive, gradients
@@ -42,4 +44,6 @@ __all__ = [
     "schedules",
     "sharpness",
     "take_apart",
+    "taught",
+    "widths",
 ]

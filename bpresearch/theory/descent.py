@@ -64,3 +64,26 @@ def time_to(
     part = (high - target) / np.where(high > low, high - low, 1)
     crossed = times[after - 1] + np.clip(part, 0, 1) * (times[after] - times[after - 1])
     return np.where(reached.any(axis=0), crossed, np.nan)
+
+
+def lowest(rates: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """The learning rate of the lowest loss, and that loss, between the rates that were tried.
+
+    It is the lowest point of a parabola, in the logarithms, through the best rate and its neighbours. Where
+    the best rate is the first or the last, or has a neighbour that diverged, it is that rate itself.
+
+    >>> rate, loss = lowest(np.array([0.1, 1.0, 10.0]), np.array([2.0, 1.0, 2.0]))
+    >>> round(rate, 6), round(loss, 6)
+    (1.0, 1.0)
+
+    Args:
+        rates: from the lowest to the highest, positive.
+        losses: with each of them, positive; NaN where it diverged.
+    """
+    x, y = np.log(rates), np.log(np.where(np.isfinite(losses), losses, np.inf))
+    k = int(np.argmin(y))
+    if k in (0, len(y) - 1) or not np.isfinite(y[k - 1 : k + 2]).all():
+        return float(rates[k]), float(losses[k])
+    curved, sloped, level = np.polyfit(x[k - 1 : k + 2], y[k - 1 : k + 2], 2)
+    best = -sloped / (2 * curved)
+    return float(np.exp(best)), float(np.exp(np.polyval((curved, sloped, level), best)))

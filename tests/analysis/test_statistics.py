@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bpresearch.analysis import mean_and_interval, paired_difference, unpaired_difference
+from bpresearch.analysis import mean_and_interval, paired_difference, prediction, unpaired_difference
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20), st.floats(0.5, 0.99))
@@ -57,3 +57,10 @@ def test_differences_leave_out_runs_that_diverged():
     assert np.isnan(unpaired_difference(np.array([np.nan]), np.array([1.0])).mean)
     assert np.isnan(unpaired_difference(np.array([2.0]), np.array([1.0, 2.0])).half_width)
     assert paired_difference(np.array([1.0, np.nan, 3.0]), np.array([0.0, 0.0, 0.0])).seeds == 2
+
+
+def test_one_more_run_lies_in_the_prediction_as_often_as_it_says():
+    runs = np.random.default_rng(0).normal(3, 2, size=(4000, 6))
+    found = [prediction(row[:5], 0.9).bounds for row in runs]
+    inside = [low <= row[5] <= high for row, (low, high) in zip(runs, found, strict=True)]
+    assert abs(np.mean(inside) - 0.9) < 4 * np.sqrt(0.9 * 0.1 / 4000)

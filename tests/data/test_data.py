@@ -36,6 +36,12 @@ def test_mnist1d_is_the_published_file():
     assert found["y"][:10].tolist() == [2, 6, 4, 5, 6, 6, 6, 0, 3, 1]
 
 
+def test_mnist1d_has_as_many_signals_as_asked_for():
+    found = data.published_mnist1d(30, 90)
+    assert (found["x"].shape, found["y"].shape) == ((30, 40), (30,))
+    assert (found["x_test"].shape, found["y_test"].shape) == ((90, 40), (90,))
+
+
 def test_generating_mnist1d_leaves_the_random_state_alone():
     data.published_mnist1d.cache_clear()
     np.random.seed(7)

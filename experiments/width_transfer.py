@@ -1,0 +1,221 @@
+"""Does the best learning rate of a narrow network hold for a wide one?
+
+Adam on MNIST-1D, networks with two hidden layers of 64 to 2,048 units, in the standard scaling and in muP
+(Yang et al. 2022, arXiv 2203.03466), which takes the narrowest as it is. The paper's table 3 says that the
+rate of a wide layer goes like 1 / width: with one rate for all layers the best should go like width^-1, and
+in muP like width^0. Whether it does is measured: the exponent of the rate with the lowest training loss, for
+each seed. Checked to first order, too: what Adam's first step on each layer does to the outputs grows like
+width^1/2 (input), ^3/2 (hidden) and ^1 (output), in muP not at all (`theory/widths.py`).
+"""
+
+from functools import cache
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from absl import flags
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from bpresearch import analysis, data, files, functional, losses, models, optim, platform, report, sweep
+from bpresearch import command as shared
+from bpresearch.optim import mup, schedules
+from bpresearch.theory import descent, widths
+
+shared.define_experiment_flags()
+flags.DEFINE_string("width", "64,128,256,512,1024,2048", "widths of both hidden layers, at least three")
+flags.DEFINE_string("lr", "logspace:1.220703125e-4:0.0625:10", "learning rates, at least three")
+flags.DEFINE_string("seed", "0:3", "seeds, at least two")
+flags.DEFINE_integer("steps", 80, "updates")
+flags.DEFINE_integer("batch_size", 64, "examples of each update")
+
+# Of -1, -1/2 and 0, what a rate could plausibly do, a measured exponent within 0.25 is nearest to its own.
+EXPONENTS, NEAR = {"standard": -1.0, "muP": 0.0}, 0.25
+LAYERS = {"input": (1, 0.5), "hidden": (3, 1.5), "output": (5, 1.0)}
+"""Each kernel's place in the model, and the exponent of its first step in the standard scaling."""
+
+
+def main() -> int:
+    FLAGS = flags.FLAGS
+    sizes, rates = sorted(shared.listed("width", int, low=1)), sorted(shared.listed("lr", low=1e-9))
+    seeds, json_file = shared.listed("seed", int, low=0, high=2**32), shared.output_file("json")
+    steps, batch = shared.positive("steps"), shared.positive("batch_size")
+    for flag, values, least, why in (
+        ("width", sizes, 3, "three widths, for an exponent"),
+        ("lr", rates, 3, "three rates, of which the best lies inside"),
+        ("seed", seeds, 2, "two seeds, for an interval"),
+    ):
+        if len(set(values)) < least:
+            raise ValueError(f"--{flag}={getattr(FLAGS, flag)}: takes at least {why}")
+    if FLAGS.quick:
+        sizes, seeds = sizes[:4], seeds[:2]
+    platform.start(FLAGS.platform)
+    workdir, console = shared.experiment_workdir("width_transfer"), Console()
+
+    trained = {
+        (scaling, n): final_losses(scaling, n, sizes[0], rates, seeds, steps, batch, workdir)
+        for scaling in EXPONENTS
+        for n in sizes
+    }
+    best = {
+        key: np.array([descent.lowest(np.array(rates), of_seed)[0] for of_seed in found])
+        for key, found in trained.items()
+    }
+    exponents = {
+        scaling: analysis.mean_and_interval(
+            np.array([exponent(sizes, [best[scaling, n][seed] for n in sizes]) for seed in range(len(seeds))])
+        )
+        for scaling in EXPONENTS
+    }
+    of_means = {
+        scaling: [descent.lowest(np.array(rates), trained[scaling, n].mean(axis=0))[0] for n in sizes]
+        for scaling in EXPONENTS
+    }
+    console.print(table(best, exponents, of_means, sizes))
+    console.print(finding(trained, rates, sizes))
+    steps_of = {(scaling, n): first(scaling, n, sizes[0]) for scaling in EXPONENTS for n in sizes}
+    figures = {f"{scaling}.{n}.lr": geometric(found) for (scaling, n), found in best.items()}
+    figures |= {f"{scaling}.exponent": found.mean for scaling, found in exponents.items()}
+    figures |= {
+        f"{scaling}.exponent_of_mean_loss": exponent(sizes, of_means[scaling]) for scaling in EXPONENTS
+    }
+    figures |= {f"{scaling}.half_width": found.half_width for scaling, found in exponents.items()}
+    files.write_figures(json_file, figures)
+    console.print(f"Picture: {report.write_picture(picture(trained, rates), workdir, 'width_transfer')}")
+    return report.conclude(console, checks(steps_of, exponents, best, rates, sizes))
+
+
+@cache
+def signals() -> data.Dataset:
+    return data.load("mnist1d")
+
+
+def network(*, rngs: nnx.Rngs, scaling: str, width: int, base: int) -> nnx.Module:
+    """A network before training; muP makes its last kernel smaller than that of the base width is."""
+
+    def build(width: int, rngs: nnx.Rngs) -> nnx.Module:
+        return models.mlp(signals().input_shape, 10, widths=(width, width), rngs=rngs)
+
+    if scaling == "standard":
+        return build(width, rngs)
+    return mup.widened(lambda rngs: build(width, rngs), shapes(base))(rngs)
+
+
+@cache
+def shapes(width: int) -> functional.Params:
+    """The shapes of the parameters of the network of this width."""
+    return functional.split(
+        nnx.eval_shape(lambda: network(rngs=nnx.Rngs(0), scaling="standard", width=width, base=width))
+    )[1]
+
+
+def final_losses(
+    scaling: str, width: int, base: int, rates: list[float], seeds: list[int], steps: int, batch: int, workdir
+) -> np.ndarray:
+    """The training loss over the last tenth of the steps, a row for each seed, a column for each rate."""
+    experiment = sweep.Experiment(
+        signals(), network, losses.named("cross_entropy"), {"scaling": scaling, "width": width, "base": base},
+        steps=steps, eval_every=steps, validation=0.0,
+    )  # fmt: skip
+    optimizer = optim.adam if scaling == "standard" else mup.scaled(optim.adam, shapes(base))
+    axes = sweep.grid(
+        optimizer=optimizer, schedule=schedules.constant, lr=rates, b1=0.9, b2=0.999, eps=1e-8,
+        batch_size=batch, seed=seeds,
+    )  # fmt: skip
+    results = sweep.run(experiment, axes, workdir / f"{scaling}-{width}", quiet=True)
+    final = results.train_loss[:, -max(1, steps // 10) :].mean("step", skipna=False)
+    frame = pd.DataFrame({"lr": results.lr.values, "seed": results.seed.values, "loss": final.values})
+    return frame.pivot(index="seed", columns="lr", values="loss").to_numpy(np.float64)
+
+
+def first(scaling: str, width: int, base: int) -> list[float]:
+    """What Adam's first step on each kernel does to the right classes' outputs, over the learning rate."""
+    model = network(rngs=nnx.Rngs(0), scaling=scaling, width=width, base=base)
+    rates = {}
+    if scaling == "muP":
+        rates = mup.rates_of("adam", functional.split(model)[1], mup.shapes_of(shapes(base)))
+    x, y = jnp.asarray(signals().x[:512]), jnp.asarray(signals().y[:512])
+    found = widths.first_steps(model, widths.own_output, x, y, rates)
+    return [found[f"layers.{place}.kernel"] for place, _ in LAYERS.values()]
+
+
+def exponent(sizes: list[int], values: list[float]) -> float:
+    """a in values = c width^a."""
+    return widths.exponent(np.array(sizes, float), np.array(values))
+
+
+def geometric(values: np.ndarray) -> float:
+    """The geometric mean over seeds."""
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def table(best: dict, exponents: dict, of_means: dict, sizes: list[int]) -> Table:
+    """The best rates, and two exponents: that of each seed's, and that of the mean loss over seeds."""
+    columns = ("width", *(f"{scaling}{of}" for scaling in EXPONENTS for of in ("", ", mean loss")))
+    grid = report.grid("Best learning rate: each seed's (geometric mean), and the mean loss's", columns)
+    for place, n in enumerate(sizes):
+        cells = (rate for key in EXPONENTS for rate in (geometric(best[key, n]), of_means[key][place]))
+        grid.add_row(str(n), *(f"{rate:.2e}" for rate in cells))
+    fits = (
+        cell
+        for key, found in exponents.items()
+        for cell in (f"{found.mean:.2f} ± {found.half_width:.2f}", f"{exponent(sizes, of_means[key]):.2f}")
+    )
+    grid.add_row("exponent", *fits)
+    return grid
+
+
+def finding(trained: dict, rates: list[float], sizes: list[int]) -> str:
+    """What it costs the widest network to take the narrowest one's best rate."""
+    parts = []
+    for scaling in EXPONENTS:
+        narrow, wide = (np.mean(trained[scaling, n], axis=0) for n in (sizes[0], sizes[-1]))
+        taken = wide[int(np.nanargmin(narrow))]
+        parts.append(f"{taken:.3f} in {scaling} scaling (at its own best {np.nanmin(wide):.3f})")
+    return (
+        f"With the rate that is best at width {sizes[0]} a network of width {sizes[-1]} ends at a training "
+        f"loss of {' and '.join(parts)}."
+    )
+
+
+def checks(
+    steps_of: dict, exponents: dict, best: dict, rates: list[float], sizes: list[int]
+) -> list[report.Check]:
+    """Exponents of what the first step does and of the best rates, of which none may be at an end."""
+    found = []
+    for scaling in EXPONENTS:
+        for place, (layer, (_, power)) in enumerate(LAYERS.items()):
+            measured = exponent(sizes, [steps_of[scaling, n][place] for n in sizes])
+            expected = power if scaling == "standard" else 0.0
+            found.append(report.Check(f"{scaling}, first step: {layer}", measured, expected, 0.1))
+    ends = sum(int(np.isin(rate, (rates[0], rates[-1])).sum()) for rate in best.values())
+    found.append(report.Check("best rates at an end", ends, 0, 0))
+    for scaling, expected in EXPONENTS.items():
+        found.append(
+            report.Check(f"{scaling}: exponent of the best rate", exponents[scaling].mean, expected, NEAR)
+        )
+    return found
+
+
+def picture(trained: dict, rates: list[float]):
+    rows, lowest = [], []
+    for (scaling, n), found in trained.items():
+        place, losses = {"width": str(n), "panel": f"{scaling} scaling"}, np.mean(found, axis=0)
+        rows += [place | {"lr": rate, "loss": loss} for rate, loss in zip(rates, losses, strict=True)]
+        lowest.append(place | dict(zip(("lr", "loss"), descent.lowest(np.array(rates), losses), strict=True)))
+    frame = pd.DataFrame(rows).dropna()
+    return report.lines(
+        frame,
+        x=report.axis("lr", "learning rate", log=True),
+        y=report.axis("loss", "training loss", domain=[0.95 * frame["loss"].min(), 2.3], clamp=True),
+        line="width",
+        panel="panel",
+        points=pd.DataFrame(lowest),
+        title="Does the best learning rate of a narrow network hold for a wide one?",
+        subtitle="Adam on MNIST-1D; circles: each width's lowest loss, which in muP stays at one rate",
+    )
+
+
+if __name__ == "__main__":
+    shared.run(main)
