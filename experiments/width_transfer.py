@@ -8,7 +8,8 @@ each seed. Checked to first order, too: what Adam's first step on each layer doe
 width^1/2 (input), ^3/2 (hidden) and ^1 (output), in muP not at all (`theory/widths.py`).
 """
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -91,23 +92,15 @@ def signals() -> data.Dataset:
     return data.load("mnist1d")
 
 
-def network(*, rngs: nnx.Rngs, scaling: str, width: int, base: int) -> nnx.Module:
-    """A network before training; muP makes its last kernel smaller than that of the base width is."""
-
-    def build(width: int, rngs: nnx.Rngs) -> nnx.Module:
-        return models.mlp(signals().input_shape, 10, widths=(width, width), rngs=rngs)
-
-    if scaling == "standard":
-        return build(width, rngs)
-    return mup.widened(lambda rngs: build(width, rngs), shapes(base))(rngs)
+def network(*, rngs: nnx.Rngs, width: int) -> nnx.Module:
+    """A network with two hidden layers."""
+    return models.mlp(signals().input_shape, 10, widths=(width, width), rngs=rngs)
 
 
 @cache
 def shapes(width: int) -> functional.Params:
     """The shapes of the parameters of the network of this width."""
-    return functional.split(
-        nnx.eval_shape(lambda: network(rngs=nnx.Rngs(0), scaling="standard", width=width, base=width))
-    )[1]
+    return functional.split(nnx.eval_shape(lambda: network(rngs=nnx.Rngs(0), width=width)))[1]
 
 
 def final_losses(
@@ -115,12 +108,11 @@ def final_losses(
 ) -> np.ndarray:
     """The training loss over the last tenth of the steps, a row for each seed, a column for each rate."""
     experiment = sweep.Experiment(
-        signals(), network, losses.named("cross_entropy"), {"scaling": scaling, "width": width, "base": base},
-        steps=steps, eval_every=steps, validation=0.0,
+        signals(), network, losses.named("cross_entropy"), {"width": width},
+        steps=steps, eval_every=steps, validation=0.0, mup={"width": base} if scaling == "muP" else None,
     )  # fmt: skip
-    optimizer = optim.adam if scaling == "standard" else mup.scaled(optim.adam, shapes(base))
     axes = sweep.grid(
-        optimizer=optimizer, schedule=schedules.constant, lr=rates, b1=0.9, b2=0.999, eps=1e-8,
+        optimizer=optim.adam, schedule=schedules.constant, lr=rates, b1=0.9, b2=0.999, eps=1e-8,
         batch_size=batch, seed=seeds,
     )  # fmt: skip
     results = sweep.run(experiment, axes, workdir / f"{scaling}-{width}", quiet=True)
@@ -131,10 +123,12 @@ def final_losses(
 
 def first(scaling: str, width: int, base: int) -> list[float]:
     """What Adam's first step on each kernel does to the right classes' outputs, over the learning rate."""
-    model = network(rngs=nnx.Rngs(0), scaling=scaling, width=width, base=base)
-    rates = {}
+    build: Callable[..., nnx.Module] = partial(network, width=width)
+    rates: dict[str, float] = {}
     if scaling == "muP":
-        rates = mup.rates_of("adam", functional.split(model)[1], mup.shapes_of(shapes(base)))
+        build = mup.widened(lambda rngs: network(rngs=rngs, width=width), shapes(base))
+        rates = mup.rates_of("adam", shapes(width), mup.shapes_of(shapes(base)))
+    model = build(rngs=nnx.Rngs(0))
     x, y = jnp.asarray(signals().x[:512]), jnp.asarray(signals().y[:512])
     found = widths.first_steps(model, widths.own_output, x, y, rates)
     return [found[f"layers.{place}.kernel"] for place, _ in LAYERS.values()]
