@@ -1,4 +1,4 @@
-"""Calls: `jit`, `remat` with its policies, derivatives that users wrote, linear solves."""
+"""Calls: `jit`, `remat` with its policies, derivatives that users wrote."""
 
 from functools import partial
 
@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.scipy.sparse.linalg import cg
 from jax.scipy.special import xlogy
 
 from bpresearch import chainrule
@@ -369,40 +368,3 @@ class TestCustomJVP:
         found = chainrule.grad(lambda x: jnp.sum(chainrule.grad(lambda x: jnp.sum(jax.nn.softplus(x)))(x)))(x)
         sigmoid = 1 / (1 + np.exp(-np.asarray(x)))
         np.testing.assert_allclose(found, sigmoid * (1 - sigmoid), rtol=1e-12)
-
-
-def test_a_linear_system_solved_by_conjugate_gradients(x, assert_program_right):
-    """`jax.scipy.sparse.linalg.cg`: neither the while loop in it nor its start is differentiated."""
-
-    def f(d, b):
-        return cg(lambda y: d * y + 0.1 * jnp.sum(y), jnp.sin(b), tol=1e-14)[0]
-
-    assert_program_right(f, jnp.array([2.0, 3.0, 5.0]), x[0], tolerance=1e-11)
-
-
-def test_a_linear_system_that_is_not_symmetric(x, assert_program_right):
-    """`lax.custom_linear_solve` with a transposed solve of its own, in a `jit`."""
-
-    @jax.jit
-    def f(a, b):
-        def by(matvec, b):
-            return jnp.linalg.inv(lax.stop_gradient(a)) @ b
-
-        def transposed(vecmat, b):
-            return jnp.linalg.inv(lax.stop_gradient(a)).T @ b
-
-        return lax.custom_linear_solve(lambda y: a @ y, b, by, transposed)
-
-    a = jnp.eye(3) * 2 + x[:3] * 0.3
-    assert_program_right(f, a, x[3], tolerance=1e-11)
-    a_bar = chainrule.grad(lambda a: jnp.sum(f(a, x[3])))(a)
-    expected = -np.outer(np.linalg.solve(a.T, np.ones(3)), np.linalg.solve(a, x[3]))
-    np.testing.assert_allclose(a_bar, expected, rtol=1e-12)
-
-
-def test_what_has_no_transpose_says_so(x):
-    def f(b):
-        return lax.custom_linear_solve(lambda y: 2 * y, b, lambda matvec, b: b / 2)
-
-    with pytest.raises(NoPrimitiveRuleError, match=r"custom_linear_solve at .* no transpose_solve"):
-        chainrule.grad(lambda b: jnp.sum(f(b)))(x[0])
