@@ -3,8 +3,8 @@
 Adam on MNIST-1D, networks with two hidden layers of 64 to 2,048 units, in the standard scaling and in muP
 (Yang et al. 2022, arXiv 2203.03466), which takes the narrowest as it is. The paper's table 3 says that the
 rate of a wide layer goes like 1 / width: with one rate for all layers the best should go like width^-1, and
-in muP like width^0. Whether it does is measured: the exponent of the rate with the lowest training loss, for
-each seed. Checked to first order, too: what Adam's first step on each layer does to the outputs grows like
+in muP like width^0. Whether it does is measured: the exponent of the rate with the lowest training loss,
+of the mean over seeds. Checked to first order, too: what Adam's first step on each layer does to the outputs grows like
 width^1/2 (input), ^3/2 (hidden) and ^1 (output), in muP not at all (`theory/widths.py`).
 """
 
@@ -27,7 +27,7 @@ from bpresearch.theory import descent, widths
 shared.define_experiment_flags()
 flags.DEFINE_string("width", "64,128,256,512,1024,2048", "widths of both hidden layers, at least three")
 flags.DEFINE_string("lr", "logspace:1.220703125e-4:0.0625:10", "learning rates, at least three")
-flags.DEFINE_string("seed", "0:3", "seeds, at least two")
+flags.DEFINE_string("seed", "0:6", "seeds, at least two")
 flags.DEFINE_integer("steps", 80, "updates")
 flags.DEFINE_integer("batch_size", 64, "examples of each update")
 
@@ -69,6 +69,7 @@ def main() -> int:
         )
         for scaling in EXPONENTS
     }
+    # Where the loss is flat, as at width 2,048, a seed's own best rate is chance; the mean loss's is less so.
     of_means = {
         scaling: [descent.lowest(np.array(rates), trained[scaling, n].mean(axis=0))[0] for n in sizes]
         for scaling in EXPONENTS
@@ -84,7 +85,7 @@ def main() -> int:
     figures |= {f"{scaling}.half_width": found.half_width for scaling, found in exponents.items()}
     files.write_figures(json_file, figures)
     console.print(f"Picture: {report.write_picture(picture(trained, rates), workdir, 'width_transfer')}")
-    return report.conclude(console, checks(steps_of, exponents, best, rates, sizes))
+    return report.conclude(console, checks(steps_of, of_means, best, rates, sizes))
 
 
 @cache
@@ -174,7 +175,7 @@ def finding(trained: dict, rates: list[float], sizes: list[int]) -> str:
 
 
 def checks(
-    steps_of: dict, exponents: dict, best: dict, rates: list[float], sizes: list[int]
+    steps_of: dict, of_means: dict, best: dict, rates: list[float], sizes: list[int]
 ) -> list[report.Check]:
     """Exponents of what the first step does and of the best rates, of which none may be at an end."""
     found = []
@@ -186,9 +187,8 @@ def checks(
     ends = sum(int(np.isin(rate, (rates[0], rates[-1])).sum()) for rate in best.values())
     found.append(report.Check("best rates at an end", ends, 0, 0))
     for scaling, expected in EXPONENTS.items():
-        found.append(
-            report.Check(f"{scaling}: exponent of the best rate", exponents[scaling].mean, expected, NEAR)
-        )
+        measured = exponent(sizes, of_means[scaling])
+        found.append(report.Check(f"{scaling}: exponent of the best rate", measured, expected, NEAR))
     return found
 
 
