@@ -3,9 +3,9 @@
 Adam on MNIST-1D, networks with two hidden layers of 64 to 2,048 units, in the standard scaling and in muP
 (Yang et al. 2022, arXiv 2203.03466), which takes the narrowest as it is. The paper's table 3 says that the
 rate of a wide layer goes like 1 / width: with one rate for all layers the best should go like width^-1, and
-in muP like width^0. Whether it does is measured: the exponent of the rate at which the training loss, its mean
-over seeds, is lowest. Checked to first order, too: what Adam's first step on each layer does to the outputs
-grows like width^1/2 (input), ^3/2 (hidden) and ^1 (output), in muP not at all (`theory/widths.py`).
+in muP like width^0. Whether it does is measured: the exponent of the rate at which the training loss, its
+mean over seeds, is lowest. Checked to first order, too: what Adam's first step on each layer does to the
+outputs grows like width^1/2 (input), ^3/2 (hidden) and ^1 (output), in muP not at all (`theory/widths.py`).
 """
 
 from collections.abc import Callable
