@@ -15,8 +15,10 @@ import random
 import secrets
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import jax
 from absl import flags
 from rich.console import Console
 from rich.progress import track
@@ -109,6 +111,14 @@ def table(tally: Tally, peers: list[str]) -> Table:
     return shown
 
 
+def forgetting(numbers: Iterable[int]) -> Iterator[int]:
+    """The same numbers; programs compiled before are let go of every hundredth time."""
+    for number in numbers:
+        if number % 100 == 0:
+            jax.clear_caches()
+        yield number
+
+
 def main() -> int:
     json_file = shared.output_file("json")
     quick, count, draws = flags.FLAGS.quick, flags.FLAGS.models, flags.FLAGS.draws
@@ -129,12 +139,13 @@ def main() -> int:
     for case in track(known, "planting", console=console, transient=True):
         faults = cases.faults_of(case, each=1 if quick else 3)
         plant_all(case, faults, tally, peers)
+        jax.clear_caches()  # a process may map memory only so often, and every program does
     console.print(table(tally, peers))
     for line in [*tally.complaints, *(f"no case for the rule of {m}" for m in missing)]:
         print(line)
     begun = time.perf_counter()
     models = random_models.verify_many(
-        count, draws, seed, lambda numbers: track(numbers, "right gradients", console=console)
+        count, draws, seed, lambda numbers: forgetting(track(numbers, "right gradients", console=console))
     )
     console.print(
         f"{models.verified} random models, {models.architectures} architectures: {models.rejected} rejected, "
