@@ -85,7 +85,7 @@ def main() -> int:
     figures |= {f"{scaling}.half_width": found.half_width for scaling, found in exponents.items()}
     files.write_figures(json_file, figures)
     console.print(f"Picture: {report.write_picture(picture(trained, rates), workdir, 'width_transfer')}")
-    return report.conclude(console, checks(steps_of, of_means, best, rates, sizes))
+    return report.conclude(console, checks(steps_of, exponents, of_means, best, rates, sizes))
 
 
 @cache
@@ -175,7 +175,7 @@ def finding(trained: dict, rates: list[float], sizes: list[int]) -> str:
 
 
 def checks(
-    steps_of: dict, of_means: dict, best: dict, rates: list[float], sizes: list[int]
+    steps_of: dict, exponents: dict, of_means: dict, best: dict, rates: list[float], sizes: list[int]
 ) -> list[report.Check]:
     """Exponents of what the first step does and of the best rates, of which none may be at an end."""
     found = []
@@ -187,8 +187,11 @@ def checks(
     ends = sum(int(np.isin(rate, (rates[0], rates[-1])).sum()) for rate in best.values())
     found.append(report.Check("best rates at an end", ends, 0, 0))
     for scaling, expected in EXPONENTS.items():
-        measured = exponent(sizes, of_means[scaling])
-        found.append(report.Check(f"{scaling}: exponent of the best rate", measured, expected, NEAR))
+        of_mean = exponent(sizes, of_means[scaling])
+        found.append(
+            report.Check(f"{scaling}: exponent of the best rate", exponents[scaling].mean, expected, NEAR)
+        )
+        found.append(report.Check(f"{scaling}: the same of the mean loss", of_mean, expected, NEAR))
     return found
 
 
