@@ -13,8 +13,11 @@ from jaxtyping import Array, Int, UInt32
 
 Seed: TypeAlias = int | UInt32[Array, ""]
 
-QUICK = {"xla_llvm_disable_expensive_passes": True}
-EQUALITIES = ("eq", "ne", "ge")
+UNOPTIMIZED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""XLA's options for the CPU with which a program compiles soonest."""
+if jax.__version_info__ < (0, 11):  # later ones have no other emitters: with these half the time is gone
+    UNOPTIMIZED |= {"xla_cpu_use_fusion_emitters": False}
+EQUALITIES = ("eq", "ne", "ge", "le")
 
 
 def compiled(function: Callable[..., Any], optimization: int = 0) -> Any:
@@ -27,7 +30,7 @@ def compiled(function: Callable[..., Any], optimization: int = 0) -> Any:
     if jax.default_backend() != "cpu":
         return jax.jit(function)
     quick, alike = (
-        jax.jit(function, compiler_options=QUICK | {"xla_backend_optimization_level": level})
+        jax.jit(function, compiler_options=UNOPTIMIZED | {"xla_backend_optimization_level": level})
         for level in (optimization, 1)
     )
 

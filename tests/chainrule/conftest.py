@@ -13,7 +13,7 @@ from flax import nnx
 from bpresearch import autodiff, chainrule, verify
 from bpresearch.chainrule import registry
 from bpresearch.functional import as_inputs, merge, split
-from bpresearch.verify.precision import cast, cast_model
+from bpresearch.verify.precision import UNOPTIMIZED, cast, cast_model
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +77,7 @@ def gradient_by_rules():
     """`gradient_by_rules(model, loss_fn, x, y) -> loss, grads, x_bar`, compiled quickly."""
 
     def gradient_by_rules(model, loss_fn, x, y):
-        loss, _, grads, x_bar = _gradients(chainrule, model, loss_fn, x, y, COMPILE_QUICKLY)
+        loss, _, grads, x_bar = _gradients(chainrule, model, loss_fn, x, y, UNOPTIMIZED)
         return loss, grads, x_bar
 
     return gradient_by_rules
@@ -137,7 +137,6 @@ def assert_rules_sound_in():
 
 
 # In double precision nothing hangs on the compiler's optimisations, which take most of its time.
-COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def _gradients(engine, model, loss_fn, x, y, compiler_options=None):
@@ -176,8 +175,8 @@ def _largest(array):
 
 
 def _assert_engines_agree(model, loss_fn, x, y, tolerance=1e-11):
-    loss, new_state, grads, x_bar = _gradients(autodiff, model, loss_fn, x, y, COMPILE_QUICKLY)
-    our_loss, our_state, our_grads, our_x_bar = _gradients(chainrule, model, loss_fn, x, y, COMPILE_QUICKLY)
+    loss, new_state, grads, x_bar = _gradients(autodiff, model, loss_fn, x, y, UNOPTIMIZED)
+    our_loss, our_state, our_grads, our_x_bar = _gradients(chainrule, model, loss_fn, x, y, UNOPTIMIZED)
     assert jax.tree.structure(our_grads) == jax.tree.structure(grads)
     assert jax.tree.structure(our_state) == jax.tree.structure(new_state)
     assert our_loss.dtype == loss.dtype
@@ -212,7 +211,7 @@ def _assert_sound_in(dtype, model, loss_fn, x, y):
     with jax.enable_x64(True):
         rounded, (x, y) = (cast_model(model, dtype), cast((x, y), dtype)) if dtype else (model, (x, y))
         wide, (wide_x, wide_y) = cast_model(rounded, jnp.float64), cast((x, y), jnp.float64)
-        _, _, *exact = _gradients(autodiff, wide, loss_fn, wide_x, wide_y, COMPILE_QUICKLY)
+        _, _, *exact = _gradients(autodiff, wide, loss_fn, wide_x, wide_y, UNOPTIMIZED)
         _, _, *right = _gradients(autodiff, rounded, loss_fn, x, y)
         _, _, *ours = _gradients(chainrule, rounded, loss_fn, x, y)
         exact, right, ours = _leaves(*exact, wide_x), _leaves(*right, x), _leaves(*ours, x)
@@ -232,7 +231,7 @@ def _assert_sound_in(dtype, model, loss_fn, x, y):
 
 def _assert_matches_finite_differences(model, loss_fn, x, y, tolerance=1e-7):
     graphdef, params, state = split(model)
-    loss, _, grads, x_bar = _gradients(chainrule, model, loss_fn, x, y, COMPILE_QUICKLY)
+    loss, _, grads, x_bar = _gradients(chainrule, model, loss_fn, x, y, UNOPTIMIZED)
     leaves, structure = jax.tree.flatten((params, as_inputs(x)))
     bars = jax.tree.leaves(grads) + jax.tree.leaves(as_inputs(x_bar), is_leaf=lambda bar: bar is None)
     rng = np.random.default_rng(0)
@@ -270,7 +269,7 @@ def _assert_matches_finite_differences(model, loss_fn, x, y, tolerance=1e-7):
     over_steps = jax.vmap(difference, (0, None))
     all_of_them = jax.jit(
         lambda all_: jax.lax.map(lambda one: over_steps(steps, one), all_),
-        compiler_options=COMPILE_QUICKLY,
+        compiler_options=UNOPTIMIZED,
     )
     measured = np.asarray(all_of_them(indexed))
 
@@ -345,7 +344,7 @@ def _assert_rules_right(problems, tolerance=1e-11):
         return answers
 
     arrays = {n: (inputs, _random_cotangent(f, inputs)) for n, (f, inputs, _) in problems.items()}
-    answers = jax.device_get(jax.jit(all_of_them, compiler_options=COMPILE_QUICKLY)(arrays))
+    answers = jax.device_get(jax.jit(all_of_them, compiler_options=UNOPTIMIZED)(arrays))
     worst = 0.0
     for name, ((right_y, right), (y, bars), differences) in answers.items():
         for own, found in zip(jax.tree.leaves(right_y), jax.tree.leaves(y), strict=True):
@@ -378,7 +377,7 @@ def _assert_rules_sound_in(dtype, problems):
         }
 
     compiled = jax.jit(all_of_them, static_argnums=1)
-    quickly = jax.jit(all_of_them, static_argnums=1, compiler_options=COMPILE_QUICKLY)
+    quickly = jax.jit(all_of_them, static_argnums=1, compiler_options=UNOPTIMIZED)
     with jax.enable_x64(False):
         low = {n: _narrow(cast(inputs, dtype)) for n, (_, inputs, _) in problems.items()}
         low = {n: (inputs, _random_cotangent(problems[n][0], inputs)) for n, inputs in low.items()}

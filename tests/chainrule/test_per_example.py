@@ -14,11 +14,11 @@ from bpresearch.functional import merge, split
 from bpresearch.models import Residual, flatten, patch_convolution
 from bpresearch.models.attention import CausalAttention, dot_product_attention
 from bpresearch.models.combinators import Masked, Unembed
+from bpresearch.verify.precision import UNOPTIMIZED
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def assert_right(model, loss_fn, x, y, tolerance=1e-11):
@@ -30,7 +30,7 @@ def assert_right(model, loss_fn, x, y, tolerance=1e-11):
         (loss, _), grads = gradient(params, state, one)
         return loss, grads
 
-    loss, expected = jax.jit(jax.vmap(of_one), compiler_options=QUICKLY)(x, y)
+    loss, expected = jax.jit(jax.vmap(of_one), compiler_options=UNOPTIMIZED)(x, y)
     losses, found = chainrule.per_example_gradients(model, loss_fn, x, y)
     np.testing.assert_allclose(losses, loss, rtol=1e-12)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
@@ -114,10 +114,10 @@ def assert_rows(model, loss, batch):
     def losses(params):
         return loss(merge(graphdef, params, state), batch)
 
-    values, rows = jax.jit(lambda p: (losses(p), jax.jacrev(losses)(p)), compiler_options=QUICKLY)(params)
+    values, rows = jax.jit(lambda p: (losses(p), jax.jacrev(losses)(p)), compiler_options=UNOPTIMIZED)(params)
     given = jax.jit(
         lambda p: chainrule.per_example_gradients(loss)(merge(graphdef, p, state), batch),
-        compiler_options=QUICKLY,
+        compiler_options=UNOPTIMIZED,
     )
     found, grads = given(params)
     np.testing.assert_allclose(found, values, rtol=1e-12)

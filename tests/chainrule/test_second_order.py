@@ -14,11 +14,11 @@ from bpresearch.chainrule import second_order
 from bpresearch.functional import merge, split
 from bpresearch.models import Parallel, Residual, Unembed, add, add_channel, flatten, patch_convolution
 from bpresearch.models.attention import CausalAttention, dot_product_attention
+from bpresearch.verify.precision import UNOPTIMIZED
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def assert_right(model, loss_fn, x, y, normal, tolerance=1e-11):
@@ -30,9 +30,9 @@ def assert_right(model, loss_fn, x, y, normal, tolerance=1e-11):
     def by_autodiff(params, vector):
         return jax.jvp(lambda p: gradient(p, state, (x, y))[1], (params,), (vector,))[1]
 
-    expected = jax.jit(by_autodiff, compiler_options=QUICKLY)(params, vector)
+    expected = jax.jit(by_autodiff, compiler_options=UNOPTIMIZED)(params, vector)
     by_rules = second_order.hessian_vector_product(graphdef, loss_fn)
-    found = jax.jit(by_rules, compiler_options=QUICKLY)(params, state, (x, y), vector)
+    found = jax.jit(by_rules, compiler_options=UNOPTIMIZED)(params, state, (x, y), vector)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
     for (path, right), ours in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
@@ -277,7 +277,7 @@ def test_gauss_newton_is_the_dense_product(two_heads, normal):
         return jacobian.T @ (jax.hessian(loss)(outputs(flat)) @ (jacobian @ v))
 
     v = normal(3, flat.size)
-    expected = jax.jit(dense, compiler_options=QUICKLY)(flat, v)
+    expected = jax.jit(dense, compiler_options=UNOPTIMIZED)(flat, v)
     product = chainrule.gauss_newton(model, two_losses, x, labels, unflatten(v))
     np.testing.assert_allclose(jax.flatten_util.ravel_pytree(product)[0], expected, rtol=1e-12, atol=1e-14)
     full = chainrule.hvp(model, two_losses, x, labels, unflatten(v))

@@ -21,8 +21,7 @@ from bpresearch.models.patches import (
     put_back,
     take,
 )
-
-QUICKLY = {"xla_backend_optimization_level": 0}
+from bpresearch.verify.precision import UNOPTIMIZED
 
 
 def normal(seed, *shape):
@@ -78,7 +77,7 @@ def test_value_and_derivatives_are_those_of_xla(float64, convolution):
             return y, *pull_back(y_bar)
 
         y_bar = normal(2, *jax.eval_shape(theirs, x, kernel).shape)
-        return jax.jit(pulled_back, compiler_options=QUICKLY)(x, kernel, y_bar)
+        return jax.jit(pulled_back, compiler_options=UNOPTIMIZED)(x, kernel, y_bar)
 
     for found, expected in zip(both(ours), both(theirs), strict=True):
         assert (found.shape, found.dtype) == (expected.shape, expected.dtype)

@@ -177,15 +177,15 @@ def verify_many(
     for number in track(range(count)):
         if number % draws == 0:
             kind = random_architecture if result.architectures % 2 == 0 else traced_architecture
-            architecture = kind(rng)
             dtype = DTYPES[result.architectures // 2 % len(DTYPES)]
             result.architectures += 1
-            model, x, y = architecture.draw(rng)
-            check = prepare(model, architecture.loss_fn, x, y, dtype)
-        for _ in range(5):  # a loss that is no number has no gradient
-            model, x, y = architecture.draw(rng)
-            if np.isfinite(check.value(model, x, y)):
-                break
+            is_number = False
+            while not is_number:  # of one example, say, some losses are never a number
+                architecture = kind(rng)
+                model, x, y = architecture.draw(rng)
+                check = prepare(model, architecture.loss_fn, x, y, dtype)
+                is_number, _ = _drawn(architecture, check, rng)
+        _, (model, x, y) = _drawn(architecture, check, rng)
         report = check(model, x, y, seed=number)
         decided = verdicts(report)
         result.verified += 1
@@ -198,6 +198,17 @@ def verify_many(
             what = f"{', '.join(architecture.layers)} at {architecture.shape} in {dtype}"
             result.complaints.append(f"{said}: model {number}, {what}: {report.summary()}")
     return result
+
+
+def _drawn(
+    architecture: Any, check: Any, rng: np.random.Generator
+) -> tuple[bool, tuple[nnx.Module, Any, Any]]:
+    """Numbers with which the loss is one, if five draws give some: without, it has no gradient."""
+    for _ in range(5):
+        model, x, y = architecture.draw(rng)
+        if np.isfinite(check.value(model, x, y)):
+            return True, (model, x, y)
+    return False, (model, x, y)
 
 
 def verdicts(report: Report) -> dict[str, bool | None]:

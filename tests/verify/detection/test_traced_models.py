@@ -11,9 +11,7 @@ from bpresearch.functional import TrainingLoss, split
 from bpresearch.verify.detection import traced_models
 from bpresearch.verify.detection.cases import shapes_of
 from bpresearch.verify.detection.traced_blocks import BLOCKS, LARGEST, Block
-from bpresearch.verify.precision import cast, cast_model
-
-QUICKLY = {"xla_backend_optimization_level": 0}
+from bpresearch.verify.precision import UNOPTIMIZED, cast, cast_model
 
 
 @pytest.mark.parametrize("make", BLOCKS, ids=lambda make: make.__name__)
@@ -72,7 +70,7 @@ def compare(model, loss, batch):
             of_loss = TrainingLoss(loss)
             return [e.gradient(graphdef, of_loss)(params, state, data)[1] for e in (autodiff, chainrule)]
 
-        right, found = jax.jit(both, compiler_options=QUICKLY)(params, state, data)
+        right, found = jax.jit(both, compiler_options=UNOPTIMIZED)(params, state, data)
     limit = 2e-2 if "half_precision" in model.name else 1e-9
     largest = max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(right))
     for (path, a), b in zip(jax.tree.leaves_with_path(right), jax.tree.leaves(found), strict=True):

@@ -9,6 +9,7 @@ from jax.extend.core import Literal
 
 from bpresearch import chainrule
 from bpresearch.chainrule.primitives import Equation, is_floating, table
+from bpresearch.verify.precision import UNOPTIMIZED
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,6 @@ def assert_equations_right():
 
 
 # In double precision nothing hangs on the compiler's optimisations, which take most of its time.
-COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ def _assert_model_right(loss, model, *args, tolerance=1e-12):
             value, grads = engine.value_and_grad(loss)(model, *args)
             return value, grads, nnx.state(model)
 
-        return jax.jit(answers, compiler_options=COMPILE_QUICKLY)(state, *args)
+        return jax.jit(answers, compiler_options=UNOPTIMIZED)(state, *args)
 
     expected, found = by(nnx), by(chainrule)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
@@ -90,7 +90,7 @@ def _assert_program_right(f, *args, tolerance=1e-12, tangents=True):
             y_dot = engine.jvp(f, args, dots)[1] if tangents else ()
             return jax.tree.map(lambda x: x if is_floating(x) else None, (y, pullback(bars), y_dot))
 
-        return jax.tree.map(np.asarray, jax.jit(answers, compiler_options=COMPILE_QUICKLY)(*args))
+        return jax.tree.map(np.asarray, jax.jit(answers, compiler_options=UNOPTIMIZED)(*args))
 
     expected, found = by(jax), by(chainrule)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
