@@ -44,11 +44,11 @@ class Derivative:
     values: Callable[[Point, Any], Outputs]
     programs: dict[Any, Any] = field(default_factory=dict)
 
-    def program(self, name: Any, make: Callable[[], Callable[..., Any]]) -> Any:
+    def program(self, name: Any, make: Callable[[], Callable[..., Any]], fused: bool = True) -> Any:
         """The compiled program of that name, made once."""
-        if name not in self.programs:
-            self.programs[name] = compiled(make())
-        return self.programs[name]
+        if (name, fused) not in self.programs:
+            self.programs[name, fused] = compiled(make(), fused=fused)
+        return self.programs[name, fused]
 
     def independent(self) -> Callable[[Point, Any], Outputs]:
         """The twin.

@@ -93,7 +93,7 @@ class Measures:
 
 
 def ask(
-    question: Question, oracles: Sequence[Any], key: Any = ()
+    question: Question, oracles: Sequence[Any], key: Any = (), fused: bool = True
 ) -> tuple[dict[str, tuple[Answer, Measures]], list[str]]:
     """The answers of several oracles, by one program; and a note for each that cannot be asked.
 
@@ -101,6 +101,7 @@ def ask(
         question: what is asked.
         oracles: whom.
         key: what tells this program from others of the same derivative.
+        fused: whether XLA may compute the same number again with another rounding.
     """
     derivative, arguments = question.derivative, question.arguments
     programs: dict[str, Callable[..., Answer]] = {}
@@ -126,17 +127,17 @@ def ask(
         return answers | (in_each_direction(question, bodies)(*arguments) if bodies else {})
 
     try:
-        answers = jax.device_get(derivative.program(("answers", key), lambda: together)(*arguments))
+        answers = jax.device_get(derivative.program(("answers", key), lambda: together, fused)(*arguments))
     except Exception:  # JAX can trace one of them and not compile it: then each is asked by itself
         answers = {}
         for name, program in list(programs.items()):
             try:
-                alone = derivative.program(("answers", key, name), _making(program))
+                alone = derivative.program(("answers", key, name), _making(program), fused)
                 answers[name] = jax.device_get(alone(*arguments))
             except Exception as error:
                 notes.append(f"Not asked: {name} ({first_line(error)}).")
                 del programs[name]
-        derivative.programs.pop(("answers", key), None)
+        derivative.programs.pop((("answers", key), fused), None)
     measures = {name: Measures(question, name, program) for name, program in programs.items()}
     return {name: (answers[name], measures[name]) for name in programs}, list(notes)
 
