@@ -14,11 +14,7 @@ Seed: TypeAlias = int | UInt32[Array, ""]
 
 UNOPTIMIZED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """XLA's options for the CPU with which a program compiles soonest."""
-if jax.__version_info__ < (0, 11):  # later ones have no other emitters: with these half the time is gone
-    UNOPTIMIZED |= {"xla_cpu_use_fusion_emitters": False}
 EQUALITIES = ("eq", "ne", "ge", "le")
-
-
 UNFUSED = {"xla_disable_hlo_passes": "fusion"}
 """With these as well each operation is a loop of its own, and rounds once. XLA's fusion computes a value
 again where it is used, and processors take a product into a sum unrounded at one place and not at another."""
@@ -28,20 +24,23 @@ def compiled(function: Callable[..., Any], optimization: int = 0, fused: bool = 
     """`jax.jit` for a program that runs once: on the CPU, compilation is three times faster for it.
 
     XLA's optimisations there cost more than they save, and matrix products come from a library anyway. With
-    `optimization=1`, for a program that runs a second, its own loops are as fast as with all of them. Without
-    fusion, which takes twice the time, what is computed twice is the same both times; so it is for a program
-    that asks whether numbers are equal (see `compares`).
+    `optimization=1`, for a program that runs a second, its own loops are as fast as with all of them; and so
+    it is for a program that asks whether numbers are equal (see `compares`). Without fusion, which takes
+    twice the time and many times the memory, what is computed twice is the same both times.
     """
     if jax.default_backend() != "cpu":
         return jax.jit(function)
-    options = UNOPTIMIZED | {"xla_backend_optimization_level": optimization}
-    quick, alike = (jax.jit(function, compiler_options=options | more) for more in ({}, UNFUSED))
-    program: Any = None if fused else alike
+    options = UNOPTIMIZED | ({} if fused else UNFUSED)
+    quick, alike = (
+        jax.jit(function, compiler_options=options | {"xla_backend_optimization_level": level})
+        for level in (optimization, 1)
+    )
+    program: Any = alike if optimization else None
 
     def run(*args: Any) -> Any:
         nonlocal program
         if program is None:
-            program = alike if compares(quick.trace(*args).jaxpr) else quick
+            program = alike if fused and compares(quick.trace(*args).jaxpr) else quick
         return program(*args)
 
     return run
@@ -50,8 +49,8 @@ def compiled(function: Callable[..., Any], optimization: int = 0, fused: bool = 
 def compares(jaxpr: Any) -> bool:
     """Whether a program asks if floating-point numbers are equal, as the derivative of a maximum does.
 
-    Where a maximum is taken of numbers that are computed again, with another rounding, to be compared with
-    it, no element is equal to it.
+    Not optimised at all, XLA computes a product and a sum in one rounding at one place and in two at another,
+    and where a maximum is taken of one and compared with the other, no element is equal to it.
     """
     return any(
         (eqn.primitive.name in EQUALITIES and all(map(_is_variable, eqn.invars)))
