@@ -14,6 +14,7 @@ import zarr
 from bpresearch import files
 from bpresearch.sweep import store
 from bpresearch.sweep.description import difference
+from bpresearch.sweep.soundness import per_run
 
 T = TypeVar("T")
 
@@ -76,10 +77,11 @@ def merge(workdirs: Sequence[str | Path], into: str | Path) -> xr.Dataset:
     with store.locked(into):
         if (into / "results.zarr").exists():
             raise ValueError(f"--workdir={into} holds results already; take another folder")
-        groups = [_opened(path) for path in slices]
+        parts = [store.read(path) for path in slices]
         unfinished = into / "results.zarr.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        _join(groups, unfinished)
+        with store.every_chunk():
+            _join(parts, zarr.open_group(slices[0] / "results.zarr", mode="r"), unfinished)
         del config["experiment"]["slice"]
         files.write(into / "config.json", json.dumps(config, indent=2))
         for name in ("flagfile", "gradient_check.json"):
@@ -114,19 +116,15 @@ def _by_number(workdirs: list[Path]) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def _opened(path: Path) -> zarr.Group:
-    found = store.stored(path)
-    if found is None:
-        raise ValueError(f"--workdir={path}: there is no results.zarr; the slice has not begun")
-    return zarr.open_group(path / "results.zarr", mode="r")
-
-
-def _join(groups: list[zarr.Group], path: Path) -> None:
-    """Writes a store with the runs of all of them, one after another."""
-    whole = zarr.create_group(zarr.storage.LocalStore(path), attributes=dict(groups[0].attrs))
-    for name, array in groups[0].arrays():
-        per_run = array.metadata.dimension_names[0] == "run"
-        values = np.concatenate([group[name][:] for group in groups]) if per_run else array[:]
+def _join(parts: list[xr.Dataset], like: zarr.Group, path: Path) -> None:
+    """Writes a store with the runs of all of them, one after another; its arrays are like another's."""
+    runs = sum(part.sizes["run"] for part in parts)
+    attributes = dict(like.attrs) | {"runs": runs}
+    whole = zarr.create_group(zarr.storage.LocalStore(path), attributes=attributes)
+    for name in like.attrs["arrays"]:
+        array = like[name]
+        taken = parts if per_run(array) else parts[:1]
+        values = np.concatenate([part[name].values for part in taken])
         store.add(
             whole, name, array.dtype, values.shape, array.metadata.dimension_names, array.metadata.fill_value
         )

@@ -1,14 +1,15 @@
 """A sweep's results on disk: `results.zarr`, which opens as an xarray.Dataset, and `config.json` beside it.
 
 Every write replaces a file whole, so a kill leaves the old or the new; the arrays carry checksums, so damage
-is seen when they are read. A run's `finished` is written last.
+is seen when they are read, and every chunk is written, so a lost one is missed (`soundness`). A run's
+`finished` is written last.
 """
 
 import fcntl
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from bpresearch.sweep.choosing import Choice
 from bpresearch.sweep.description import difference, provenance
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.processes import agreed, leads
+from bpresearch.sweep.soundness import demand_chunks, line, loaded, per_run, read_through
 from bpresearch.train import Measured
 
 RUNS_IN_A_CHUNK = 64
@@ -69,6 +71,7 @@ def opened(
     Arguments as `open_store`'s and `check_config`'s.
     """
     with ExitStack() as held:
+        held.enter_context(every_chunk())
         try:
             if workdir:
                 held.enter_context(locked(workdir))
@@ -83,6 +86,11 @@ def opened(
         if not leads():
             group["finished"].oindex[rows] = done
         yield group, rows
+
+
+def every_chunk() -> AbstractContextManager[Any]:
+    """While it is entered, zarr writes chunks that hold nothing too, so that a lost one is not like those."""
+    return zarr.config.set({"array.write_empty_chunks": True})
 
 
 def check_config(workdir: Path, config: dict[str, Any]) -> None:
@@ -153,11 +161,10 @@ def open_store(
         partial.unlink()
     try:
         group = zarr.open_group(path, mode="r+")
-        _read_through(group)
-    except Exception as error:  # zarr and its codecs raise errors of many types on damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        read_through(group)
+    except Exception as error:  # zarr raises errors of many types on damaged files
         raise ValueError(
-            f"--workdir={workdir}: results.zarr cannot be read ({reason}); take another folder"
+            f"--workdir={workdir}: results.zarr cannot be read ({line(error)}); take another folder"
         ) from error
     for axis in columns.keys() | _axes(group):
         if axis not in columns or axis not in _axes(group):
@@ -191,7 +198,8 @@ def _create(store: Store, layout: Layout, columns: dict[str, np.ndarray]) -> zar
     for name, (empty, dimensions) in layout.variables.items():
         put(name, empty.dtype, ("run", *dimensions), empty.item())
     put("finished", np.dtype(bool), ("run",), False)
-    group.attrs["coordinates"] = " ".join(sorted(columns))  # as xarray looks them up
+    names = [*axes, *columns, "run", *layout.variables, "finished"]
+    group.attrs.update({"coordinates": " ".join(sorted(columns)), "arrays": names, "runs": 0})
     return group
 
 
@@ -226,15 +234,14 @@ def _axes(group: zarr.Group) -> set[str]:
 
 
 def _per_run(group: zarr.Group) -> list[Any]:
-    return [array for _, array in sorted(group.arrays()) if array.metadata.dimension_names[0] == "run"]
+    return [array for array in (group[name] for name in group.attrs["arrays"]) if per_run(array)]
 
 
 def _append(group: zarr.Group, columns: dict[str, np.ndarray], first: int) -> tuple[zarr.Group, np.ndarray]:
-    """Appends the runs that the store lacks."""
-    names = sorted(columns)
-    count = min(array.shape[0] for array in _per_run(group))  # a kill may have cut an append short
+    """Appends the runs that the store lacks, all of their chunks with them."""
+    names, count = sorted(columns), group.attrs["runs"]
     for array in _per_run(group):
-        if array.shape[0] > count:
+        if array.shape[0] > count:  # a kill has cut an append short
             array.resize((count, *array.shape[1:]))
     stored = [group[name][:].tolist() for name in names]
     rows = {repr(key): row for row, key in enumerate(zip(*stored, strict=True))}
@@ -247,57 +254,40 @@ def _append(group: zarr.Group, columns: dict[str, np.ndarray], first: int) -> tu
     ]
     if new:
         rows |= {asked[number]: count + place for place, number in enumerate(new)}
+        held = {name: columns[name][new] for name in names}
+        held["run"] = first + np.arange(count, count + len(new))
         for array in _per_run(group):
             array.resize((count + len(new), *array.shape[1:]))
-        for name in names:
-            group[name][count:] = columns[name][new]
-        group["run"][count:] = first + np.arange(count, count + len(new))
+            array[count:] = held.get(array.basename, array.fill_value)
+        group.attrs["runs"] = count + len(new)
     return group, np.array([rows[key] for key in asked])
 
 
-def _read_through(group: zarr.Group) -> None:
-    """Reads every chunk once, so that damage is found before anything is written."""
-    for _, array in group.arrays():
-        length = array.chunks[0]
-        for begin in range(0, array.shape[0], length):
-            array[begin : begin + length]
-
-
 def dataset(group: zarr.Group) -> xr.Dataset:
-    """The store as a Dataset; what is on disk is read when it is used."""
+    """The store as a Dataset; what is on disk is read when it is used.
+
+    Raises:
+        ValueError: something is missing on disk.
+    """
+    demand_chunks(group)
     found = xr.open_zarr(group.store, consolidated=False, chunks=None)
     texts = {name for name, values in found.coords.items() if values.dtype.kind == "T"}
     return found.assign_coords({name: found[name].astype(object) for name in texts})
-
-
-def stored(workdir: str | Path) -> xr.Dataset | None:
-    """The results in a workdir as they are, finished or not; None if there are none.
-
-    Raises:
-        ValueError: they cannot be read.
-    """
-    path = Path(workdir).expanduser() / "results.zarr"
-    if not path.exists():
-        return None
-    try:
-        return dataset(zarr.open_group(path, mode="r"))
-    except Exception as error:  # of many types, on damaged files
-        raise ValueError(f"--workdir={workdir}: results.zarr cannot be read") from error
 
 
 def read(workdir: str | Path) -> xr.Dataset:
     """The results that a workdir holds, as far as they are, in memory.
 
     Raises:
-        ValueError: there are none, or they cannot be read.
+        ValueError: there are none, or something of them is missing or damaged; names the file.
     """
-    found = stored(workdir)
-    if found is None:
+    path = Path(workdir).expanduser() / "results.zarr"
+    if not path.exists():
         raise ValueError(f"--workdir={workdir}: there is no results.zarr; name the folder of a sweep")
     try:
-        return found.load()
+        return loaded(zarr.open_group(path, mode="r"))
     except Exception as error:  # of many types, on damaged files
-        raise ValueError(f"--workdir={workdir}: results.zarr cannot be read") from error
+        raise ValueError(f"--workdir={workdir}: results.zarr cannot be read ({line(error)})") from error
 
 
 def read_trainings(workdir: str | Path) -> xr.Dataset:
