@@ -72,7 +72,7 @@ def merge(workdirs: Sequence[str | Path], into: str | Path) -> xr.Dataset:
         ValueError: a slice is missing or there twice, they are not of one sweep, or the folder has results.
     """
     into = Path(into).expanduser()
-    slices = _by_number([Path(workdir).expanduser() for workdir in workdirs])
+    slices, alike = _by_number([Path(workdir).expanduser() for workdir in workdirs])
     config = json.loads((slices[0] / "config.json").read_text())
     with store.locked(into):
         if (into / "results.zarr").exists():
@@ -83,6 +83,8 @@ def merge(workdirs: Sequence[str | Path], into: str | Path) -> xr.Dataset:
         with store.every_chunk():
             _join(parts, zarr.open_group(slices[0] / "results.zarr", mode="r"), unfinished)
         del config["experiment"]["slice"]
+        if not alike:  # then the bits are those of no number of devices
+            config["experiment"].pop("devices", None)
         files.write(into / "config.json", json.dumps(config, indent=2))
         for name in ("flagfile", "gradient_check.json"):
             if (slices[0] / name).exists():
@@ -91,18 +93,21 @@ def merge(workdirs: Sequence[str | Path], into: str | Path) -> xr.Dataset:
     return store.read(into)
 
 
-def _by_number(workdirs: list[Path]) -> list[Path]:
-    """The workdirs in the order of their slices, which must be all of one sweep."""
+def _by_number(workdirs: list[Path]) -> tuple[list[Path], bool]:
+    """The workdirs in the order of their slices, which must be all of one sweep, and whether all were trained
+    on as many devices."""
     if not workdirs:
         raise ValueError("--workdir: there are no slices to merge")
     found: dict[int, Path] = {}
+    devices: set[str | None] = set()
     first: Any = None
     for path in workdirs:
         try:
             config = json.loads((path / "config.json").read_text())["experiment"]
             number, count = numbers(config.pop("slice"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"--workdir={path}: holds no slice of a sweep") from error
+        devices.add(config.pop("devices", None))
         first = first or (path, count, config)
         if count != first[1]:
             raise ValueError(f"--workdir={path}: is one of {count} slices, {first[0]} one of {first[1]}")
@@ -113,7 +118,7 @@ def _by_number(workdirs: list[Path]) -> list[Path]:
         found[number] = path
     if missing := sorted(set(range(1, first[1] + 1)) - set(found)):
         raise ValueError(f"slice {missing[0]} of {first[1]} is missing; --workdir takes those of all slices")
-    return [found[number] for number in sorted(found)]
+    return [found[number] for number in sorted(found)], len(devices) == 1
 
 
 def _join(parts: list[xr.Dataset], like: zarr.Group, path: Path) -> None:

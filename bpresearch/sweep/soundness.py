@@ -4,6 +4,7 @@ Every chunk of a store is written when its runs are appended. The group's attrib
 `arrays`, the names, and `runs`, how many runs have been appended, set when all of their chunks are there.
 """
 
+import errno
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,13 @@ import zarr
 def per_run(array: Any) -> bool:
     """Whether an array's first dimension is the run."""
     return bool(array.metadata.dimension_names[0] == "run")
+
+
+def demand_store(group: zarr.Group) -> None:
+    """Raises a FileNotFoundError if the store's folder was removed: zarr would make another, without runs."""
+    root = getattr(group.store, "root", None)
+    if root and not (root / "zarr.json").exists():
+        raise FileNotFoundError(errno.ENOENT, "it was removed while the sweep ran", str(root))
 
 
 def demand_chunks(group: zarr.Group) -> int:

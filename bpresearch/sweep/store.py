@@ -7,6 +7,8 @@ is seen when they are read, and every chunk is written, so a lost one is missed 
 
 import fcntl
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -29,6 +31,10 @@ from bpresearch.train import Measured
 
 RUNS_IN_A_CHUNK = 64
 STEPS_IN_A_CHUNK = 500
+UNFINISHED = re.compile(r"\.(config\.json|flagfile|gradient_check\.json|study\.journal)\.\d+")
+"""Files of `files.write` in a workdir that a kill has cut short."""
+
+_held: set[Path] = set()
 
 
 class Layout(NamedTuple):
@@ -43,18 +49,35 @@ class Layout(NamedTuple):
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds a workdir for this process; a second process is refused."""
+    """Holds a workdir for this process, where it may be held again; a second process is refused.
+
+    What a kill has left of files that were being written is removed.
+
+    Raises:
+        ValueError: it is held, or cannot be written.
+    """
+    if workdir.resolve() in _held:
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        handle = open(workdir / "lock", "w")  # noqa: SIM115
+        lock = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise ValueError(f"--workdir={workdir}: cannot write there ({error.strerror})") from error
-    with handle:
+        link = ": its lock is a link" if (workdir / "lock").is_symlink() else ""
+        raise ValueError(f"--workdir={workdir}: cannot write there ({error.strerror}{link})") from error
+    with os.fdopen(lock, "w"):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"--workdir={workdir} is in use by another process") from error
-        yield
+        for path in workdir.glob(".*"):
+            if UNFINISHED.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        _held.add(held := workdir.resolve())
+        try:
+            yield
+        finally:
+            _held.discard(held)
 
 
 @contextmanager
@@ -88,6 +111,14 @@ def opened(
         yield group, rows
 
 
+def unwritable(workdir: Path | None, error: OSError) -> ValueError:
+    """What to raise where a sweep cannot go on writing its workdir."""
+    return ValueError(
+        f"--workdir={workdir}: cannot write there ({error.strerror or error}); what is saved is whole, the "
+        "same command goes on from there"
+    )
+
+
 def every_chunk() -> AbstractContextManager[Any]:
     """While it is entered, zarr writes chunks that hold nothing too, so that a lost one is not like those."""
     return zarr.config.set({"array.write_empty_chunks": True})
@@ -111,9 +142,16 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
             )
         files.write(path, json.dumps({"experiment": config, "provenance": provenance()}, indent=2))
     try:
-        found = json.loads(path.read_text())["experiment"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = dict(json.loads(path.read_text())["experiment"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"--workdir={workdir}: config.json cannot be read; take another folder") from error
+    there, here = found.get("devices"), config.get("devices")
+    if there and there != here:
+        raise ValueError(
+            f"--workdir={workdir} was begun on {there} devices, and here are {here}, with which results "
+            "differ in their last bits: go on with as many devices (of a CPU, cores), or take another folder"
+        )
+    found["devices"] = here
     if other := difference(found, json.loads(json.dumps(config))):
         raise ValueError(
             f"--workdir={workdir} holds a sweep with other settings ({other}); take another folder"
@@ -269,7 +307,11 @@ def dataset(group: zarr.Group) -> xr.Dataset:
     Raises:
         ValueError: something is missing on disk.
     """
-    demand_chunks(group)
+    try:
+        demand_chunks(group)
+    except ValueError as error:
+        workdir = getattr(group.store, "root", Path()).parent
+        raise ValueError(f"--workdir={workdir}: results.zarr was damaged in this run ({error})") from error
     found = xr.open_zarr(group.store, consolidated=False, chunks=None)
     texts = {name for name, values in found.coords.items() if values.dtype.kind == "T"}
     return found.assign_coords({name: found[name].astype(object) for name in texts})
