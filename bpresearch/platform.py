@@ -67,6 +67,8 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
 
     Where JAX has started before, it starts anew: arrays that were made before are not to be used any more.
 
+    Where one of them ends before the others, JAX's runtime ends these too, within half a minute.
+
     Args:
         coordinator: address of process 0 as HOST:PORT. On Slurm, Kubernetes, Open MPI and Cloud TPU, None:
             JAX finds it, and the numbers, by itself.
@@ -79,8 +81,11 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     if jax.distributed.is_initialized():
         return
     clear_backends()
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which stops a sweep
     try:
-        jax.distributed.initialize(coordinator, processes, process)
+        jax.distributed.initialize(
+            coordinator, processes, process, initialization_timeout=120, heartbeat_timeout_seconds=20
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

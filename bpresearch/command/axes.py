@@ -11,6 +11,19 @@ from bpresearch.distribution import NoDistributionError, Uniform
 FLAGS = flags.FLAGS
 
 DISTRIBUTIONS = ("uniform:", "loguniform:")
+MOST_VALUES = 1_000_000
+"""Of a range."""
+
+
+class TooManyError(ValueError):
+    """A range has more values than a sweep can have runs."""
+
+
+def _few(flag: str, text: str, count: int) -> None:
+    if count > MOST_VALUES:
+        raise TooManyError(
+            f"--{flag}={text}: has {count:,} values, each a run or more: takes at most {MOST_VALUES:,}"
+        )
 
 
 def values(flag: str, text: str, kind: type = float) -> list[Any]:
@@ -21,7 +34,8 @@ def values(flag: str, text: str, kind: type = float) -> list[Any]:
     is uniform; both of integers where the flag takes integers), and `choice:0.1,1`, any of the forms above.
 
     Raises:
-        ValueError: the text is empty or not of these forms, or a value occurs twice; names the flag.
+        ValueError: the text is empty or not of these forms, or a value occurs twice, or there are more than
+            `MOST_VALUES`; names the flag.
     """
     text = text.strip()
     example = {int: "3, 0,1,2 or 0:5", float: "0.1, 0.01,0.1 or logspace:1e-3:1:7"}.get(kind, "a,b")
@@ -34,18 +48,23 @@ def values(flag: str, text: str, kind: type = float) -> list[Any]:
             found: list[Any] = [Uniform(kind(low), kind(high), log=name == "loguniform")]
         elif kind is not str and text.startswith(("linspace:", "logspace:")):
             name, low, high, count = text.split(":")
+            _few(flag, text, int(count))
             space = np.linspace if name == "linspace" else np.geomspace
             found = [
                 kind(round(v, 12) if kind is int else v) for v in space(float(low), float(high), int(count))
             ]
             found = [float(f"{v:.12g}") for v in found] if kind is float else found
         elif kind is int and ":" in text:
-            found = list(range(*(int(part) for part in text.split(":"))))
+            first, last, *step = (int(part) for part in text.split(":"))
+            _few(flag, text, (last - first) // (step[0] if step else 1))
+            found = list(range(first, last, *step))
         else:
             found = [kind(part.strip()) for part in text.split(",")]
+    except TooManyError:
+        raise
     except NoDistributionError as error:
         raise ValueError(f"--{flag}={text}: {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(
             f"--{flag}={text}: cannot read it; give one value or many, such as {example}"
         ) from error
@@ -59,10 +78,12 @@ def values(flag: str, text: str, kind: type = float) -> list[Any]:
 def numbers(
     flag: str, text: str, kind: type = float, *, low: float | int, high: float | int = math.inf
 ) -> list[Any]:
-    """`values` that are numbers with low <= value < high."""
+    """`values` that are numbers with low <= value < high; a zero has no sign."""
     found = values(flag, text, kind)
     for value in found:
         for end in value.ends if isinstance(value, Uniform) else [value]:
+            if end == 0 and math.copysign(1, end) < 0:
+                raise ValueError(f"--{flag}={end}: a zero has no sign: write 0")
             if not (math.isfinite(end) and low <= end < high):
                 below = "" if high == math.inf else f" and below {high:g}"
                 least = "finite values" if low == -math.inf else f"values of at least {low:g}{below}"

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from bpresearch.command.axes import positive, values
-from bpresearch.command.start import choose
+from bpresearch.command.start import choose, output_folder
 from bpresearch.imports import extra
 from bpresearch.sweep import read_trainings
 from bpresearch.sweep.export import write_events, write_tables
@@ -42,6 +42,8 @@ def main() -> int:
     positive("points")
     formats = [choose("format", f, FORMATS) for f in values("format", flags.FLAGS.format, str)]
     workdir = Path(flags.FLAGS.workdir).expanduser()
+    if flags.FLAGS.out:
+        output_folder("out", Path(flags.FLAGS.out).expanduser())
     results = read_trainings(workdir)
     results = results.isel(run=np.flatnonzero(results.finished.values))
     if not results.sizes["run"]:

@@ -25,6 +25,10 @@ FLAGS = flags.FLAGS
 BELOW_ONE = {"momentum", "b1", "b2", "b3", "decay", "rho", "adam_b1", "adam_b2", "decrease_factor"}
 ANY_NUMBER = {"f_min", "lower_bound", "alpha"}
 FROM_ZERO = {"depth"}
+MOST_LAYERS = {"depth": 10_000}
+"""A model of more could not be built in a day."""
+ABOVE_ZERO = {"clip_norm": "nothing would be trained"}
+"""Options that 0 is wrong for, and what it would do."""
 MOST_NAMED = 12
 """Functions of one default that the help names."""
 DEFAULTS = {"momentum": "0.9"}
@@ -172,7 +176,12 @@ def parsed(flag: str, text: str, owner: Owner) -> list[Any]:
         if option in ANY_NUMBER:
             low = -math.inf
     high = 1 if owner.ours and owner.kind == "optimizer" and option in BELOW_ONE else math.inf
-    return numbers(flag, text, form, low=low, high=high)
+    if owner.ours and owner.kind == "model" and option in MOST_LAYERS:
+        high = MOST_LAYERS[option] + 1
+    found = numbers(flag, text, form, low=low, high=high)
+    if owner.ours and option in ABOVE_ZERO and any(value == 0 for value in found):
+        raise ValueError(f"--{flag}={text}: takes values above 0; with 0, {ABOVE_ZERO[option]}")
+    return found
 
 
 def form_of(owner: Owner) -> Any:

@@ -18,7 +18,7 @@ from absl import flags
 
 from bpresearch import report, sweep
 from bpresearch.command.axes import values
-from bpresearch.command.start import choose
+from bpresearch.command.start import choose, output_folder
 
 
 def define_flags() -> None:
@@ -50,6 +50,8 @@ def main() -> int:
     labels = _labels(flags.FLAGS.labels) if flags.FLAGS.labels else {}
     if flags.FLAGS.out == "":
         raise ValueError("--out= is empty: give the name of a folder")
+    if flags.FLAGS.out:
+        output_folder("out", Path(flags.FLAGS.out).expanduser())
     named = zip(workdirs, names(workdirs), strict=True)
     sweeps = [report.read(path, sweep.read_trainings(path), name) for path, name in named]
     folder = Path(flags.FLAGS.out or workdirs[0] / ("paper" if paper else "report")).expanduser()

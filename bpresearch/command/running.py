@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 from rich.console import Console
@@ -10,7 +11,8 @@ from rich.table import Table
 
 from bpresearch import platform, sweep
 from bpresearch.command.axes import values
-from bpresearch.command.start import Stop, choose
+from bpresearch.command.ending import tell_of_lost_processes
+from bpresearch.command.start import Stop, choose, program
 from bpresearch.platform import DTYPES
 from bpresearch.sweep.cost import seconds_in_words
 
@@ -24,6 +26,9 @@ def define_running_flags() -> None:
     )
     flags.DEFINE_float("memory_fraction", 0.6, "part of the free memory for runs that are trained together")
     flags.DEFINE_string("shard", "runs", "what is spread over the devices: runs, or the data of each batch")
+    flags.DEFINE_float(
+        "checkpoint_every", 20.0, "seconds between two checkpoints of runs that are being trained, at least"
+    )
     flags.DEFINE_bool("distributed", False, "one of many processes that train a sweep together")
     flags.DEFINE_string("coordinator", None, "distributed, where no cluster tells: HOST:PORT of process 0")
     flags.DEFINE_integer("processes", None, "distributed, where no cluster tells: how many there are")
@@ -47,11 +52,26 @@ def start_from_flags() -> None:
     if given and len(given) < len(cluster):
         missing = next(name for name in cluster if name not in given)
         raise ValueError(f"--{given[0]} needs --{missing} too; without all three, the cluster tells")
-    if FLAGS.distributed:
+    if FLAGS.coordinator is not None:
+        _check_cluster()
+    if FLAGS.distributed and not jax.distributed.is_initialized():
         if FLAGS.platform:
             platform.choose(FLAGS.platform)
+        tell_of_lost_processes(program())
         platform.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     platform.start(FLAGS.platform, precisions()[0] if len(precisions()) == 1 else "float32")
+
+
+def _check_cluster() -> None:
+    host, _, port = FLAGS.coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError(f"--coordinator={FLAGS.coordinator}: takes HOST:PORT, such as node1:12345")
+    if FLAGS.processes < 1:
+        raise ValueError(f"--processes={FLAGS.processes}: takes at least 1")
+    if not 0 <= FLAGS.process < FLAGS.processes:
+        raise ValueError(
+            f"--process={FLAGS.process}: takes 0 to {FLAGS.processes - 1}, as --processes={FLAGS.processes}"
+        )
 
 
 def precisions() -> list[str]:
@@ -65,6 +85,8 @@ def running_options() -> dict[str, Any]:
     choose("shard", FLAGS.shard, sweep.SHARDS)
     if not 0 < FLAGS.memory_fraction <= 1:
         raise ValueError(f"--memory_fraction={FLAGS.memory_fraction}: takes a number above 0, at most 1")
+    if not FLAGS.checkpoint_every >= 0:
+        raise ValueError(f"--checkpoint_every={FLAGS.checkpoint_every}: takes seconds, at least 0")
     return {"layout": FLAGS.layout, "memory_fraction": FLAGS.memory_fraction, "shard": FLAGS.shard}
 
 

@@ -3,16 +3,19 @@
 import difflib
 import inspect
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 
 from bpresearch import chainrule
-from bpresearch.command import own
+from bpresearch.command import ending, own
 
 FLAGS = flags.FLAGS
 
@@ -51,6 +54,7 @@ def run(main: Callable[[], int | None], options: Callable[[], list[str]] | None 
                 print(help_text(inspect.getmodule(main), more))
                 sys.exit(0)
             rest = FLAGS(argv)[1:]
+            _check_numbers(argv)
         except (flags.Error, ValueError) as error:
             fail(str(error))
         except own.FileError as error:
@@ -73,15 +77,54 @@ def run(main: Callable[[], int | None], options: Callable[[], list[str]] | None 
         except Exception as error:
             if not isinstance(error, chainrule.NoRuleError) and own.own_traceback(error):
                 return told_of(error, 1)
+            if ending.of_a_lost_process(error):
+                fail(f"{ending.LOST} ({error})")
             if isinstance(error, OSError):
                 where = f"{error.filename}: " if error.filename else ""
                 reason = f"{where}{error.strerror or error}"
                 fail(f"{reason}; what is saved is whole, the same command goes on from there")
             if isinstance(error, ValueError | chainrule.NoRuleError):
-                fail(str(error))
+                fail(named(str(error)))
+            if isinstance(error, RuntimeError) and "home directory" in str(error):
+                paths = [f"--{flag.name}={flag.value}" for flag in shared_flags() if _of_no_user(flag.value)]
+                fail(f"{paths[0] if paths else '~'}: {error}")
             raise
 
-    app.run(guarded, flags_parser=parse)
+    try:
+        app.run(guarded, flags_parser=parse)
+    except SystemExit as end:
+        if end.code and jax.distributed.is_initialized():
+            ending.leave(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def named(message: str) -> str:
+    """A message that begins with a setting, with the dashes of its flag.
+
+    What is called from Python says `slice=3`, and `--slice=3` is what was typed.
+    """
+    setting = re.match(r"([\w.]+)=", message)
+    return f"--{message}" if setting and setting[1] in FLAGS else message
+
+
+def _of_no_user(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("~") and os.path.expanduser(value) == value
+
+
+def _check_numbers(argv: Sequence[str]) -> None:
+    """Refuses what absl reads as numbers and nobody means: hexadecimal ones, and zeros with a sign."""
+    for flag in shared_flags():
+        if not isinstance(flag.parser, flags.IntegerParser | flags.FloatParser):
+            continue
+        for number, word in enumerate(argv):
+            name, equals, text = word.lstrip("-").partition("=")
+            if not word.startswith("-") or name != flag.name:
+                continue
+            text = text if equals else argv[number + 1]
+            if re.match(r"[+-]?0[xXoO]", text):
+                raise ValueError(f"--{name}={text}: takes a decimal number, such as {flag.value}")
+            if text.startswith("-") and flag.value == 0:
+                raise ValueError(f"--{name}={text}: a zero has no sign: write 0")
 
 
 def told_of(error: BaseException, code: int) -> int:
@@ -101,9 +144,26 @@ def output_file(flag: str) -> Path | None:
     path = Path(name).expanduser()
     if not name or path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"--{flag}={name}: takes the name of a file in a folder that exists")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"--{flag}={name}: cannot be written")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--{flag}={name}: cannot be written ({error.strerror})") from error
     return path
+
+
+def output_folder(flag: str, folder: Path) -> Path:
+    """A folder that a flag names, or that follows from others; found to be writable before any work is done.
+
+    It is not made yet.
+    """
+    exists = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=exists):
+            pass
+    except OSError as error:
+        raise ValueError(f"--{flag}={folder}: cannot write there ({error.strerror})") from error
+    return folder
 
 
 def fail(message: str) -> NoReturn:

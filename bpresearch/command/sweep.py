@@ -34,6 +34,7 @@ from bpresearch.command.task import (
 )
 from bpresearch.platform import DTYPES
 from bpresearch.sweep import sample, slices
+from bpresearch.sweep.checks import check_size
 from bpresearch.sweep.execute import lasting
 from bpresearch.sweep.prune import PRUNERS
 from bpresearch.train import Diagnostic
@@ -41,7 +42,7 @@ from bpresearch.train import Diagnostic
 FLAGS = flags.FLAGS
 
 UNRECORDED = {"workdir", "quiet", "platform", "dry_run", "replay", "memory_fraction", "distributed", "slice"}
-UNRECORDED |= {"coordinator", "processes", "process", "json", "report"}
+UNRECORDED |= {"coordinator", "processes", "process", "json", "report", "checkpoint_every"}
 """Flags on which the results do not depend."""
 
 ENGINES = {"autodiff": autodiff.gradient, "chainrule": chainrule.gradient}
@@ -300,6 +301,7 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
 
     sweep.told(begin)
     options |= {"prune": FLAGS.prune, "quiet": FLAGS.quiet or not sweep.leads()}
+    options["checkpoint_every"] = FLAGS.checkpoint_every
     if searched:
         results = sweep.search(
             experiment,
@@ -347,6 +349,8 @@ def _how() -> dict[str, Any]:
 
 def workdir_from_flags(name: str, experiment: sweep.Experiment, axes: sweep.Axes) -> Path:
     """--workdir, or a folder in results/ whose name follows from the settings, so that they resume."""
+    check_size(experiment, axes)
     settings = sweep.describe(experiment, _source(axes), **_how())
+    del settings["devices"]  # on others the workdir is the same one, and refuses
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     return Path(FLAGS.workdir or f"results/{name}-{digest[:8]}").expanduser()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bpresearch.sweep.options import Settings
     from bpresearch.sweep.processes import leads, told
     from bpresearch.sweep.slices import merge
-    from bpresearch.sweep.store import read, read_trainings, stored
+    from bpresearch.sweep.store import read, read_trainings
     from bpresearch.sweep.task import Task
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
     "run",
     "search",
     "source_of",
-    "stored",
     "told",
 ]
 

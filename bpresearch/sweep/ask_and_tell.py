@@ -1,5 +1,6 @@
 """Searches: sweeps whose settings a sampler draws, batch by batch."""
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,34 @@ def search(
     path = Path(workdir).expanduser() if workdir is not None and leads() else None
     study = Study(experiment, axes, sampler, sampler_seed, path)
     results_depend_on = {name: options[name] for name in ("layout", "shard") if name in options}
-    told(lambda: study.open(source, prune=prune, **results_depend_on))
+    with ExitStack() as held:
+
+        def begin() -> None:
+            if path:
+                held.enter_context(store.locked(path))
+            study.open(source, prune=prune, **results_depend_on)
+
+        told(begin)
+        return _searched(study, trials, batch, workdir, source, prune=prune, quiet=quiet, **options)
+
+
+def _searched(
+    study: "Study",
+    trials: int,
+    batch: int | None,
+    workdir: str | Path | None,
+    source: dict[str, Any],
+    **how: Any,
+) -> xr.Dataset:
+    """Draws and trains what is left of a search's trials; returns the runs of all."""
+    experiment, prune, sampler = study.experiment, how["prune"], study.sampler
     size = batch or (max(BATCH, trials // 8) if sampler == "tpe" else trials)
     everything: set[str] = set()
     results = []
     while asked := told(lambda: study.ask(size, trials)):
         runs = [study.runs_of(sample.optuna().trial.FixedTrial(params)) for params in asked]
         listed = _different(runs)
-        found = run(experiment, listed, workdir, source=source, prune=prune, quiet=quiet, **options)
+        found = run(experiment, listed, workdir, source=source, **how)
         told(partial(study.tell, runs, found, rungs_of(experiment) if prune else []))
         results.append(found.isel(run=[repr(settings) not in everything for settings in listed]))
         everything |= {repr(settings) for settings in listed}
@@ -90,7 +111,7 @@ def search(
         )
     of_all = [sample.optuna().trial.FixedTrial(params) for params in told(study.values)]
     runs_of_all = _different([study.runs_of(trial) for trial in of_all])
-    return run(experiment, runs_of_all, workdir, source=source, prune=prune, quiet=True, **options)
+    return run(experiment, runs_of_all, workdir, source=source, **(how | {"quiet": True}))
 
 
 class Study:

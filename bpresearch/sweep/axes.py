@@ -35,7 +35,7 @@ def grid(**axes: Any) -> Axes:
         listed[name] = list(found) if many else [found]
         if not listed[name]:
             raise ValueError(f"axis {name} has no value")
-        if any(listed[name].count(value) > 1 for value in listed[name]):
+        if len({repr(value) for value in listed[name]}) < len(listed[name]):
             raise ValueError(f"axis {name} holds a value twice: {listed[name]}")
     return listed
 

@@ -5,6 +5,8 @@ One checkpoint is kept, written by Orbax beside the one before and renamed when 
 
 import hashlib
 import logging
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,13 @@ def save(workdir: Path | None, state: Any, rows: np.ndarray, step: int) -> None:
     with _checkpointer() as checkpointer:
         try:
             checkpointer.save((folder / name).absolute(), args=arguments)
-        except OSError:
-            raise
         except Exception as error:  # Orbax's storage has errors of its own for a full disk, say
-            raise OSError(_line(error)) from error
+            for cut_short in folder.glob(f"{name}.*"):
+                shutil.rmtree(cut_short, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise
+            system = re.search(r"os_error_code='(\d+)'", str(error))
+            raise OSError(os.strerror(int(system[1])) if system else _line(error)) from error
     for old in before:
         if old.name != name:
             shutil.rmtree(old, ignore_errors=True)
@@ -53,7 +58,7 @@ def resumed(workdir: Path | None, state: Any, rows: np.ndarray) -> tuple[Any, in
     if not step:
         return state, 0
     leaves, tree = jax.tree.flatten(state)
-    read = agreed(found[0] if found else [np.zeros_like(plain(leaf)) for leaf in leaves])
+    read = agreed(found[0] if found else [_blank(leaf) for leaf in leaves])
     shardings = [leaf.sharding for leaf in leaves]
     whole = zip(read, leaves, shardings, strict=True)
     return jax.tree.unflatten(tree, [as_before(place(a, s), leaf) for a, leaf, s in whole]), step
@@ -101,9 +106,18 @@ def discard(workdir: Path) -> None:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step it takes
-    state, what = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=state, what=what))
+    """Orbax's, for this process alone: without its options it waits for all processes of a sweep."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every step, and twice of errors
+    number = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"process_{number}"
+    )
+    state = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    what = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
+    both = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone), state=state, what=what
+    )
+    return ocp.Checkpointer(both, multiprocessing_options=alone)
 
 
 def plain(leaf: Any) -> np.ndarray:
@@ -111,6 +125,13 @@ def plain(leaf: Any) -> np.ndarray:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.array(fetch(leaf))
+
+
+def _blank(leaf: Any) -> np.ndarray:
+    """Zeros of the form that `plain` gives, without asking the other processes for a leaf's values."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return np.zeros(leaf.shape, leaf.dtype)
 
 
 def as_before(array: Any, leaf: Any) -> Any:

@@ -1,10 +1,18 @@
 """Whether axes and runs fit the experiment; what does not is refused in one line."""
 
+import math
+import os
+from typing import Any
+
+import jax
+from flax import nnx
+
 from bpresearch.distribution import Uniform
+from bpresearch.functional import as_pair, losses
 from bpresearch.optim import hyperparameters
 from bpresearch.platform import DTYPES
-from bpresearch.sweep.axes import Axes
-from bpresearch.sweep.description import label
+from bpresearch.sweep.axes import Axes, first_values
+from bpresearch.sweep.description import coordinate, label
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.options import COMMON, OWN_AXES, SETTLED, Settings, axis_of, owners
 
@@ -21,11 +29,76 @@ def axes_of(runs: list[Settings]) -> Axes:
     return axes
 
 
+BYTES_OF_A_RUN = 2000
+"""What a combination of values takes in memory, about."""
+MOST_STEPS = 2**31 - 1
+"""What the programs count to."""
+LARGE = 10_000
+"""An option of a model above it may be too large for this machine."""
+
+
+def check_size(experiment: Experiment, axes: Axes) -> None:
+    """Refuses what this machine has no memory for, before any is asked for.
+
+    Raises:
+        ValueError: the runs, their steps, or one model's weights or activations need more; says how much.
+    """
+    counts = {name: len(values) for name, values in axes.items() if len(values) > 1}
+    runs = math.prod(counts.values())
+    product = " x ".join(f"{name} {count:,}" for name, count in counts.items())
+    _fit(runs * BYTES_OF_A_RUN, f"{runs:,} combinations ({product})")
+    steps = max([experiment.steps, *axes.get("steps", [])])
+    if steps > MOST_STEPS:
+        raise ValueError(f"steps={steps}: takes at most {MOST_STEPS:,}")
+    _fit(steps * (8 + 8 * min(runs, 128)), f"steps={steps}: the rates and losses of runs trained together")
+    evaluations = steps // experiment.eval_every
+    _fit(evaluations * 100 * min(runs, 128), f"steps={steps}: {evaluations:,} evaluations of a run")
+    first = first_values(axes)
+    for name in axes:
+        numbers = [end for value in axes[name] for end in getattr(value, "ends", [value])]
+        numbers = [n for value in numbers for n in (value if isinstance(value, tuple) else [value])]
+        large = "model" in owners(name, axes, experiment.model) and any(
+            isinstance(n, int) and n > LARGE for n in numbers
+        )
+        for value in axes[name] if large else []:
+            settings = first | {name: getattr(value, "high", value)}
+            _fit(
+                _largest(experiment, settings), f"{name}={coordinate(settings[name])}: an array of the model"
+            )
+
+
+def _largest(experiment: Experiment, settings: Settings) -> int:
+    """Bytes of the largest array when a model is made and evaluates one example; none is asked for."""
+    training = experiment.training(settings)
+    example = as_pair(training.loss, jax.tree.map(lambda array: array[:1], experiment.parts["train"]))
+
+    def evaluated(x: Any, y: Any) -> Any:
+        return losses(training.loss, training.model(nnx.Rngs(0)), x, y)
+
+    program = jax.make_jaxpr(evaluated)(*example)
+    results = [result.aval for equation in program.eqns for result in equation.outvars]
+    return max(math.prod(found.shape) * 4 for found in results if hasattr(found, "shape"))
+
+
+def _fit(need: int, what: str) -> None:
+    """Raises a ValueError if this machine has less memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > memory:
+        raise ValueError(
+            f"{what} would take {need / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f}"
+        )
+
+
 def check(experiment: Experiment, axes: Axes) -> None:
     """Raises a ValueError if an axis is missing, or has a name or a value that does not fit."""
     for name in OWN_AXES:
         if name not in axes:
             raise ValueError(f"the axes lack {name}: give it one value or many")
+    if label(experiment.loss) == "cosine_similarity":
+        raise ValueError(
+            "loss=cosine_similarity: is largest where outputs are right, and training makes it small: take "
+            "cosine_distance"
+        )
     for name, values in axes.items():
         if any(isinstance(value, Uniform) for value in values):
             raise ValueError(f"axis {name} is a distribution: sweep.search draws from it")

@@ -48,6 +48,7 @@ def describe(
         "dtype": np.dtype(experiment.dtype).name,
         **({"mup": label(list(experiment.mup.items()))} if experiment.mup else {}),
         "diagnostics": [label(diagnostic) for diagnostic in experiment.diagnostics],
+        "devices": f"{jax.device_count()} x {jax.default_backend()}",
         "axes": {axis: label(found) for axis, found in axes.items()},
         "layout": layout,
         "shard": shard,

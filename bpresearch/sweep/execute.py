@@ -20,7 +20,7 @@ from bpresearch.sweep import checkpoint, functions, slices, store
 from bpresearch.sweep import prune as pruning
 from bpresearch.sweep.axes import Axes, expand, groups
 from bpresearch.sweep.blocks import Block, Interrupted, blocks_of, train_block
-from bpresearch.sweep.checks import axes_of, check
+from bpresearch.sweep.checks import axes_of, check, check_size
 from bpresearch.sweep.choosing import Choice, choice_of
 from bpresearch.sweep.chunks import Pace
 from bpresearch.sweep.description import coordinates, describe, label
@@ -108,6 +108,7 @@ def run(
     listed = isinstance(axes, list)
     values = axes_of(axes) if isinstance(axes, list) else axes
     check(experiment, values)
+    check_size(experiment, values)
     experiment = lasting(experiment, values, prune)
     runs = axes if isinstance(axes, list) else expand(axes, experiment.model)
     path = None if workdir is None or not leads() else Path(workdir).expanduser()
@@ -129,11 +130,10 @@ def run(
             try:
                 _train(experiment, choice, todo, data, group, stages, quiet, options, prune)
             except OSError as error:
-                raise ValueError(
-                    f"--workdir={path}: cannot write there ({error.strerror or error}); what is saved is "
-                    f"whole, the same command goes on from there"
-                ) from error
-    results = store.dataset(group)
+                raise store.unwritable(path, error) from error
+        if path and group["finished"][:].all():
+            checkpoint.discard(path)  # that of a sweep that was killed as it ended, too
+        results = store.dataset(group)
     return results if len(rows) == len(finished) and not listed else results.isel(run=rows)
 
 
@@ -224,11 +224,10 @@ def _train(
             stream.flush()
             finished = group["finished"][:]
             kept = f"saved in {path}; the same command goes on from there" if path else "not saved"
+            kept = kept if leads() else "the first process says where"
             raise Interrupted(
                 f"stopped: {int(finished.sum())} of {len(finished)} runs are done, {kept}"
             ) from error
-    if path:
-        checkpoint.discard(path)
 
 
 @contextmanager

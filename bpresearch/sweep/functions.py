@@ -20,6 +20,7 @@ from bpresearch.sweep.description import column, coordinate, label
 from bpresearch.sweep.options import Settings
 from bpresearch.sweep.processes import fetch, leads, place
 from bpresearch.sweep.progress import progress
+from bpresearch.sweep.soundness import demand_store
 
 WIDTH = 16
 """Calls that a device makes at a time, by `vmap`; always so many, so that a run has the same bits alone and
@@ -94,9 +95,12 @@ def run(
                 writer.submit(_write, group, [row for row, _ in block], found)
                 for block, found in _called(function, dict(todo), report)
             ]
-            for one in writing:
-                one.result()
-    results = store.dataset(group)
+            try:
+                for one in writing:
+                    one.result()
+            except OSError as error:
+                raise store.unwritable(path, error) from error
+        results = store.dataset(group)
     return results if len(rows) == len(finished) and not isinstance(axes, list) else results.isel(run=rows)
 
 
@@ -163,6 +167,7 @@ def _shapes(function: Function, runs: list[Settings]) -> dict[str, jax.ShapeDtyp
 
 
 def _write(group: Any, rows: list[int], found: dict[str, np.ndarray]) -> None:
+    demand_store(group)
     for name, values in found.items():
         group[name].oindex[np.array(rows)] = values
     group["finished"].oindex[np.array(rows)] = np.ones(len(rows), bool)

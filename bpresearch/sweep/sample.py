@@ -38,9 +38,12 @@ class Journal:
 
     def __init__(self, path: Path | None):
         self.path = path
-        self.lines = path.read_text().splitlines() if path and path.exists() else []
-        self.saved = len(self.lines)
-        self.logs = [json.loads(line) for line in self.lines]
+        try:
+            self.lines = path.read_text().splitlines() if path and path.exists() else []
+            self.saved = len(self.lines)
+            self.logs = [json.loads(line) for line in self.lines]
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: is not a journal of Optuna's; take another folder") from error
 
     def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
         """Optuna's name: the operations from one of them on."""

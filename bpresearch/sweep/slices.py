@@ -14,6 +14,7 @@ import zarr
 from bpresearch import files
 from bpresearch.sweep import store
 from bpresearch.sweep.description import difference
+from bpresearch.sweep.soundness import per_run
 
 T = TypeVar("T")
 
@@ -71,16 +72,19 @@ def merge(workdirs: Sequence[str | Path], into: str | Path) -> xr.Dataset:
         ValueError: a slice is missing or there twice, they are not of one sweep, or the folder has results.
     """
     into = Path(into).expanduser()
-    slices = _by_number([Path(workdir).expanduser() for workdir in workdirs])
+    slices, alike = _by_number([Path(workdir).expanduser() for workdir in workdirs])
     config = json.loads((slices[0] / "config.json").read_text())
     with store.locked(into):
         if (into / "results.zarr").exists():
             raise ValueError(f"--workdir={into} holds results already; take another folder")
-        groups = [_opened(path) for path in slices]
+        parts = [store.read(path) for path in slices]
         unfinished = into / "results.zarr.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        _join(groups, unfinished)
+        with store.every_chunk():
+            _join(parts, zarr.open_group(slices[0] / "results.zarr", mode="r"), unfinished)
         del config["experiment"]["slice"]
+        if not alike:  # then the bits are those of no number of devices
+            config["experiment"].pop("devices", None)
         files.write(into / "config.json", json.dumps(config, indent=2))
         for name in ("flagfile", "gradient_check.json"):
             if (slices[0] / name).exists():
@@ -89,18 +93,21 @@ def merge(workdirs: Sequence[str | Path], into: str | Path) -> xr.Dataset:
     return store.read(into)
 
 
-def _by_number(workdirs: list[Path]) -> list[Path]:
-    """The workdirs in the order of their slices, which must be all of one sweep."""
+def _by_number(workdirs: list[Path]) -> tuple[list[Path], bool]:
+    """The workdirs in the order of their slices, which must be all of one sweep, and whether all were trained
+    on as many devices."""
     if not workdirs:
         raise ValueError("--workdir: there are no slices to merge")
     found: dict[int, Path] = {}
+    devices: set[str | None] = set()
     first: Any = None
     for path in workdirs:
         try:
             config = json.loads((path / "config.json").read_text())["experiment"]
             number, count = numbers(config.pop("slice"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"--workdir={path}: holds no slice of a sweep") from error
+        devices.add(config.pop("devices", None))
         first = first or (path, count, config)
         if count != first[1]:
             raise ValueError(f"--workdir={path}: is one of {count} slices, {first[0]} one of {first[1]}")
@@ -111,22 +118,18 @@ def _by_number(workdirs: list[Path]) -> list[Path]:
         found[number] = path
     if missing := sorted(set(range(1, first[1] + 1)) - set(found)):
         raise ValueError(f"slice {missing[0]} of {first[1]} is missing; --workdir takes those of all slices")
-    return [found[number] for number in sorted(found)]
+    return [found[number] for number in sorted(found)], len(devices) == 1
 
 
-def _opened(path: Path) -> zarr.Group:
-    found = store.stored(path)
-    if found is None:
-        raise ValueError(f"--workdir={path}: there is no results.zarr; the slice has not begun")
-    return zarr.open_group(path / "results.zarr", mode="r")
-
-
-def _join(groups: list[zarr.Group], path: Path) -> None:
-    """Writes a store with the runs of all of them, one after another."""
-    whole = zarr.create_group(zarr.storage.LocalStore(path), attributes=dict(groups[0].attrs))
-    for name, array in groups[0].arrays():
-        per_run = array.metadata.dimension_names[0] == "run"
-        values = np.concatenate([group[name][:] for group in groups]) if per_run else array[:]
+def _join(parts: list[xr.Dataset], like: zarr.Group, path: Path) -> None:
+    """Writes a store with the runs of all of them, one after another; its arrays are like another's."""
+    runs = sum(part.sizes["run"] for part in parts)
+    attributes = dict(like.attrs) | {"runs": runs}
+    whole = zarr.create_group(zarr.storage.LocalStore(path), attributes=attributes)
+    for name in like.attrs["arrays"]:
+        array = like[name]
+        taken = parts if per_run(array) else parts[:1]
+        values = np.concatenate([part[name].values for part in taken])
         store.add(
             whole, name, array.dtype, values.shape, array.metadata.dimension_names, array.metadata.fill_value
         )

@@ -1,14 +1,17 @@
 """A sweep's results on disk: `results.zarr`, which opens as an xarray.Dataset, and `config.json` beside it.
 
 Every write replaces a file whole, so a kill leaves the old or the new; the arrays carry checksums, so damage
-is seen when they are read. A run's `finished` is written last.
+is seen when they are read, and every chunk is written, so a lost one is missed (`soundness`). A run's
+`finished` is written last.
 """
 
 import fcntl
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +26,15 @@ from bpresearch.sweep.choosing import Choice
 from bpresearch.sweep.description import difference, provenance
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.processes import agreed, leads
+from bpresearch.sweep.soundness import demand_chunks, line, loaded, per_run, read_through
 from bpresearch.train import Measured
 
 RUNS_IN_A_CHUNK = 64
 STEPS_IN_A_CHUNK = 500
+UNFINISHED = re.compile(r"\.(config\.json|flagfile|gradient_check\.json|study\.journal)\.\d+")
+"""Files of `files.write` in a workdir that a kill has cut short."""
+
+_held: set[Path] = set()
 
 
 class Layout(NamedTuple):
@@ -41,18 +49,35 @@ class Layout(NamedTuple):
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds a workdir for this process; a second process is refused."""
+    """Holds a workdir for this process, where it may be held again; a second process is refused.
+
+    What a kill has left of files that were being written is removed.
+
+    Raises:
+        ValueError: it is held, or cannot be written.
+    """
+    if workdir.resolve() in _held:
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        handle = open(workdir / "lock", "w")  # noqa: SIM115
+        lock = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise ValueError(f"--workdir={workdir}: cannot write there ({error.strerror})") from error
-    with handle:
+        link = ": its lock is a link" if (workdir / "lock").is_symlink() else ""
+        raise ValueError(f"--workdir={workdir}: cannot write there ({error.strerror}{link})") from error
+    with os.fdopen(lock, "w"):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"--workdir={workdir} is in use by another process") from error
-        yield
+        for path in workdir.glob(".*"):
+            if UNFINISHED.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        _held.add(held := workdir.resolve())
+        try:
+            yield
+        finally:
+            _held.discard(held)
 
 
 @contextmanager
@@ -69,6 +94,7 @@ def opened(
     Arguments as `open_store`'s and `check_config`'s.
     """
     with ExitStack() as held:
+        held.enter_context(every_chunk())
         try:
             if workdir:
                 held.enter_context(locked(workdir))
@@ -83,6 +109,19 @@ def opened(
         if not leads():
             group["finished"].oindex[rows] = done
         yield group, rows
+
+
+def unwritable(workdir: Path | None, error: OSError) -> ValueError:
+    """What to raise where a sweep cannot go on writing its workdir."""
+    return ValueError(
+        f"--workdir={workdir}: cannot write there ({error.strerror or error}); what is saved is whole, the "
+        "same command goes on from there"
+    )
+
+
+def every_chunk() -> AbstractContextManager[Any]:
+    """While it is entered, zarr writes chunks that hold nothing too, so that a lost one is not like those."""
+    return zarr.config.set({"array.write_empty_chunks": True})
 
 
 def check_config(workdir: Path, config: dict[str, Any]) -> None:
@@ -103,9 +142,16 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
             )
         files.write(path, json.dumps({"experiment": config, "provenance": provenance()}, indent=2))
     try:
-        found = json.loads(path.read_text())["experiment"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = dict(json.loads(path.read_text())["experiment"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"--workdir={workdir}: config.json cannot be read; take another folder") from error
+    there, here = found.get("devices"), config.get("devices")
+    if there and there != here:
+        raise ValueError(
+            f"--workdir={workdir} was begun on {there} devices, and here are {here}, with which results "
+            "differ in their last bits: go on with as many devices (of a CPU, cores), or take another folder"
+        )
+    found["devices"] = here
     if other := difference(found, json.loads(json.dumps(config))):
         raise ValueError(
             f"--workdir={workdir} holds a sweep with other settings ({other}); take another folder"
@@ -153,11 +199,10 @@ def open_store(
         partial.unlink()
     try:
         group = zarr.open_group(path, mode="r+")
-        _read_through(group)
-    except Exception as error:  # zarr and its codecs raise errors of many types on damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        read_through(group)
+    except Exception as error:  # zarr raises errors of many types on damaged files
         raise ValueError(
-            f"--workdir={workdir}: results.zarr cannot be read ({reason}); take another folder"
+            f"--workdir={workdir}: results.zarr cannot be read ({line(error)}); take another folder"
         ) from error
     for axis in columns.keys() | _axes(group):
         if axis not in columns or axis not in _axes(group):
@@ -191,7 +236,8 @@ def _create(store: Store, layout: Layout, columns: dict[str, np.ndarray]) -> zar
     for name, (empty, dimensions) in layout.variables.items():
         put(name, empty.dtype, ("run", *dimensions), empty.item())
     put("finished", np.dtype(bool), ("run",), False)
-    group.attrs["coordinates"] = " ".join(sorted(columns))  # as xarray looks them up
+    names = [*axes, *columns, "run", *layout.variables, "finished"]
+    group.attrs.update({"coordinates": " ".join(sorted(columns)), "arrays": names, "runs": 0})
     return group
 
 
@@ -226,15 +272,14 @@ def _axes(group: zarr.Group) -> set[str]:
 
 
 def _per_run(group: zarr.Group) -> list[Any]:
-    return [array for _, array in sorted(group.arrays()) if array.metadata.dimension_names[0] == "run"]
+    return [array for array in (group[name] for name in group.attrs["arrays"]) if per_run(array)]
 
 
 def _append(group: zarr.Group, columns: dict[str, np.ndarray], first: int) -> tuple[zarr.Group, np.ndarray]:
-    """Appends the runs that the store lacks."""
-    names = sorted(columns)
-    count = min(array.shape[0] for array in _per_run(group))  # a kill may have cut an append short
+    """Appends the runs that the store lacks, all of their chunks with them."""
+    names, count = sorted(columns), group.attrs["runs"]
     for array in _per_run(group):
-        if array.shape[0] > count:
+        if array.shape[0] > count:  # a kill has cut an append short
             array.resize((count, *array.shape[1:]))
     stored = [group[name][:].tolist() for name in names]
     rows = {repr(key): row for row, key in enumerate(zip(*stored, strict=True))}
@@ -247,57 +292,44 @@ def _append(group: zarr.Group, columns: dict[str, np.ndarray], first: int) -> tu
     ]
     if new:
         rows |= {asked[number]: count + place for place, number in enumerate(new)}
+        held = {name: columns[name][new] for name in names}
+        held["run"] = first + np.arange(count, count + len(new))
         for array in _per_run(group):
             array.resize((count + len(new), *array.shape[1:]))
-        for name in names:
-            group[name][count:] = columns[name][new]
-        group["run"][count:] = first + np.arange(count, count + len(new))
+            array[count:] = held.get(array.basename, array.fill_value)
+        group.attrs["runs"] = count + len(new)
     return group, np.array([rows[key] for key in asked])
 
 
-def _read_through(group: zarr.Group) -> None:
-    """Reads every chunk once, so that damage is found before anything is written."""
-    for _, array in group.arrays():
-        length = array.chunks[0]
-        for begin in range(0, array.shape[0], length):
-            array[begin : begin + length]
-
-
 def dataset(group: zarr.Group) -> xr.Dataset:
-    """The store as a Dataset; what is on disk is read when it is used."""
+    """The store as a Dataset; what is on disk is read when it is used.
+
+    Raises:
+        ValueError: something is missing on disk.
+    """
+    try:
+        demand_chunks(group)
+    except ValueError as error:
+        workdir = getattr(group.store, "root", Path()).parent
+        raise ValueError(f"--workdir={workdir}: results.zarr was damaged in this run ({error})") from error
     found = xr.open_zarr(group.store, consolidated=False, chunks=None)
     texts = {name for name, values in found.coords.items() if values.dtype.kind == "T"}
     return found.assign_coords({name: found[name].astype(object) for name in texts})
-
-
-def stored(workdir: str | Path) -> xr.Dataset | None:
-    """The results in a workdir as they are, finished or not; None if there are none.
-
-    Raises:
-        ValueError: they cannot be read.
-    """
-    path = Path(workdir).expanduser() / "results.zarr"
-    if not path.exists():
-        return None
-    try:
-        return dataset(zarr.open_group(path, mode="r"))
-    except Exception as error:  # of many types, on damaged files
-        raise ValueError(f"--workdir={workdir}: results.zarr cannot be read") from error
 
 
 def read(workdir: str | Path) -> xr.Dataset:
     """The results that a workdir holds, as far as they are, in memory.
 
     Raises:
-        ValueError: there are none, or they cannot be read.
+        ValueError: there are none, or something of them is missing or damaged; names the file.
     """
-    found = stored(workdir)
-    if found is None:
+    path = Path(workdir).expanduser() / "results.zarr"
+    if not path.exists():
         raise ValueError(f"--workdir={workdir}: there is no results.zarr; name the folder of a sweep")
     try:
-        return found.load()
+        return loaded(zarr.open_group(path, mode="r"))
     except Exception as error:  # of many types, on damaged files
-        raise ValueError(f"--workdir={workdir}: results.zarr cannot be read") from error
+        raise ValueError(f"--workdir={workdir}: results.zarr cannot be read ({line(error)})") from error
 
 
 def read_trainings(workdir: str | Path) -> xr.Dataset:

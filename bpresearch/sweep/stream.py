@@ -11,6 +11,7 @@ from bpresearch.sweep.chunks import Part
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.processes import fetch
 from bpresearch.sweep.progress import Report
+from bpresearch.sweep.soundness import demand_store
 
 SECONDS_BETWEEN_WRITES = 2.0
 
@@ -72,6 +73,8 @@ class Stream:
             self._write()
 
     def _write(self) -> None:
+        if self.collected:
+            demand_store(self.group)
         while self.collected:
             rows = self.collected[0].rows
             same = [call for call in self.collected if call.rows is rows]

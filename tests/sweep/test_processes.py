@@ -1,6 +1,7 @@
 """Sweeps over several processes and devices give what one gives."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -51,6 +52,45 @@ except ValueError as error:
     print(error)
 """
 
+STOPPED = """
+import os, signal, sys
+from bpresearch import optim, platform, sweep
+from bpresearch.command import ending, start
+from bpresearch.sweep import stream
+import bpresearch.sweep.experiment as lengths
+from bpresearch.optim.schedules import constant
+from tests.sweep.toy import axes, experiment
+workdir, coordinator, process = sys.argv[1:]
+lengths.STEPS_IN_A_CHUNK = 2
+del sys.argv[1:]
+add, kinds = stream.Stream.add, [signal.SIGKILL, signal.SIGTERM]
+
+def signalled(self, call):
+    add(self, call)
+    if int(process) and call.parts[-1].last == 4:
+        os.kill(os.getpid(), kinds.pop())
+
+def main():
+    ending.tell_of_lost_processes("sweep")
+    platform.choose("cpu")
+    platform.join(coordinator, 2, int(process))
+    platform.start("cpu", cpu_devices=1)
+    how = {"quiet": True, "checkpoint_every": 0}
+    task, one_program = experiment(eval_every=2), axes(optimizer=[optim.momentum], schedule=[constant])
+    stream.Stream.add = signalled
+    try:
+        sweep.run(task, one_program, f"{workdir}/stopped", **how)
+    except sweep.Interrupted as error:
+        print(error, flush=True)
+    stream.Stream.add = add
+    print(os.listdir(f"{workdir}/stopped/checkpoints"), flush=True)
+    sweep.run(task, one_program, f"{workdir}/stopped", **how)
+    stream.Stream.add = signalled
+    sweep.run(task, one_program, f"{workdir}/killed", **how)
+
+start.run(main)
+"""
+
 
 def both(arguments):
     """Exit codes and outputs of two processes of Python; `arguments(coordinator, number)` are each one's."""
@@ -62,7 +102,7 @@ def both(arguments):
         subprocess.Popen([sys.executable, *command], env=environment, stdout=pipe, stderr=pipe, text=True)
         for command in (arguments(coordinator, number) for number in range(2))
     ]
-    outputs = [process.communicate(timeout=200) for process in processes]
+    outputs = [process.communicate(timeout=400) for process in processes]
     return [process.returncode for process in processes], outputs
 
 
@@ -81,6 +121,23 @@ def test_two_processes_give_the_results_of_one_bit_for_bit(tmp_path):
     assert two.sizes["run"] == 24 and bool(two.finished.all())
     for name, values in one.data_vars.items():
         np.testing.assert_array_equal(two[name].values, values.values, err_msg=name)
+
+
+def test_two_processes_that_a_signal_stopped_or_that_lost_one_go_on_bit_for_bit(tmp_path):
+    codes, outputs = in_both(STOPPED, tmp_path)
+    assert codes == [2, -signal.SIGKILL], outputs
+    assert "0 of 4 runs are done, saved in " in outputs[0][0] and "0-4" in outputs[0][0], outputs
+    assert outputs[0][1].startswith("-c: another process of the sweep has ended; what is saved is whole")
+    assert len(outputs[0][1].splitlines()) == 1, outputs
+    task = experiment(eval_every=2)
+    one_program = axes(optimizer=[optim.momentum], schedule=[optim.schedules.constant])
+    one = sweep.run(task, one_program, quiet=True)
+    assert (tmp_path / "killed" / "checkpoints").exists()
+    sweep.run(task, one_program, tmp_path / "killed", quiet=True)
+    for name in ("stopped", "killed"):
+        two = sweep.read(tmp_path / name)
+        for variable, values in one.data_vars.items():
+            np.testing.assert_array_equal(two[variable].values, values.values, err_msg=str(variable))
 
 
 def test_pruning_and_searches_are_the_same_in_two_processes(tmp_path):
