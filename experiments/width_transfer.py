@@ -19,8 +19,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, data, files, functional, losses, models, optim, platform, report, sweep
 from bpresearch import command as shared
+from bpresearch import data, files, functional, losses, models, optim, platform, report, statistics, sweep
 from bpresearch.optim import mup, schedules
 from bpresearch.theory import descent, widths
 
@@ -64,7 +64,7 @@ def main() -> int:
         for key, found in trained.items()
     }
     exponents = {
-        scaling: analysis.mean_and_interval(
+        scaling: statistics.mean_and_interval(
             np.array([exponent(sizes, [best[scaling, n][seed] for n in sizes]) for seed in range(len(seeds))])
         )
         for scaling in EXPONENTS

@@ -12,7 +12,7 @@ from absl import flags
 from flax import nnx
 from rich.console import Console
 
-from bpresearch import analysis, chainrule, files, report, sweep, verify
+from bpresearch import chainrule, files, report, statistics, sweep, verify
 from bpresearch.command.running import start_from_flags
 from bpresearch.command.start import output_file
 from bpresearch.command.sweep import (
@@ -57,10 +57,10 @@ def main() -> int:
     if check:
         files.write(workdir / "gradient_check.json", check.to_json())
     console.print(report.table(results))
-    console.print(analysis.verdict(results), markup=False)
-    for warning in analysis.budget_warnings(results):
+    console.print(statistics.verdict(results), markup=False)
+    for warning in statistics.budget_warnings(results):
         console.print(warning, markup=False)
-    files.write_figures(json_file, analysis.figures(results))
+    files.write_figures(json_file, statistics.figures(results))
     console.print(f"Results: {workdir}/results.zarr", markup=False, soft_wrap=True)
     if FLAGS.report:
         page = report.write(report.read(workdir, sweep.read(workdir)), workdir / "report")

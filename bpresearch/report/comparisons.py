@@ -6,7 +6,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.analysis import (
+from bpresearch.report.style import band, channels_by, line, panels, tooltips
+from bpresearch.report.sweeps import Sweeps
+from bpresearch.statistics import (
     budget_curves,
     differences,
     interquartile_mean_interval,
@@ -14,8 +16,6 @@ from bpresearch.analysis import (
     performance_profile,
     several,
 )
-from bpresearch.report.style import band, channels_by, line, panels, tooltips
-from bpresearch.report.sweeps import Sweeps
 
 MOST_TRIALS = 200
 

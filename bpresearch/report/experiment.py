@@ -9,7 +9,12 @@ import numpy as np
 import xarray as xr
 
 from bpresearch import files
-from bpresearch.analysis import (
+from bpresearch.report import comparisons, gradients, landscape, pictures, recorded
+from bpresearch.report.page import Section, Table, render, short
+from bpresearch.report.style import save_drawings
+from bpresearch.report.sweeps import Sweep, Sweeps, binned
+from bpresearch.report.tables import best_rows, cell
+from bpresearch.statistics import (
     Interval,
     best_settings,
     budget_warnings,
@@ -22,11 +27,6 @@ from bpresearch.analysis import (
     target_of,
     verdict,
 )
-from bpresearch.report import comparisons, gradients, landscape, pictures, recorded
-from bpresearch.report.page import Section, Table, render, short
-from bpresearch.report.style import save_drawings
-from bpresearch.report.sweeps import Sweep, Sweeps, binned
-from bpresearch.report.tables import best_rows, cell
 
 PICTURES = {
     "loss_curves": pictures.loss_curves,

@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
-from bpresearch.analysis import (
+from bpresearch.statistics import (
     Metric,
     axes_of,
     chosen_by,

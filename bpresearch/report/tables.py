@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bpresearch.analysis import (
+from bpresearch.statistics import (
     axes_of,
     best_settings,
     budget_warnings,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bpresearch.analysis import mean_and_interval, paired_difference, prediction, unpaired_difference
+from bpresearch.statistics import mean_and_interval, paired_difference, prediction, unpaired_difference
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20), st.floats(0.5, 0.99))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bpresearch import analysis
+from bpresearch import statistics
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def rising(made_up):
 
 
 def test_the_fastest_setting_of_each_is_found(rising):
-    found = analysis.steps_to_target(rising, 0.5)
+    found = statistics.steps_to_target(rising, 0.5)
     assert {name: speed.steps.tolist() for name, speed in found.items()} == {
         "sgd": [40.0] * 3,
         "momentum": [20.0] * 3,
@@ -31,14 +31,14 @@ def test_the_fastest_setting_of_each_is_found(rising):
 
 def test_losses_fall_to_their_target(rising):
     losses = rising.drop_vars(["valid_accuracy", "test_accuracy"])
-    assert analysis.steps_to_target(losses, 0.5)["momentum"].steps.tolist() == [20.0] * 3
-    assert analysis.target_of(losses) == pytest.approx(0.4)
+    assert statistics.steps_to_target(losses, 0.5)["momentum"].steps.tolist() == [20.0] * 3
+    assert statistics.target_of(losses) == pytest.approx(0.4)
 
 
 def test_a_target_out_of_reach_takes_for_ever(rising):
-    assert np.isnan(analysis.steps_to_target(rising, 0.9)["sgd"].steps).all()
+    assert np.isnan(statistics.steps_to_target(rising, 0.9)["sgd"].steps).all()
 
 
 def test_the_target_is_what_the_worst_reaches(made_up):
-    assert analysis.target_of(made_up()) == pytest.approx(0.51)
-    assert np.isnan(analysis.target_of(made_up(diverged=lambda *run: True)))
+    assert statistics.target_of(made_up()) == pytest.approx(0.51)
+    assert np.isnan(statistics.target_of(made_up(diverged=lambda *run: True)))

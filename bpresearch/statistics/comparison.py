@@ -8,8 +8,14 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from bpresearch.analysis.resampling import Range, expected_best, probability_of_improvement_interval
-from bpresearch.analysis.settings import (
+from bpresearch.statistics.intervals import (
+    Interval,
+    mean_and_interval,
+    paired_difference,
+    unpaired_difference,
+)
+from bpresearch.statistics.resampling import Range, expected_best, probability_of_improvement_interval
+from bpresearch.statistics.settings import (
     Setting,
     best_settings,
     chosen_by,
@@ -18,7 +24,6 @@ from bpresearch.analysis.settings import (
     ranking,
     settings_of,
 )
-from bpresearch.analysis.statistics import Interval, mean_and_interval, paired_difference, unpaired_difference
 
 STRUCTURE = ("model", "dataset", "loss", "optimizer", "schedule")
 

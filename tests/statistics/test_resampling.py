@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bpresearch.analysis import (
+from bpresearch.statistics import (
     expected_best,
     interquartile_mean,
     interquartile_mean_interval,

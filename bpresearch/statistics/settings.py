@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from bpresearch.analysis.statistics import Interval, mean_and_interval
+from bpresearch.statistics.intervals import Interval, mean_and_interval
 
 
 class Metric(NamedTuple):

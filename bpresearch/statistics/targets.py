@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from bpresearch.analysis.settings import Setting, chosen_by, ranking, settings_of
+from bpresearch.statistics.settings import Setting, chosen_by, ranking, settings_of
 
 
 class Speed(NamedTuple):
