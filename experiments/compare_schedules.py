@@ -2,12 +2,12 @@
 
 Every schedule gets the same learning rates, seeds and optimizers; each is judged at its best settings. With
 several data sets (--dataset=mnist1d,digits) the comparison goes over all of them: interquartile means,
-performance profiles and probabilities of improvement, with stratified bootstrap intervals. A flag takes one
-value or many, as in compare_optimizers.py; the same command resumes what was stopped.
+performance profiles and probabilities of improvement, with intervals. A flag takes one value or many, as in compare_optimizers.py; the same command resumes what was stopped.
 """
 
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.table import Table
@@ -35,13 +35,13 @@ def main() -> int:
 
     results = {}
     for name, experiment in experiments.items():
-        results[name] = shared.sweep_from_flags(experiment, axes, folders[name])
+        results[name] = shared.sweep_from_flags(experiment, axes, folders[name], by="schedule")
         console.print(report.table(results[name]))
         console.print(f"{name}: {statistics.verdict(results[name], by='schedule')}", markup=False)
     console.print(over_all(list(results.values())))
     files.write_figures(json_file, figures(results))
     if flags.FLAGS.report:
-        sweeps = [report.read(folder, sweep.read(folder), name) for name, folder in folders.items()]
+        sweeps = [report.read(folder, sweep.read_confirmed(folder), name) for name, folder in folders.items()]
         page = report.write(sweeps, Path(workdir) / "report", by="schedule")
         console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0
@@ -57,14 +57,20 @@ def over_all(results: list) -> Table:
     """Each schedule over all data sets and optimizers: a score of 0 is untrained, of 1 the best of all."""
     scores = statistics.several(results, by="schedule", stratum="optimizer")
     best = max(scores, key=lambda name: statistics.interquartile_mean(scores[name]))
-    table = Table(title="Over all data sets and optimizers", caption="95 % stratified bootstrap intervals.")
+    table = Table(title="Over all data sets and optimizers", caption="95 % intervals.")
     table.add_column("schedule")
     table.add_column("interquartile mean of the score", justify="right")
     table.add_column(f"P({best} is better)", justify="right")
+    table.add_column(f"{best} is ahead by", justify="right")
     for name, found in scores.items():
         mean = statistics.interquartile_mean_interval(found)
         chance = statistics.probability_of_improvement_interval(scores[best], found)
-        table.add_row(name, ranged(mean), "-" if name == best else ranged(chance))
+        ahead = statistics.over_tasks(
+            [np.array([x.mean() - y.mean()]) for x, y in zip(scores[best], found, strict=True)]
+        )
+        half = "" if np.isnan(ahead.half_width) else f" ± {ahead.half_width:.2f}"
+        against = ["-", "-"] if name == best else [ranged(chance), f"{ahead.mean:.2f}{half}"]
+        table.add_row(name, ranged(mean), *against)
     return table
 
 

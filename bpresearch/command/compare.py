@@ -63,7 +63,7 @@ def main() -> int:
     files.write_figures(json_file, statistics.figures(results))
     console.print(f"Results: {workdir}/results.zarr", markup=False, soft_wrap=True)
     if FLAGS.report:
-        page = report.write(report.read(workdir, sweep.read(workdir)), workdir / "report")
+        page = report.write(report.read(workdir, sweep.read_confirmed(workdir)), workdir / "report")
         console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0
 

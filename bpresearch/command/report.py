@@ -51,7 +51,7 @@ def main() -> int:
     if flags.FLAGS.out == "":
         raise ValueError("--out= is empty: give the name of a folder")
     named = zip(workdirs, names(workdirs), strict=True)
-    sweeps = [report.read(path, sweep.read_trainings(path), name) for path, name in named]
+    sweeps = [report.read(path, sweep.read_confirmed(path), name) for path, name in named]
     folder = Path(flags.FLAGS.out or workdirs[0] / ("paper" if paper else "report")).expanduser()
     if not paper:
         print(report.write(sweeps, folder, title=flags.FLAGS.title, only=only))

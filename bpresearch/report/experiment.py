@@ -23,6 +23,7 @@ from bpresearch.statistics import (
     differences,
     edge_warnings,
     metric_of,
+    protocol,
     steps_to_target,
     target_of,
     verdict,
@@ -53,6 +54,7 @@ SECTIONS = {
     "divergence": ("Runs without a result", ("diverged",)),
     "diagnostics": ("Diagnostics", ()),
     "gradient": ("Gradient check", ()),
+    "protocol": ("Protocol, to copy", ()),
     "provenance": ("Where this comes from", ()),
 }
 """The sections of a report and their pictures; `--only` takes both kinds of names."""
@@ -146,7 +148,7 @@ def _verdict(sweeps: Sweeps, section: Section) -> None:
     for sweep in sweeps:
         best = list(best_settings(sweep.results).values())
         found = [*edge_warnings(sweep.results, best), *budget_warnings(sweep.results)]
-        if len(np.unique(sweep.results.seed)) < 3:
+        if min(len(setting.seeds) for setting in best) < 3:
             found.append("With fewer than three seeds, intervals say little.")
         if sweep.unfinished:
             found.append(f"{sweep.unfinished} runs have not finished and are not in here.")
@@ -154,11 +156,21 @@ def _verdict(sweeps: Sweeps, section: Section) -> None:
     section.warnings = warnings
 
 
+def _protocol(sweeps: Sweeps, section: Section) -> None:
+    several = len(sweeps) > 1
+    texts = [(f"{sweep.name}: " * several) + protocol(sweep.results, sweeps.by) for sweep in sweeps]
+    section.text = list(dict.fromkeys(texts))
+
+
 def _settings(sweeps: Sweeps, section: Section) -> None:
     found = [(sweep, row) for sweep in sweeps for row in best_rows(sweep.results)]
     names = list(dict.fromkeys(name for _, row in found for name in row))
     chosen = " or ".join(dict.fromkeys(chosen_by(sweep.results).name for sweep in sweeps))
-    caption = f"Best by {chosen}; mean and 95 % interval over seeds. * at the edge of the swept range."
+    fresh = all(s.fresh for sweep in sweeps for s in best_settings(sweep.results).values())
+    caption = (
+        f"Best by {chosen}; mean and 95 % interval over {'fresh ' * fresh}seeds. * at the edge of the swept "
+        "range."
+    )
     table = Table(caption, [*(["sweep"] if len(sweeps) > 1 else []), *names])
     for sweep, row in found:
         cells = [*([sweep.name] if len(sweeps) > 1 else []), *(row.get(name, "-") for name in names)]
@@ -197,7 +209,7 @@ def _comparison(sweeps: Sweeps, section: Section) -> None:
         name = f"{sweep.name}: " if len(sweeps) > 1 else ""
         table = Table(
             f"{name}How much better {first.values[sweeps.by]} is, each {sweeps.by} at its best setting.",
-            ["against", "paired by seed", "unpaired", "probability of improvement"],
+            ["against", "paired by seed", "unpaired", "p (Holm)", "probability of improvement"],
         )
         for row in found:
             chance, low, high = row.improvement
@@ -207,6 +219,7 @@ def _comparison(sweeps: Sweeps, section: Section) -> None:
                     row.name,
                     test.format(row.paired, difference=True),
                     test.format(row.unpaired, difference=True),
+                    "-" if np.isnan(row.p) else f"{row.p:.2g}",
                     f"{chance:.2f}{interval}",
                 ]
             )
@@ -245,8 +258,11 @@ def _provenance(sweeps: Sweeps, section: Section) -> None:
         table = Table(sweep.name, ["what", "value"], wrap=True)
         for key, value in _flat(sweep.provenance or dict(sweep.results.attrs)):
             table.add([key, value])
-        seeds = sorted(set(sweep.results.seed.values.tolist()))
-        table.add(["seeds", ", ".join(map(str, seeds[:20])) + (", ..." if len(seeds) > 20 else "")])
+        fresh = sweep.results.fresh.values if "fresh" in sweep.results else np.zeros(len(sweep.results.run))
+        for name, shown in (("seeds", fresh == 0), ("fresh seeds", fresh == 1)):
+            seeds = sorted(set(sweep.results.seed.values[shown].tolist()))
+            if seeds:
+                table.add([name, ", ".join(map(str, seeds[:20])) + (", ..." if len(seeds) > 20 else "")])
         tables.append(table)
     section.tables = tables
     held = len(_kept(sweeps))
@@ -265,6 +281,7 @@ FILL = {
     "divergence": _divergence,
     "diagnostics": _diagnostics,
     "gradient": _gradient,
+    "protocol": _protocol,
     "provenance": _provenance,
 }
 

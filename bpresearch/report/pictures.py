@@ -140,7 +140,7 @@ def _sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.Face
         layers,
         rows,
         title,
-        f"Final {metric.name}; {sweeps.seeds}{sweeps.left_out}",
+        f"Final {metric.name}; {sweeps.tuning_seeds}{sweeps.left_out}",
         toggles=["x"] if logarithmic else [],
         independent_y=not sweeps.one_metric,
         overlay="runs",

@@ -1,6 +1,7 @@
 """The settings of a sweep: each a combination of hyper-parameters, with one run for every seed."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ import numpy as np
 import xarray as xr
 
 from bpresearch.statistics.intervals import Interval, mean_and_interval
+
+STRUCTURE = ("model", "dataset", "loss", "optimizer", "schedule")
 
 
 class Metric(NamedTuple):
@@ -63,34 +66,59 @@ def chosen_by(results: xr.Dataset) -> Metric:
 class Setting:
     """One combination of hyper-parameters.
 
+    It is chosen by its tuning runs, and reported by the fresh runs of it where there are any: those with
+    other seeds, which chose nothing. Without them the tuning runs are reported.
+
     Attributes:
         values: each hyper-parameter's value, without those the optimizer does not take.
-        runs: indices of its runs.
+        tuning: indices of its tuning runs.
+        chosen_by: final value of the metric that settings are chosen by, a tuning run each; NaN if it
+            diverged or was stopped early.
+        runs: indices of the runs that it is reported by.
         seeds: their seeds.
-        chosen_by: final value of the metric that settings are chosen by, a run each; NaN if it diverged
-            or was stopped early.
-        test: final value of the test metric, a run each; NaN likewise.
-        diverged: number of runs that diverged.
+        test: their final values of the test metric; NaN likewise.
+        fresh: whether these are fresh runs.
+        diverged: number of runs, tuning and fresh, that diverged.
         pruned: number of runs that were ended early because others were ahead.
     """
 
     values: dict[str, Any]
+    tuning: np.ndarray
+    chosen_by: np.ndarray
     runs: np.ndarray
     seeds: np.ndarray
-    chosen_by: np.ndarray
     test: np.ndarray
+    fresh: bool
     diverged: int
     pruned: int
 
     @property
+    def every_run(self) -> np.ndarray:
+        """Indices of its tuning runs, and of its fresh runs after them."""
+        return np.concatenate([self.tuning, self.runs]) if self.fresh else self.tuning
+
+    @property
     def complete(self) -> bool:
-        """Whether every run came to its end."""
-        return not np.isnan(self.test).any()
+        """Whether every tuning run came to its end."""
+        return not np.isnan(self.chosen_by).any()
 
     @property
     def scored(self) -> bool:
-        """Whether any run came to its end."""
+        """Whether any run that it is reported by came to its end."""
         return not np.isnan(self.test).all()
+
+
+def tuning(results: xr.Dataset) -> xr.Dataset:
+    """The tuning runs of results that hold fresh runs too (variable `fresh`); else all."""
+    return results.isel(run=np.flatnonzero(~results["fresh"].values)) if "fresh" in results else results
+
+
+def axes_of(results: xr.Dataset) -> list[str]:
+    """The names of what differs between the settings of a sweep, optimizer and schedule first."""
+    names = [str(name) for name in results.coords if results[name].dims == ("run",)]
+    order = [name for name in (*STRUCTURE, "lr") if name in names]
+    order += [name for name in names if name not in (*order, "run", "seed")]
+    return [name for name in order if len({repr(v) for v in results[name].values.tolist()} - {"nan"}) > 1]
 
 
 def settings_of(results: xr.Dataset) -> list[Setting]:
@@ -103,98 +131,103 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
     groups: dict[tuple[Any, ...], list[int]] = {}
     for run in range(results.sizes["run"]):
         groups.setdefault(tuple(repr(columns[name][run]) for name in axes), []).append(run)
-    choosing, test = chosen_by(results), metric_of(results)
-    final = {
-        metric: np.where(results.diverged_at < 0, results[metric.variable].isel(eval_step=-1), np.nan)
-        for metric in (choosing, test)
-    }
-    pruned = results["pruned_at"].values if "pruned_at" in results else np.full(results.sizes["run"], -1)
-    return [
-        Setting(
-            {
-                name: columns[name][runs[0]]
-                for name in axes
-                if columns[name][runs[0]] == columns[name][runs[0]]
-            },
-            np.array(runs),
-            results.seed.values[runs],
-            final[choosing][runs],
-            final[test][runs],
-            int((results.diverged_at.values[runs] >= 0).sum()),
-            int((pruned[runs] >= 0).sum()),
+    diverged, seeds = results.diverged_at.values >= 0, results.seed.values
+    choosing, test = (
+        np.where(diverged, np.nan, results[metric.variable].isel(eval_step=-1).values)
+        for metric in (chosen_by(results), metric_of(results))
+    )
+    pruned = results["pruned_at"].values >= 0 if "pruned_at" in results else np.zeros_like(diverged)
+    fresh = results["fresh"].values if "fresh" in results else np.zeros_like(diverged)
+    settings = []
+    for group in groups.values():
+        every = np.array(group)
+        tuned, again = every[~fresh[every]], every[fresh[every]]
+        runs = again if len(again) else tuned
+        values = {name: columns[name][every[0]] for name in axes}
+        settings.append(
+            Setting(
+                {name: value for name, value in values.items() if value == value},
+                tuned,
+                choosing[tuned],
+                runs,
+                seeds[runs],
+                test[runs],
+                bool(len(again)),
+                int(diverged[every].sum()),
+                int(pruned[every].sum()),
+            )
         )
-        for runs in groups.values()
-    ]
+    return settings
 
 
 def better(results: xr.Dataset, setting: Setting) -> tuple[bool, float]:
-    """What settings are ranked by, the largest first.
+    """What settings are chosen by, the largest first.
 
-    A setting with a run that diverged or was stopped early comes after all without; then the mean over
-    seeds of the final validation metric (test, if nothing was held out) decides.
+    A setting with a tuning run that diverged or was stopped early comes after all without; then the mean
+    over seeds of the final validation metric (test, if nothing was held out) decides.
     """
-    metric = chosen_by(results)
-    mean = mean_and_interval(setting.chosen_by).mean
-    return setting.complete, -math.inf if math.isnan(mean) else mean if metric.higher_is_better else -mean
+    return setting.complete, _order(chosen_by(results), setting.chosen_by)
+
+
+def reached(results: xr.Dataset, setting: Setting) -> tuple[bool, float]:
+    """The same of the runs that it is reported by and the test metric; chosen settings are ranked by it."""
+    return not np.isnan(setting.test).any(), _order(metric_of(results), setting.test)
+
+
+def _order(metric: Metric, values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return -math.inf
+    return float(finite.mean()) if metric.higher_is_better else -float(finite.mean())
 
 
 def best_settings(
     results: xr.Dataset, by: tuple[str, ...] = ("optimizer", "schedule")
 ) -> dict[tuple[str, ...], Setting]:
     """For each optimizer and schedule, or what `by` names, the best setting, in the order of the runs."""
-    groups: dict[tuple[str, ...], list[Setting]] = {}
-    for setting in settings_of(results):
-        groups.setdefault(tuple(str(setting.values[name]) for name in by), []).append(setting)
+    groups = grouped(results, by)
     return {key: max(group, key=lambda s: better(results, s)) for key, group in groups.items()}
 
 
+def grouped(results: xr.Dataset, by: tuple[str, ...]) -> dict[tuple[str, ...], list[Setting]]:
+    """The settings with each combination of values of what `by` names, in the order of the runs."""
+    groups: dict[tuple[str, ...], list[Setting]] = {}
+    for setting in settings_of(results):
+        groups.setdefault(tuple(str(setting.values[name]) for name in by), []).append(setting)
+    return groups
+
+
+def chosen(results: xr.Dataset, by: str = "optimizer") -> bool:
+    """Whether anything was chosen: a value of `by` has several settings."""
+    return any(len(group) > 1 for group in grouped(results, (by,)).values())
+
+
+def apart(results: xr.Dataset, by: str = "optimizer") -> bool:
+    """Whether the runs that are reported chose nothing: they are fresh, or there was nothing to choose."""
+    return _apart(results, grouped(results, (by,)).values())
+
+
+def _apart(results: xr.Dataset, groups: Iterable[list[Setting]]) -> bool:
+    return all(len(g) == 1 or max(g, key=lambda s: better(results, s)).fresh for g in groups)
+
+
 def ranking(results: xr.Dataset, by: str = "optimizer") -> list[Setting]:
-    """The best setting of each optimizer, or of each value of `by`; the best of them first."""
-    best = best_settings(results, (by,)).values()
-    return sorted(best, key=lambda setting: better(results, setting), reverse=True)
+    """The best setting of each optimizer, or of each value of `by`; the best of them first.
 
-
-def verdict(results: xr.Dataset, by: str = "optimizer") -> str:
-    """In a sentence or two: which optimizer and schedule came out best, by how much, and how surely.
-
-    The runner-up is the best setting of another optimizer (or schedule, as `by` says). Where both have the
-    same seeds, the interval is that of the difference within each seed. Settings are ranked by the validation
-    part, so that the runner-up may be ahead on the test part; then that is said.
+    The best by what it reaches where the runs that are reported chose nothing, else by what it was chosen by.
     """
-    metric = metric_of(results)
-    first, *others = ranking(results, by)
-    if not first.scored:
-        return "Every run diverged: the learning rates are too large."
-    text = f"Best: {describe(first)} with {metric.phrase(mean_and_interval(first.test))}."
-    others = [setting for setting in others if setting.scored]
-    if not others:
-        return text
-    second = others[0]
-    paired = first.seeds.tolist() == second.seeds.tolist()
-    difference = first.test - second.test if paired else None
-    if difference is None or np.isfinite(difference).sum() < 2:
-        runner_up = f"{describe(second)} with {metric.phrase(mean_and_interval(second.test))}"
-        return f"{text} Next: {runner_up}; more seeds would tell how sure the difference is."
-    gap = mean_and_interval(difference if metric.higher_is_better else -difference)
-    sure = (
-        "more than chance explains (95 %)"
-        if abs(gap.mean) > gap.half_width
-        else "which may be chance: the 95 % interval holds zero"
-    )
-    unit = "points" if metric.percent else "in loss"
-    if gap.mean == gap.half_width == 0:
-        return f"{text} {describe(second)} does exactly as well."
-    size = metric.format(gap._replace(mean=abs(gap.mean)), difference=True)
-    if gap.mean < 0:
-        return f"{text} On the test part that is {size} {unit} worse than {describe(second)}, {sure}."
-    return f"{text} That is {size} {unit} better than {describe(second)}, {sure}."
+    groups = list(grouped(results, (by,)).values())
+    order = reached if _apart(results, groups) else better
+    best = [max(group, key=lambda setting: better(results, setting)) for group in groups]
+    return sorted(best, key=lambda setting: order(results, setting), reverse=True)
 
 
 def figures(results: xr.Dataset) -> dict[str, float]:
     """The best settings as one flat object: `sgd.cosine.test_accuracy` and so on.
 
     For each optimizer and schedule: its best learning rate, the mean of the test metric over seeds, the
-    half width of its 95 % interval, and the share of all its runs that diverged.
+    half width of its 95 % interval, the number of seeds, 1 if they are fresh, and the share of all its runs
+    that diverged.
     """
     metric = metric_of(results)
     flat: dict[str, float] = {}
@@ -205,6 +238,8 @@ def figures(results: xr.Dataset) -> dict[str, float]:
         flat[f"{name}.lr"] = setting.values.get("lr", math.nan)
         flat[f"{name}.{metric.variable}"] = interval.mean
         flat[f"{name}.{metric.variable}_half_width"] = interval.half_width
+        flat[f"{name}.seeds"] = len(setting.seeds)
+        flat[f"{name}.fresh"] = float(setting.fresh)
         flat[f"{name}.diverged"] = float((results.diverged_at[runs] >= 0).mean())
     return {name: value for name, value in flat.items() if math.isfinite(value)}
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from bpresearch import statistics
 from bpresearch.sweep.choosing import Choice
@@ -53,15 +54,16 @@ def test_a_clear_difference_is_called_so(made_up):
     assert text.startswith(
         "Best: momentum 0.9, constant, learning rate 0.1 with a test accuracy of 61.0 ± 2.5 %"
     )
-    assert "10.0 ± 0.0 points better than sgd, constant" in text  # seeds are paired
-    assert "more than chance explains" in text
+    of_sgd = "sgd, constant, learning rate 0.1 (10.0 ± 0.0 points, p < 0.001)"  # seeds are paired
+    assert f"It is better than {of_sgd}. Student's t test within seeds, level 5 %." in text
 
 
 def test_a_difference_within_its_interval_may_be_chance(made_up):
     results = made_up()
     noise = np.random.default_rng(0).normal(0, 0.3, results.sizes["run"])
     results["test_accuracy"] = results.test_accuracy + noise[:, None]
-    assert "may be chance" in statistics.verdict(results)
+    text = statistics.verdict(results)
+    assert "It cannot be told apart from sgd, constant" in text and "better" not in text
 
 
 def test_the_best_by_validation_may_be_worse_on_the_test_part(made_up):
@@ -70,9 +72,10 @@ def test_the_best_by_validation_may_be_worse_on_the_test_part(made_up):
     results["test_accuracy"] = results.test_accuracy - 0.15 * momentum
     text = statistics.verdict(results)
     assert text.startswith("Best: momentum") and "better" not in text
-    assert "On the test part that is 5.0 ± 0.0 points worse than sgd" in text and "more than chance" in text
+    assert "It is worse on the test part than sgd, constant, learning rate 0.1 (5.0 ± 0.0 points" in text
     results["test_accuracy"] = results.test_accuracy.where(~momentum, results.test_accuracy.values + 0.05)
-    assert "sgd, constant, learning rate 0.1 does" in statistics.verdict(results.round(2))
+    text = statistics.verdict(results.round(2))
+    assert "cannot be told apart from sgd, constant, learning rate 0.1 (exactly as good)" in text
 
 
 def test_one_seed_claims_no_interval(made_up):
@@ -119,3 +122,75 @@ def test_an_accuracys_interval_stays_within_0_and_100_and_a_differences_does_not
     assert accuracy.format(statistics.Interval(0.9, 0.02, 3)) == "90.0 ± 2.0"
     loss = statistics.Metric("test_loss", "test loss", False, False)
     assert loss.format(statistics.Interval(1.5, 2.0, 3)) == "1.500 ± 2.000"
+
+
+@pytest.fixture
+def confirmed(made_up):
+    """Tuning runs, and ten fresh runs of each best setting, in which SGD does better than momentum."""
+    tuned, fresh = made_up(schedules=("constant",)), made_up(schedules=("constant",), rates=(0.1,), seeds=10)
+    fresh = fresh.assign_coords(seed=fresh.seed + 100, run=fresh.run + 100)
+    sgd = fresh.optimizer == "sgd"
+    fresh["test_accuracy"] = fresh.test_accuracy + 0.3 * sgd
+    fresh["test_accuracy"][:, -1] += np.random.default_rng(0).normal(0, 0.01, 20)
+    parts = [tuned.assign(fresh=("run", np.zeros(18, bool))), fresh.assign(fresh=("run", np.ones(20, bool)))]
+    return xr.concat(parts, "run", data_vars="minimal", coords="minimal", compat="override", join="override")
+
+
+def test_chosen_by_tuning_runs_and_reported_by_fresh_ones(confirmed):
+    best = statistics.best_settings(confirmed)
+    assert {s.values["lr"] for s in best.values()} == {0.1} and all(s.fresh for s in best.values())
+    assert all(len(s.tuning) == 3 and s.seeds.tolist() == list(range(100, 110)) for s in best.values())
+    np.testing.assert_allclose(best["momentum", "constant"].chosen_by, [0.6, 0.61, 0.62])
+    first, second = statistics.ranking(confirmed)  # by what the fresh runs reach
+    assert (first.values["optimizer"], second.values["optimizer"]) == ("sgd", "momentum")
+    text = statistics.verdict(confirmed)
+    assert text.startswith("Best: sgd, constant, learning rate 0.1 with a test accuracy of 84.")
+    how = "tuned over 3 settings by valid accuracy on 3 seeds; all numbers are of 10 fresh seeds of its best"
+    assert how in text and "It is better than momentum 0.9, constant" in text
+    figures = statistics.figures(confirmed)
+    assert figures["sgd.constant.test_accuracy"] == pytest.approx(first.test.mean())
+    assert (figures["sgd.constant.seeds"], figures["sgd.constant.fresh"]) == (10, 1)
+
+
+def test_without_fresh_runs_the_verdict_says_that_its_means_are_too_good(made_up):
+    text = statistics.verdict(made_up())
+    assert "is reported by the runs it was tuned on: means are too good" in text
+    text = statistics.verdict(made_up(rates=(0.1,), schedules=("cosine",)))  # nothing was chosen
+    assert "too good" not in text and "Each optimizer has one setting, trained with 3 seeds." in text
+
+
+def test_many_comparisons_are_corrected_and_it_is_said(made_up):
+    results = made_up(optimizers=("sgd", "momentum", "nesterov"))
+    results["test_accuracy"] = results.test_accuracy + np.random.default_rng(0).normal(
+        0, 0.02, (results.sizes["run"], 1)
+    )
+    pairs = statistics.pairs(results)
+    assert len(pairs) == 3 and all(pair.p >= pair.gap.p for pair in pairs)
+    np.testing.assert_allclose(
+        [pair.p for pair in pairs], statistics.holm(np.array([p.gap.p for p in pairs]))
+    )
+    assert "with Holm's correction for 3 comparisons" in statistics.verdict(results)
+
+
+def test_unequal_budgets_are_told(made_up):
+    results = made_up()
+    some = ~((results.optimizer == "sgd") & (results.lr > 0.05)).values
+    text = statistics.verdict(results.isel(run=np.flatnonzero(some)))
+    assert "tuned over 2 (sgd) and 6 (momentum) settings" in text
+
+
+def test_the_protocol_is_a_paragraph_that_tells_all(confirmed):
+    text = statistics.protocol(confirmed)
+    for words in (
+        "We compared sgd and momentum for mlp on toy, 40 steps of batch size 10.",
+        "tuned over 3 settings (lr 0.01, 0.1 and 1) by the final accuracy on examples held out from training",
+        "the mean over 3 seeds", "trained again with 10 fresh seeds", "Student's 95 % interval",
+        "two-sided: Student's t test within seeds, level 5 %.",
+    ):  # fmt: skip
+        assert words in text, (words, text)
+    assert "are also those that are reported" in statistics.protocol(statistics.tuning(confirmed))
+
+
+def test_budget_curves_are_of_the_tuning_runs(confirmed):
+    found = statistics.budget_curves(confirmed)["sgd"]
+    np.testing.assert_allclose(found.mean, statistics.budget_curves(statistics.tuning(confirmed))["sgd"].mean)
