@@ -2,7 +2,8 @@
 
 Every schedule gets the same learning rates, seeds and optimizers; each is judged at its best settings. With
 several data sets (--dataset=mnist1d,digits) the comparison goes over all of them: interquartile means,
-performance profiles and probabilities of improvement, with intervals. A flag takes one value or many, as in compare_optimizers.py; the same command resumes what was stopped.
+performance profiles and probabilities of improvement, with intervals. A flag takes one value or many, as in
+compare_optimizers.py; the same command resumes what was stopped.
 """
 
 from pathlib import Path

@@ -17,7 +17,7 @@ SMALL = ["--confirm_seeds=2", *SMALL]
 
 
 def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(run_commands, tmp_path):
-    command = (SCRIPT, *SMALL, "--json=figures.json", "--gradient=chainrule")
+    command = (SCRIPT, *SMALL, "--json=figures.json", "--gradient=chainrule", "--target=accuracy:0.3")
     found, again = run_commands(tmp_path, command, (*command, "--noreport"))
     assert found.returncode == 0, found.stderr
     assert "The gradient is right" in found.stdout
@@ -41,6 +41,9 @@ def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(run_commands
     assert json.loads((workdir / "gradient_check.json").read_text())["passed"]
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"sgd.constant.lr", "momentum.constant.test_accuracy"} <= set(figures)
+    assert 0 <= figures["sgd.reached_target"] <= 1
+    assert "Target, a valid accuracy of 30 % (one-sided t test at 5 %): " in " ".join(found.stdout.split())
+    assert (workdir / "report" / "time_to_target.svg").exists()
     shown = fresh.test_accuracy.values[fresh.optimizer.values == "sgd", -1].mean()
     np.testing.assert_allclose(figures["sgd.constant.test_accuracy"], shown)
     assert all(isinstance(value, int | float) for value in figures.values())
@@ -119,6 +122,8 @@ BAD = {
     "--precision=float16": "float32, float64, bfloat16",
     "--gradient=numeric": "autodiff, chainrule",
     "--confirm_seeds=-1": "at least 0",
+    "--target=accuracy": "accuracy:0.65",
+    "--target=f1:0.5": "measure loss, accuracy",
     "--steps=-5": "at least 1",
     "--mup=width": "such as width:64",
     "--mup=depth:2": "such as width:64",

@@ -24,6 +24,7 @@ from bpresearch.command.running import (
     start_from_flags,
 )
 from bpresearch.command.start import Stop, choose, shared_flags
+from bpresearch.command.target import define_target_flag, target_from_flag
 from bpresearch.command.task import (
     SCHEDULES,
     define_options,
@@ -91,6 +92,7 @@ def define_sweep_flags() -> None:
         "the metric that settings are chosen by: loss, lower is better; another, higher is better; -NAME, "
         "lower is better; by default the accuracy where there is one",
     )
+    define_target_flag()
     flags.DEFINE_string(
         "mup",
         None,
@@ -226,6 +228,7 @@ def experiment_from_flags() -> sweep.Experiment:
     if not 0 <= FLAGS.validation < 1:
         raise ValueError(f"--validation={FLAGS.validation}: takes a fraction of at least 0 and below 1")
     positive("confirm_seeds", low=0)
+    target_from_flag()
     engine, precision = engines_from_flags()[0], DTYPES[precisions()[0]]
     every = positive("eval_every", low=0) or max(1, max(steps) // 20)
     if FLAGS.slice is not None:

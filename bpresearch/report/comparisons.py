@@ -90,8 +90,8 @@ def profiles(sweeps: Sweeps) -> alt.FacetChart | None:
 
 
 def interquartile_means(sweeps: Sweeps) -> alt.FacetChart | None:
-    """The interquartile mean of each optimizer's tuned runs, with its stratified bootstrap interval (from 5 runs
-    of each stratum on)."""
+    """The interquartile mean of each optimizer's tuned runs, with its stratified bootstrap interval where
+    each stratum has 5 runs."""
     by, stratum = sweeps.by, sweeps.stratum
     scores = _scores(sweeps)
     if not scores:

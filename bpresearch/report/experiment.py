@@ -9,13 +9,14 @@ import numpy as np
 import xarray as xr
 
 from bpresearch import files
-from bpresearch.report import comparisons, gradients, landscape, pictures, recorded
+from bpresearch.report import comparisons, gradients, landscape, pictures, recorded, targets
 from bpresearch.report.page import Section, Table, render, short
 from bpresearch.report.style import save_drawings
 from bpresearch.report.sweeps import Sweep, Sweeps, binned
 from bpresearch.report.tables import best_rows, cell
 from bpresearch.statistics import (
     Interval,
+    Target,
     best_settings,
     budget_warnings,
     chosen_by,
@@ -25,7 +26,6 @@ from bpresearch.statistics import (
     metric_of,
     protocol,
     steps_to_target,
-    target_of,
     verdict,
 )
 
@@ -37,6 +37,8 @@ PICTURES = {
     "intervals": comparisons.intervals,
     "budgets": comparisons.budgets,
     "profiles": comparisons.profiles,
+    "time_to_target": targets.time_to_target,
+    "target_profiles": targets.target_profiles,
     "all_runs": landscape.all_runs,
     "heat_maps": landscape.heat_maps,
     "parallel_coordinates": landscape.parallel_coordinates,
@@ -48,6 +50,7 @@ SECTIONS = {
     "verdict": ("Verdict", ()),
     "settings": ("Best settings", ()),
     "training": ("Training", ("loss_curves",)),
+    "target": ("Steps to the target", ("time_to_target", "target_profiles")),
     "tuning": ("Tuning", ("learning_rate_sensitivity", "effective_learning_rate", "budgets")),
     "comparison": ("Comparison", ("interquartile_means", "intervals", "profiles")),
     "runs": ("All runs", ("all_runs", "heat_maps", "parallel_coordinates")),
@@ -71,6 +74,7 @@ def write(
     title: str = "",
     only: Collection[str] = (),
     by: str = "optimizer",
+    target: Target | None = None,
     drawings: bool = True,
 ) -> Path:
     """Writes the report of one or several sweeps: `index.html`, and every picture as PNG and SVG.
@@ -81,17 +85,18 @@ def write(
         title: heading of the page; default: what was trained on what.
         only: names of sections (`SECTIONS`) and pictures (`PICTURES`) to show; default: all.
         by: what is compared, "optimizer" or "schedule".
+        target: what training shall reach, as it was set before; None leaves out the pictures of it.
         drawings: whether to write the pictures as PNG and SVG too.
 
     Returns:
         The path of `index.html`.
 
     Raises:
-        ValueError: a name in `only` is neither a section's nor a picture's.
+        ValueError: a name in `only` is neither a section's nor a picture's, or results lack the target.
     """
     if isinstance(results, xr.Dataset):
         results = Sweep("results", results)
-    sweeps = Sweeps([results] if isinstance(results, Sweep) else results, by)
+    sweeps = Sweeps([results] if isinstance(results, Sweep) else results, by, target)
     for name in only:
         if name not in NAMES:
             raise ValueError(f"{name} is no part of a report: {', '.join(NAMES)}")
@@ -178,24 +183,28 @@ def _settings(sweeps: Sweeps, section: Section) -> None:
     section.tables = [table]
 
 
-def _training(sweeps: Sweeps, section: Section) -> None:
+def _target(sweeps: Sweeps, section: Section) -> None:
+    if sweeps.target is None:
+        return
     tables = []
     for sweep in sweeps:
-        metric, target = chosen_by(sweep.results), target_of(sweep.results, sweeps.by)
-        if np.isnan(target):
-            continue
-        goal = metric.phrase(Interval(target, np.nan, 1))
+        metric = sweeps.target.of(sweep.results)
+        goal = metric.phrase(Interval(sweeps.target.value, np.nan, 1))
         name = f"{sweep.name}: " if len(sweeps) > 1 else ""
         table = Table(
-            f"{name}Steps to {goal}, which every {sweeps.by}'s best setting ends with.",
-            ["fastest setting", "steps (median over seeds)", "seeds that get there"],
+            f"{name}Steps to {goal}, set before; runs that never get there are the slowest.",
+            ["best setting", "runs that get there", "steps (median over runs)", "mean better from step on"],
         )
-        for speed in steps_to_target(sweep.results, target, sweeps.by).values():
-            there = speed.steps[np.isfinite(speed.steps)]
-            steps = f"{np.median(there):.0f}" if len(there) else "never"
-            keys = {key: str(speed.setting.values[key]) for key in ("optimizer", "schedule")}
-            table.add([describe(speed.setting), steps, f"{len(there)} of {len(speed.steps)}"], keys)
+        for found in steps_to_target(sweep.results, sweeps.target, sweeps.by).values():
+            steps = [f"{n:.0f}" if np.isfinite(n) else "never" for n in (found.median, found.held)]
+            keys = {key: str(found.setting.values[key]) for key in ("optimizer", "schedule")}
+            table.add([describe(found.setting), f"{found.reached} of {len(found.steps)}", *steps], keys)
         tables.append(table)
+    level = f"{100 * sweeps.target.level:g} %"
+    section.text = [
+        f"The mean over seeds is better than the target by a one-sided t test, level {level}, from the step "
+        "named on, to the end."
+    ]
     section.tables = tables
 
 
@@ -276,7 +285,7 @@ def _provenance(sweeps: Sweeps, section: Section) -> None:
 FILL = {
     "verdict": _verdict,
     "settings": _settings,
-    "training": _training,
+    "target": _target,
     "comparison": _comparison,
     "divergence": _divergence,
     "diagnostics": _diagnostics,

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from bpresearch.statistics import (
     Metric,
+    Target,
     axes_of,
     best_settings,
     chosen_by,
@@ -84,9 +85,11 @@ class Sweeps:
     Attributes:
         by: what is compared, "optimizer" or "schedule"; it has the colours.
         stratum: the other one; it has the panels.
+        target: what training shall reach; None if nothing was set.
     """
 
-    def __init__(self, sweeps: Sequence[Sweep], by: str = "optimizer"):
+    def __init__(self, sweeps: Sequence[Sweep], by: str = "optimizer", target: Target | None = None):
+        self.target = target
         self.by, self.stratum = by, {"optimizer": "schedule", "schedule": "optimizer"}[by]
         names = [sweep.name for sweep in sweeps]
         if len(set(names)) < len(names):
