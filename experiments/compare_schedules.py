@@ -2,18 +2,19 @@
 
 Every schedule gets the same learning rates, seeds and optimizers; each is judged at its best settings. With
 several data sets (--dataset=mnist1d,digits) the comparison goes over all of them: interquartile means,
-performance profiles and probabilities of improvement, with stratified bootstrap intervals. A flag takes one
-value or many, as in compare_optimizers.py; the same command resumes what was stopped.
+performance profiles and probabilities of improvement, with intervals. A flag takes one value or many, as in
+compare_optimizers.py; the same command resumes what was stopped.
 """
 
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, files, report, sweep
 from bpresearch import command as shared
+from bpresearch import files, report, statistics, sweep
 
 shared.define_task_flags()
 shared.define_sweep_flags()
@@ -35,13 +36,13 @@ def main() -> int:
 
     results = {}
     for name, experiment in experiments.items():
-        results[name] = shared.sweep_from_flags(experiment, axes, folders[name])
+        results[name] = shared.sweep_from_flags(experiment, axes, folders[name], by="schedule")
         console.print(report.table(results[name]))
-        console.print(f"{name}: {analysis.verdict(results[name], by='schedule')}", markup=False)
+        console.print(f"{name}: {statistics.verdict(results[name], by='schedule')}", markup=False)
     console.print(over_all(list(results.values())))
     files.write_figures(json_file, figures(results))
     if flags.FLAGS.report:
-        sweeps = [report.read(folder, sweep.read(folder), name) for name, folder in folders.items()]
+        sweeps = [report.read(folder, sweep.read_confirmed(folder), name) for name, folder in folders.items()]
         page = report.write(sweeps, Path(workdir) / "report", by="schedule")
         console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0
@@ -55,20 +56,26 @@ def experiment_on(dataset: str) -> sweep.Experiment:
 
 def over_all(results: list) -> Table:
     """Each schedule over all data sets and optimizers: a score of 0 is untrained, of 1 the best of all."""
-    scores = analysis.several(results, by="schedule", stratum="optimizer")
-    best = max(scores, key=lambda name: analysis.interquartile_mean(scores[name]))
-    table = Table(title="Over all data sets and optimizers", caption="95 % stratified bootstrap intervals.")
+    scores = statistics.several(results, by="schedule", stratum="optimizer")
+    best = max(scores, key=lambda name: statistics.interquartile_mean(scores[name]))
+    table = Table(title="Over all data sets and optimizers", caption="95 % intervals.")
     table.add_column("schedule")
     table.add_column("interquartile mean of the score", justify="right")
     table.add_column(f"P({best} is better)", justify="right")
+    table.add_column(f"{best} is ahead by", justify="right")
     for name, found in scores.items():
-        mean = analysis.interquartile_mean_interval(found)
-        chance = analysis.probability_of_improvement_interval(scores[best], found)
-        table.add_row(name, ranged(mean), "-" if name == best else ranged(chance))
+        mean = statistics.interquartile_mean_interval(found)
+        chance = statistics.probability_of_improvement_interval(scores[best], found)
+        ahead = statistics.over_tasks(
+            [np.array([x.mean() - y.mean()]) for x, y in zip(scores[best], found, strict=True)]
+        )
+        half = "" if np.isnan(ahead.half_width) else f" ± {ahead.half_width:.2f}"
+        against = ["-", "-"] if name == best else [ranged(chance), f"{ahead.mean:.2f}{half}"]
+        table.add_row(name, ranged(mean), *against)
     return table
 
 
-def ranged(found: analysis.Range) -> str:
+def ranged(found: statistics.Range) -> str:
     """`0.96 (0.94 to 0.97)`."""
     interval = "" if found.low != found.low else f" ({found.low:.2f} to {found.high:.2f})"
     return f"{found.estimate:.2f}{interval}"
@@ -76,11 +83,13 @@ def ranged(found: analysis.Range) -> str:
 
 def figures(results: dict) -> dict[str, float]:
     """Each data set's figures, and each schedule's interquartile mean over all of them."""
-    scores = analysis.several(list(results.values()), by="schedule", stratum="optimizer")
+    scores = statistics.several(list(results.values()), by="schedule", stratum="optimizer")
     flat = {
-        f"{name}.{key}": v for name, found in results.items() for key, v in analysis.figures(found).items()
+        f"{name}.{key}": v for name, found in results.items() for key, v in statistics.figures(found).items()
     }
-    return flat | {f"{name}.interquartile_mean": analysis.interquartile_mean(s) for name, s in scores.items()}
+    return flat | {
+        f"{name}.interquartile_mean": statistics.interquartile_mean(s) for name, s in scores.items()
+    }
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, data, files, models, optim, platform, report, sweep
 from bpresearch import command as shared
+from bpresearch import data, files, models, optim, platform, report, statistics, sweep
 from bpresearch.optim import schedules
 from bpresearch.theory import taught
 
@@ -70,7 +70,7 @@ def main() -> int:
     figures: dict[str, float] = {}
     for (kind, width), group in errors.groupby(["kind", "width"], sort=False):
         key = f"{'noise' if KINDS[kind] else 'clean'}.{width}"
-        found = analysis.mean_and_interval(group.test.to_numpy())
+        found = statistics.mean_and_interval(group.test.to_numpy())
         figures |= {f"{key}.test_error": found.mean, f"{key}.half_width": found.half_width}
         figures |= {f"{key}.train_error": float(group.train.mean())}
     files.write_figures(json_file, figures)
@@ -130,7 +130,7 @@ def table(errors: pd.DataFrame) -> Table:
         "Errors (%): means over seeds, of the test's with a 95 % interval", columns, words=columns[:1]
     )
     for (kind, width), own in errors.groupby(["kind", "width"], sort=False):
-        interval = analysis.mean_and_interval(own.test.to_numpy())
+        interval = statistics.mean_and_interval(own.test.to_numpy())
         published = PUBLISHED[kind].get(int(width))
         grid.add_row(
             kind, str(width), f"{own.train.mean():.1f}", f"{interval.mean:.1f} ± {interval.half_width:.1f}",
@@ -173,7 +173,7 @@ def compared(errors: pd.DataFrame) -> list[report.Check]:
     for kind, width in places:
         runs = tests_at(errors, kind, width)
         if len(runs):
-            more = analysis.prediction(runs, 1 - 0.05 / len(places))
+            more = statistics.prediction(runs, 1 - 0.05 / len(places))
             published = PUBLISHED[kind][width][1]
             found.append(
                 report.Check(f"{kind}, width {width}: notebook's", more.mean, published, more.half_width)
@@ -187,7 +187,7 @@ def falls(errors: pd.DataFrame) -> list[report.Check]:
     for kind, peak, other in FALLS:
         high, low = tests_at(errors, kind, peak), tests_at(errors, kind, other)
         if len(high) and len(low):
-            _, most = analysis.paired_difference(low, high).bounds
+            _, most = statistics.paired_difference(low, high).bounds
             found.append(report.Check.below(f"{kind}: error at {other} less that at {peak}", most, 0))
     return found
 
@@ -197,7 +197,7 @@ def picture(errors: pd.DataFrame):
     rows, points = [], []
     for (kind, width), group in errors.groupby(["kind", "width"], sort=False):
         for number, (part, panel) in enumerate(reversed(titles.items())):
-            interval = analysis.mean_and_interval(group[part].to_numpy())
+            interval = statistics.mean_and_interval(group[part].to_numpy())
             place = {"labels": kind, "width": float(width), "panel": panel}
             low, high = interval.bounds
             rows.append(place | {"error": interval.mean, "low": low, "high": high})

@@ -23,8 +23,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, data, files, models, optim, platform, report, sweep
 from bpresearch import command as shared
+from bpresearch import data, files, models, optim, platform, report, statistics, sweep
 from bpresearch.optim import schedules
 
 shared.define_experiment_flags()
@@ -159,8 +159,8 @@ def tuned(
         )  # fmt: skip
         folder = workdir / f"tuned-{row.name}-{optimizer.__name__}".replace(" ", "_")
         results = sweep.run(experiment(row, dataset, steps, 0.1), axes, folder)
-        for key, setting in analysis.best_settings(results).items():
-            found[key] = setting, analysis.mean_and_interval(setting.test)
+        for key, setting in statistics.best_settings(results).items():
+            found[key] = setting, statistics.mean_and_interval(setting.test)
     return found
 
 

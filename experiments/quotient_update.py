@@ -17,8 +17,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, data, files, models, optim, platform, report, sweep
 from bpresearch import command as shared
+from bpresearch import data, files, models, optim, platform, report, statistics, sweep
 
 shared.define_experiment_flags()
 flags.DEFINE_string(
@@ -84,9 +84,9 @@ def main() -> int:
                 **{name: values for name, values in own.items() if name in takes},
             )  # fmt: skip
             results = sweep.run(experiment, axes, workdir / f"{optimizer.__name__}-{size}", quiet=True)
-            (best,) = analysis.best_settings(results).values()
+            (best,) = statistics.best_settings(results).values()
             diverged = float((results.diverged_at > 0).mean())
-            final = analysis.mean_and_interval(best.test)
+            final = statistics.mean_and_interval(best.test)
             rows.append((size, optimizer.__name__, best.values, final, diverged))
             figures[f"{optimizer.__name__}.{size}.accuracy"] = final.mean
             figures[f"{optimizer.__name__}.{size}.diverged"] = diverged

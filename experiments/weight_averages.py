@@ -17,8 +17,8 @@ from absl import flags
 from flax import nnx
 from rich.console import Console
 
-from bpresearch import analysis, data, files, losses, models, platform, report
 from bpresearch import command as shared
+from bpresearch import data, files, losses, models, platform, report, statistics
 from bpresearch.optim import schedules
 from bpresearch.theory import averages, descent
 
@@ -90,7 +90,7 @@ def noisy_quadratic(steps: int) -> pd.DataFrame:
 
 def on_mnist1d(
     schedule: str, average: averages.Average, updates: int, rates: list[float], seeds: list[int]
-) -> tuple[float, analysis.Interval]:
+) -> tuple[float, statistics.Interval]:
     """The learning rate with the best mean accuracy on the held-out part, and the test accuracy there."""
     dataset = data.load("mnist1d")
     x, y = jnp.asarray(dataset.x[:-HELD_OUT]), jnp.asarray(dataset.y[:-HELD_OUT])
@@ -121,7 +121,7 @@ def on_mnist1d(
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     valid, test = (np.asarray(part, np.float64) for part in run(jnp.asarray(rates), starts, keys))
     chosen = int(np.argmax(valid.mean(axis=1)))
-    return rates[chosen], analysis.mean_and_interval(test[chosen])
+    return rates[chosen], statistics.mean_and_interval(test[chosen])
 
 
 def long_run() -> list[report.Check]:
@@ -160,7 +160,7 @@ def simulated(runs: int) -> list[report.Check]:
     return found
 
 
-def compared(best: pd.DataFrame, network: dict[str, tuple[float, analysis.Interval]]) -> list[report.Check]:
+def compared(best: pd.DataFrame, network: dict[str, tuple[float, statistics.Interval]]) -> list[report.Check]:
     """Averaging against the last iterate, and on the network against cosine."""
     constant, cosine = network["constant, last"][1].mean, network["cosine, last"][1].mean
     averaged = [network[name][1].mean for name in ("constant, EMA", "constant, tail")]

@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 
 from bpresearch import (
-    analysis,
     chainrule,
     data,
     files,
@@ -34,6 +33,7 @@ from bpresearch import (
     optim,
     platform,
     report,
+    statistics,
     sweep,
     theory,
 )
@@ -137,9 +137,9 @@ def model_of(experiment: sweep.Experiment, seed: int) -> nnx.Module:
 def trained(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path) -> dict[str, Any]:
     """Test accuracy at the learning rate that is best by validation; whether that is the range's last one."""
     results = sweep.run(experiment, axes, workdir, quiet=True)
-    (best,) = analysis.best_settings(results).values()
-    accuracy = analysis.mean_and_interval(best.test).mean
-    return {"accuracy": accuracy, "at_end": bool(analysis.edges(results, best))}
+    (best,) = statistics.best_settings(results).values()
+    accuracy = statistics.mean_and_interval(best.test).mean
+    return {"accuracy": accuracy, "at_end": bool(statistics.edges(results, best))}
 
 
 def cell(row: dict[str, Any], between: str = "\n") -> str:

@@ -13,8 +13,8 @@ import optax
 import xarray as xr
 from absl import flags
 
-from bpresearch import analysis, data, files, models, optim, platform, sweep
 from bpresearch import command as shared
+from bpresearch import data, files, models, optim, platform, statistics, sweep
 from bpresearch.optim import schedules
 from bpresearch.sweep import prune
 
@@ -77,7 +77,7 @@ def full_sweep(number: int, seeds: int, steps: int) -> tuple[xr.Dataset, sweep.E
 
 def judged(name: str, results: xr.Dataset, experiment: sweep.Experiment) -> tuple[bool, bool, float]:
     """Whether a pruner ends with the best setting, or with one as good, and the part of the steps taken."""
-    settings = analysis.settings_of(results)
+    settings = statistics.settings_of(results)
     curves = np.stack([results.valid_accuracy.values[setting.runs] for setting in settings]).astype(
         np.float64
     )
@@ -93,7 +93,7 @@ def judged(name: str, results: xr.Dataset, experiment: sweep.Experiment) -> tupl
     steps += going_on.sum() * (experiment.steps - rungs[-1])
     score = np.where(np.isnan(final).any(axis=1), -np.inf, final.mean(axis=1))
     best, kept = int(np.argmax(score)), int(np.argmax(np.where(going_on, score, -np.inf)))
-    gap = analysis.mean_and_interval(final[best] - final[kept])
+    gap = statistics.mean_and_interval(final[best] - final[kept])
     right = best == kept or gap.mean <= gap.half_width
     return best == kept, bool(right), steps / (len(settings) * experiment.steps)
 

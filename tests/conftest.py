@@ -22,7 +22,7 @@ FORKS = """
 import json, os, runpy, sys
 import absl.flags
 import bpresearch.command
-from bpresearch import analysis, autodiff, chainrule, data, models, optim, report, sweep, theory, verify
+from bpresearch import autodiff, chainrule, data, models, optim, report, statistics, sweep, theory, verify
 
 for number, command in enumerate(json.loads(sys.argv[1])):
     if os.fork() == 0:

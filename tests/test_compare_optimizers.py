@@ -13,10 +13,11 @@ from bpresearch.distribution import Uniform
 SCRIPT = "experiments/compare_optimizers.py"
 SMALL = ["--model=linear", "--dataset=spirals", "--steps=20", "--seed=0:2", "--lr=0.1,0.01"]
 SMALL += ["--schedule=constant", "--optimizer=sgd,momentum", "--batch_size=50", "--platform=cpu"]
+SMALL = ["--confirm_seeds=2", *SMALL]
 
 
 def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(run_commands, tmp_path):
-    command = (SCRIPT, *SMALL, "--json=figures.json", "--gradient=chainrule")
+    command = (SCRIPT, *SMALL, "--json=figures.json", "--gradient=chainrule", "--target=accuracy:0.3")
     found, again = run_commands(tmp_path, command, (*command, "--noreport"))
     assert found.returncode == 0, found.stderr
     assert "The gradient is right" in found.stdout
@@ -27,6 +28,11 @@ def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(run_commands
     assert {"optimizer", "schedule", "lr", "momentum", "seed"} <= set(results.coords)
     assert results.sizes["run"] == 8 and bool(results.finished.all())
     assert np.isfinite(results.train_loss).all()
+    fresh = xr.open_zarr(workdir / "confirm" / "results.zarr", consolidated=False)
+    assert fresh.sizes["run"] == 4 and set(fresh.seed.values.tolist()) == {10_000, 10_001}
+    assert "over 2 fresh seeds" in found.stdout and "of 2 fresh seeds of its best setting" in " ".join(
+        found.stdout.split()
+    )
     config = json.loads((workdir / "config.json").read_text())
     assert config["experiment"]["gradient"] == "chainrule"
     for name in ("loss_curves", "learning_rate_sensitivity"):
@@ -35,10 +41,28 @@ def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(run_commands
     assert json.loads((workdir / "gradient_check.json").read_text())["passed"]
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"sgd.constant.lr", "momentum.constant.test_accuracy"} <= set(figures)
+    assert 0 <= figures["sgd.reached_target"] <= 1
+    assert "Target, a valid accuracy of 30 % (one-sided t test at 5 %): " in " ".join(found.stdout.split())
+    assert (workdir / "report" / "time_to_target.svg").exists()
+    shown = fresh.test_accuracy.values[fresh.optimizer.values == "sgd", -1].mean()
+    np.testing.assert_allclose(figures["sgd.constant.test_accuracy"], shown)
     assert all(isinstance(value, int | float) for value in figures.values())
 
     assert again.returncode == 0 and "compiling" not in again.stderr
     assert len(list((tmp_path / "results").iterdir())) == 1
+
+
+def test_slices_are_merged_and_the_best_settings_trained_again(run_commands, tmp_path):
+    command = (SCRIPT, *SMALL, "--optimizer=sgd", "--workdir=w", "--quiet", "--validation=0.2")
+    first, second, merged = run_commands(
+        tmp_path, (*command, "--slice=1/2"), (*command, "--slice=2/2"), ("scripts/merge.py", "--workdir=w")
+    )
+    assert "Slice 1/2: 2 runs are done" in first.stdout and second.returncode == 0, first.stderr
+    assert not list((tmp_path / "w").glob("slice-*/confirm"))
+    assert merged.returncode == 0, merged.stderr
+    assert merged.stdout.startswith("4 of 4 runs are finished, in w\n") and "2 fresh seeds" in merged.stdout
+    fresh = xr.open_zarr(tmp_path / "w" / "confirm" / "results.zarr", consolidated=False)
+    assert fresh.sizes["run"] == 2 and bool(fresh.finished.all())
 
 
 def test_regression_is_compared_by_loss_and_help_shows_the_flags(run_commands, tmp_path):
@@ -62,6 +86,7 @@ def test_what_a_sweep_takes_is_told_without_training_and_a_run_is_trained_again(
         (*command, "--replay=8"),
     )  # fmt: skip
     assert dry.returncode == 0 and "8 runs of 20 steps, 2 programs" in dry.stdout, dry.stderr
+    assert "4 fresh runs of the best settings follow" in dry.stdout
     assert empty.returncode == 0 and "w does not hold this run yet" in empty.stdout, empty.stderr
     assert "compiling" not in trained.stderr and trained.returncode == 0
     assert same.returncode == 0 and "lr: 0.01" in same.stdout, same.stderr
@@ -96,6 +121,9 @@ BAD = {
     "--activation=rely": "relu",
     "--precision=float16": "float32, float64, bfloat16",
     "--gradient=numeric": "autodiff, chainrule",
+    "--confirm_seeds=-1": "at least 0",
+    "--target=accuracy": "accuracy:0.65",
+    "--target=f1:0.5": "measure loss, accuracy",
     "--steps=-5": "at least 1",
     "--mup=width": "such as width:64",
     "--mup=depth:2": "such as width:64",

@@ -4,7 +4,7 @@ import json
 
 SCRIPT = "experiments/compare_schedules.py"
 SMALL = ["--model=linear", "--steps=10", "--seed=0:2", "--lr=0.1,0.01", "--batch_size=20", "--platform=cpu"]
-SMALL += ["--schedule=constant,cosine", "--optimizer=sgd", "--workdir=w", "--quiet"]
+SMALL += ["--schedule=constant,cosine", "--optimizer=sgd", "--workdir=w", "--quiet", "--confirm_seeds=2"]
 
 
 def test_schedules_are_compared_over_several_data_sets(run_commands, tmp_path):

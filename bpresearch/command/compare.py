@@ -12,7 +12,7 @@ from absl import flags
 from flax import nnx
 from rich.console import Console
 
-from bpresearch import analysis, chainrule, files, report, sweep, verify
+from bpresearch import chainrule, files, report, statistics, sweep, verify
 from bpresearch.command.running import start_from_flags
 from bpresearch.command.start import output_file
 from bpresearch.command.sweep import (
@@ -23,6 +23,7 @@ from bpresearch.command.sweep import (
     sweep_options,
     workdir_from_flags,
 )
+from bpresearch.command.target import checked_target
 from bpresearch.command.task import define_task_flags, described
 from bpresearch.functional import as_pair
 
@@ -46,6 +47,7 @@ def main() -> int:
     json_file = output_file("json")
     start_from_flags()
     experiment = experiment_from_flags()
+    target = checked_target(experiment, axes)
     workdir = workdir_from_flags("compare_optimizers", experiment, axes)
     console = Console()
     console.print(described(experiment), markup=False)
@@ -57,13 +59,18 @@ def main() -> int:
     if check:
         files.write(workdir / "gradient_check.json", check.to_json())
     console.print(report.table(results))
-    console.print(analysis.verdict(results), markup=False)
-    for warning in analysis.budget_warnings(results):
+    console.print(statistics.verdict(results), markup=False)
+    for warning in statistics.budget_warnings(results):
         console.print(warning, markup=False)
-    files.write_figures(json_file, analysis.figures(results))
+    figures = statistics.figures(results)
+    if target:
+        console.print(statistics.reaching(results, target), markup=False)
+        figures |= statistics.target_figures(results, target)
+    files.write_figures(json_file, figures)
     console.print(f"Results: {workdir}/results.zarr", markup=False, soft_wrap=True)
     if FLAGS.report:
-        page = report.write(report.read(workdir, sweep.read(workdir)), workdir / "report")
+        found = report.read(workdir, sweep.read_confirmed(workdir))
+        page = report.write(found, workdir / "report", target=target)
         console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0
 

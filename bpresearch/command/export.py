@@ -6,7 +6,8 @@
 --format=tensorboard makes a folder with an event file for each run: its curves as scalars, and its
 hyper-parameters with what it reached, for the HParams tab. --format=parquet and csv make three tables: runs
 (a row each: settings and last values), steps (run, step, training loss) and evaluations (run, step, and what
-was measured). They go to export/ in the workdir, or to --out. Runs that are not finished are left out.
+was measured). The column `fresh` tells the fresh runs of chosen settings. They go to export/ in the workdir,
+or to --out. Runs that are not finished are left out.
 """
 
 from pathlib import Path
@@ -17,7 +18,7 @@ from absl import flags
 from bpresearch.command.axes import positive, values
 from bpresearch.command.start import choose, output_folder
 from bpresearch.imports import extra
-from bpresearch.sweep import read_trainings
+from bpresearch.sweep import read_confirmed
 from bpresearch.sweep.export import write_events, write_tables
 
 FORMATS = ("tensorboard", "parquet", "csv")
@@ -44,7 +45,7 @@ def main() -> int:
     workdir = Path(flags.FLAGS.workdir).expanduser()
     if flags.FLAGS.out:
         output_folder("out", Path(flags.FLAGS.out).expanduser())
-    results = read_trainings(workdir)
+    results = read_confirmed(workdir)
     results = results.isel(run=np.flatnonzero(results.finished.values))
     if not results.sizes["run"]:
         raise ValueError(f"--workdir={workdir}: no run is finished yet")

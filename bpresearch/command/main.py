@@ -66,3 +66,7 @@ def run(name: str) -> NoReturn:
 
     options = [command.options] if hasattr(command, "options") else []  # flags that follow from others
     start.run(guarded, *options)
+
+
+if __name__ == "__main__":
+    main()

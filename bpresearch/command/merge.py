@@ -4,9 +4,14 @@
     bpresearch merge --workdir=results/mine/slice-1-of-2,elsewhere/slice-2-of-2 --out=results/whole
 
 Of a folder with slices in it, all are joined, in the folder itself unless --out names another. The results
-are those of the undivided sweep; its command, without --slice, trains what a slice has not finished.
+are those of the undivided sweep. If `compare` began it and all runs are finished, `compare` ends it: the best
+settings are trained again with fresh seeds, and compared. Else its command, without --slice, does so, after
+training what a slice has not finished.
 """
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -32,5 +37,17 @@ def main() -> int:
         raise ValueError("--out= is empty: give the name of a folder")
     into = Path(FLAGS.out).expanduser() if FLAGS.out else given[0]
     results = sweep.merge(slices, into)
-    print(f"{int(results.finished.sum())} of {results.sizes['run']} runs are finished, in {into}")
-    return 0
+    finished = int(results.finished.sum())
+    print(f"{finished} of {results.sizes['run']} runs are finished, in {into}", flush=True)
+    if finished < results.sizes["run"] or not began_by_compare(into):
+        return 0
+    again = ["compare", f"--flagfile={into / 'flagfile'}", f"--workdir={into}"]
+    return subprocess.run([sys.executable, "-m", "bpresearch.command.main", *again]).returncode
+
+
+def began_by_compare(workdir: Path) -> bool:
+    """Whether `compare` began a sweep, by what the workdir holds of its command."""
+    if not (workdir / "flagfile").exists():
+        return False
+    command = json.loads((workdir / "config.json").read_text())["provenance"]["command"]
+    return command.startswith(("compare_optimizers.py ", "bpresearch compare "))

@@ -19,6 +19,7 @@ from absl import flags
 from bpresearch import report, sweep
 from bpresearch.command.axes import values
 from bpresearch.command.start import choose, output_folder
+from bpresearch.command.target import define_target_flag, target_from_flag
 
 
 def define_flags() -> None:
@@ -35,8 +36,11 @@ def define_flags() -> None:
     flags.DEFINE_string("width", None, "paper: column (3.25 inches), text (6.75), or a length such as 8.5cm")
     flags.DEFINE_string("labels", None, "paper: other words in the pictures, as sgd:SGD,step:updates")
 
+    define_target_flag()
+
 
 def main() -> int:
+    target = target_from_flag()
     if not flags.FLAGS.workdir:
         raise ValueError("--workdir= is empty: name the folder of a sweep, or several with commas between")
     workdirs = [Path(name).expanduser() for name in values("workdir", flags.FLAGS.workdir, str)]
@@ -53,10 +57,10 @@ def main() -> int:
     if flags.FLAGS.out:
         output_folder("out", Path(flags.FLAGS.out).expanduser())
     named = zip(workdirs, names(workdirs), strict=True)
-    sweeps = [report.read(path, sweep.read_trainings(path), name) for path, name in named]
+    sweeps = [report.read(path, sweep.read_confirmed(path), name) for path, name in named]
     folder = Path(flags.FLAGS.out or workdirs[0] / ("paper" if paper else "report")).expanduser()
     if not paper:
-        print(report.write(sweeps, folder, title=flags.FLAGS.title, only=only))
+        print(report.write(sweeps, folder, title=flags.FLAGS.title, only=only, target=target))
         return 0
     width = flags.FLAGS.width or "column"
     try:

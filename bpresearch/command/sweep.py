@@ -24,6 +24,7 @@ from bpresearch.command.running import (
     start_from_flags,
 )
 from bpresearch.command.start import Stop, choose, shared_flags
+from bpresearch.command.target import define_target_flag, target_from_flag
 from bpresearch.command.task import (
     SCHEDULES,
     define_options,
@@ -35,6 +36,7 @@ from bpresearch.command.task import (
 from bpresearch.platform import DTYPES
 from bpresearch.sweep import sample, slices
 from bpresearch.sweep.checks import check_size
+from bpresearch.sweep.confirmation import expected
 from bpresearch.sweep.execute import lasting
 from bpresearch.sweep.prune import PRUNERS
 from bpresearch.train import Diagnostic
@@ -76,6 +78,12 @@ def define_sweep_flags() -> None:
     flags.DEFINE_string("momentum_schedule", None, "schedule of the momentum, one or many, as for --schedule")
     flags.DEFINE_string("batch_size", "100", "examples in a mini-batch, one or many")
     flags.DEFINE_string("seed", "0:3", "seeds of initial weights and of the order of the data: 0,1,2 or 0:3")
+    flags.DEFINE_integer(
+        "confirm_seeds",
+        10,
+        "fresh seeds with which the best setting of each optimizer is trained again, to be reported by (half "
+        "as many with its other schedules); 0 reports the runs that settings were chosen by",
+    )
     flags.DEFINE_string("steps", "1000", "updates of a run, one or many")
     flags.DEFINE_integer("eval_every", 0, "steps between evaluations; 0 makes twenty of them")
     flags.DEFINE_float("validation", 0.1, "fraction of the training examples held out to choose settings by")
@@ -85,6 +93,7 @@ def define_sweep_flags() -> None:
         "the metric that settings are chosen by: loss, lower is better; another, higher is better; -NAME, "
         "lower is better; by default the accuracy where there is one",
     )
+    define_target_flag()
     flags.DEFINE_string(
         "mup",
         None,
@@ -219,6 +228,8 @@ def experiment_from_flags() -> sweep.Experiment:
         raise ValueError(f"--steps={FLAGS.steps}: takes a list or a range, no distribution")
     if not 0 <= FLAGS.validation < 1:
         raise ValueError(f"--validation={FLAGS.validation}: takes a fraction of at least 0 and below 1")
+    positive("confirm_seeds", low=0)
+    target_from_flag()
     engine, precision = engines_from_flags()[0], DTYPES[precisions()[0]]
     every = positive("eval_every", low=0) or max(1, max(steps) // 20)
     if FLAGS.slice is not None:
@@ -277,8 +288,13 @@ def _diagnostics() -> tuple[Diagnostic, ...]:
     return tuple(DIAGNOSTICS[choose("diagnostics", name, ["all", *DIAGNOSTICS])] for name in names)
 
 
-def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path) -> xr.Dataset:
-    """Trains what the flags describe, and leaves them in the workdir, so that --flagfile repeats it."""
+def sweep_from_flags(
+    experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path, by: str = "optimizer"
+) -> xr.Dataset:
+    """Trains what the flags describe, and leaves them in the workdir, so that --flagfile repeats it.
+
+    The settings that are the best are trained again with fresh seeds; `by` is what is compared.
+    """
     source, options = _source(axes), running_options()
     searched = FLAGS.sampler != "grid"
     if searched and FLAGS.slice is not None:
@@ -287,6 +303,9 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
         )
     if FLAGS.dry_run:
         pretended = sweep.pretended(experiment, axes, FLAGS.trials) if searched else axes
+        listed = pretended if isinstance(pretended, list) else sweep.expand(axes, experiment.model)
+        again = len(expected(listed, FLAGS.confirm_seeds, by))
+        print(f"{again} fresh runs of the best settings follow")
         describe_and_stop(experiment, pretended)
     if FLAGS.replay is not None:
         drawn = sweep.drawn(experiment, axes, FLAGS.sampler, workdir) if searched else None
@@ -300,8 +319,8 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
         files.write(workdir / "flagfile", flags_given())
 
     sweep.told(begin)
-    options |= {"prune": FLAGS.prune, "quiet": FLAGS.quiet or not sweep.leads()}
-    options["checkpoint_every"] = FLAGS.checkpoint_every
+    options |= {"quiet": FLAGS.quiet or not sweep.leads(), "checkpoint_every": FLAGS.checkpoint_every}
+    seeds = FLAGS.confirm_seeds
     if searched:
         results = sweep.search(
             experiment,
@@ -311,17 +330,23 @@ def sweep_from_flags(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Pa
             batch=FLAGS.trials_at_once,
             sampler_seed=FLAGS.sampler_seed,
             workdir=workdir,
+            prune=FLAGS.prune,
             **options,
         )
+        runs = sweep.drawn(experiment, axes, FLAGS.sampler, workdir)
     else:
-        results = sweep.run(experiment, axes, workdir, **options)
+        runs = sweep.expand(axes, experiment.model)
+        beside = expected(runs, seeds, by)
+        results = sweep.run(experiment, axes, workdir, prune=FLAGS.prune, beside=beside, **options)
+    if FLAGS.slice is not None:
+        if sweep.leads():
+            print(
+                f"Slice {FLAGS.slice}: {results.sizes['run']} runs are done, in {workdir}; merge joins them"
+            )
+        raise Stop
+    results = sweep.confirm(experiment, runs, results, seeds=seeds, by=by, workdir=workdir, **options)
     if not sweep.leads():
         raise Stop  # the first process has the results and reports
-    if FLAGS.slice is not None:
-        print(
-            f"Slice {FLAGS.slice}: {results.sizes['run']} runs are done, in {workdir}; merge joins the slices"
-        )
-        raise Stop
     return results
 
 

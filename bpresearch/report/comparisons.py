@@ -6,7 +6,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.analysis import (
+from bpresearch.report.style import band, channels_by, line, panels, tooltips
+from bpresearch.report.sweeps import Sweeps
+from bpresearch.statistics import (
     budget_curves,
     differences,
     interquartile_mean_interval,
@@ -14,8 +16,6 @@ from bpresearch.analysis import (
     performance_profile,
     several,
 )
-from bpresearch.report.style import band, channels_by, line, panels, tooltips
-from bpresearch.report.sweeps import Sweeps
 
 MOST_TRIALS = 200
 
@@ -50,7 +50,7 @@ def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
         [band(channels, x, y), line(channels, x=x, y=y, tooltip=shown)],
         frame,
         f"How much tuning does each {by} need?",
-        f"Expected test result of the best of n random settings, chosen by validation; {sweeps.seeds}",
+        f"Expected test result of the best of n random settings, chosen by validation; {sweeps.tuning_seeds}",
         toggles=["x"],
         height=280,
         independent_y=not sweeps.one_metric,
@@ -84,13 +84,14 @@ def profiles(sweeps: Sweeps) -> alt.FacetChart | None:
         [band(channels, x, y, step=True), line(channels, step=True, x=x, y=y, tooltip=shown)],
         frame,
         "How often is each good?",
-        f"Runs at the best settings for {what}; 95 % stratified bootstrap band",
+        f"Runs at the best settings for {what}; Wilson's 95 % band",
         height=280,
     )
 
 
 def interquartile_means(sweeps: Sweeps) -> alt.FacetChart | None:
-    """The interquartile mean of each optimizer's tuned runs, with its stratified bootstrap interval."""
+    """The interquartile mean of each optimizer's tuned runs, with its stratified bootstrap interval where
+    each stratum has 5 runs."""
     by, stratum = sweeps.by, sweeps.stratum
     scores = _scores(sweeps)
     if not scores:

@@ -9,8 +9,14 @@ import numpy as np
 import xarray as xr
 
 from bpresearch import files
-from bpresearch.analysis import (
+from bpresearch.report import comparisons, gradients, landscape, pictures, recorded, targets
+from bpresearch.report.page import Section, Table, render, short
+from bpresearch.report.style import save_drawings
+from bpresearch.report.sweeps import Sweep, Sweeps, binned
+from bpresearch.report.tables import best_rows, cell
+from bpresearch.statistics import (
     Interval,
+    Target,
     best_settings,
     budget_warnings,
     chosen_by,
@@ -18,15 +24,10 @@ from bpresearch.analysis import (
     differences,
     edge_warnings,
     metric_of,
+    protocol,
     steps_to_target,
-    target_of,
     verdict,
 )
-from bpresearch.report import comparisons, gradients, landscape, pictures, recorded
-from bpresearch.report.page import Section, Table, render, short
-from bpresearch.report.style import save_drawings
-from bpresearch.report.sweeps import Sweep, Sweeps, binned
-from bpresearch.report.tables import best_rows, cell
 
 PICTURES = {
     "loss_curves": pictures.loss_curves,
@@ -36,6 +37,8 @@ PICTURES = {
     "intervals": comparisons.intervals,
     "budgets": comparisons.budgets,
     "profiles": comparisons.profiles,
+    "time_to_target": targets.time_to_target,
+    "target_profiles": targets.target_profiles,
     "all_runs": landscape.all_runs,
     "heat_maps": landscape.heat_maps,
     "parallel_coordinates": landscape.parallel_coordinates,
@@ -47,12 +50,14 @@ SECTIONS = {
     "verdict": ("Verdict", ()),
     "settings": ("Best settings", ()),
     "training": ("Training", ("loss_curves",)),
+    "target": ("Steps to the target", ("time_to_target", "target_profiles")),
     "tuning": ("Tuning", ("learning_rate_sensitivity", "effective_learning_rate", "budgets")),
     "comparison": ("Comparison", ("interquartile_means", "intervals", "profiles")),
     "runs": ("All runs", ("all_runs", "heat_maps", "parallel_coordinates")),
     "divergence": ("Runs without a result", ("diverged",)),
     "diagnostics": ("Diagnostics", ()),
     "gradient": ("Gradient check", ()),
+    "protocol": ("Protocol, to copy", ()),
     "provenance": ("Where this comes from", ()),
 }
 """The sections of a report and their pictures; `--only` takes both kinds of names."""
@@ -69,6 +74,7 @@ def write(
     title: str = "",
     only: Collection[str] = (),
     by: str = "optimizer",
+    target: Target | None = None,
     drawings: bool = True,
 ) -> Path:
     """Writes the report of one or several sweeps: `index.html`, and every picture as PNG and SVG.
@@ -79,17 +85,18 @@ def write(
         title: heading of the page; default: what was trained on what.
         only: names of sections (`SECTIONS`) and pictures (`PICTURES`) to show; default: all.
         by: what is compared, "optimizer" or "schedule".
+        target: what training shall reach, as it was set before; None leaves out the pictures of it.
         drawings: whether to write the pictures as PNG and SVG too.
 
     Returns:
         The path of `index.html`.
 
     Raises:
-        ValueError: a name in `only` is neither a section's nor a picture's.
+        ValueError: a name in `only` is neither a section's nor a picture's, or results lack the target.
     """
     if isinstance(results, xr.Dataset):
         results = Sweep("results", results)
-    sweeps = Sweeps([results] if isinstance(results, Sweep) else results, by)
+    sweeps = Sweeps([results] if isinstance(results, Sweep) else results, by, target)
     for name in only:
         if name not in NAMES:
             raise ValueError(f"{name} is no part of a report: {', '.join(NAMES)}")
@@ -146,7 +153,7 @@ def _verdict(sweeps: Sweeps, section: Section) -> None:
     for sweep in sweeps:
         best = list(best_settings(sweep.results).values())
         found = [*edge_warnings(sweep.results, best), *budget_warnings(sweep.results)]
-        if len(np.unique(sweep.results.seed)) < 3:
+        if min(len(setting.seeds) for setting in best) < 3:
             found.append("With fewer than three seeds, intervals say little.")
         if sweep.unfinished:
             found.append(f"{sweep.unfinished} runs have not finished and are not in here.")
@@ -154,11 +161,21 @@ def _verdict(sweeps: Sweeps, section: Section) -> None:
     section.warnings = warnings
 
 
+def _protocol(sweeps: Sweeps, section: Section) -> None:
+    several = len(sweeps) > 1
+    texts = [(f"{sweep.name}: " * several) + protocol(sweep.results, sweeps.by) for sweep in sweeps]
+    section.text = list(dict.fromkeys(texts))
+
+
 def _settings(sweeps: Sweeps, section: Section) -> None:
     found = [(sweep, row) for sweep in sweeps for row in best_rows(sweep.results)]
     names = list(dict.fromkeys(name for _, row in found for name in row))
     chosen = " or ".join(dict.fromkeys(chosen_by(sweep.results).name for sweep in sweeps))
-    caption = f"Best by {chosen}; mean and 95 % interval over seeds. * at the edge of the swept range."
+    fresh = all(s.fresh for sweep in sweeps for s in best_settings(sweep.results).values())
+    caption = (
+        f"Best by {chosen}; mean and 95 % interval over {'fresh ' * fresh}seeds. * at the edge of the swept "
+        "range."
+    )
     table = Table(caption, [*(["sweep"] if len(sweeps) > 1 else []), *names])
     for sweep, row in found:
         cells = [*([sweep.name] if len(sweeps) > 1 else []), *(row.get(name, "-") for name in names)]
@@ -166,24 +183,28 @@ def _settings(sweeps: Sweeps, section: Section) -> None:
     section.tables = [table]
 
 
-def _training(sweeps: Sweeps, section: Section) -> None:
+def _target(sweeps: Sweeps, section: Section) -> None:
+    if sweeps.target is None:
+        return
     tables = []
     for sweep in sweeps:
-        metric, target = chosen_by(sweep.results), target_of(sweep.results, sweeps.by)
-        if np.isnan(target):
-            continue
-        goal = metric.phrase(Interval(target, np.nan, 1))
+        metric = sweeps.target.of(sweep.results)
+        goal = metric.phrase(Interval(sweeps.target.value, np.nan, 1))
         name = f"{sweep.name}: " if len(sweeps) > 1 else ""
         table = Table(
-            f"{name}Steps to {goal}, which every {sweeps.by}'s best setting ends with.",
-            ["fastest setting", "steps (median over seeds)", "seeds that get there"],
+            f"{name}Steps to {goal}, set before; runs that never get there are the slowest.",
+            ["best setting", "runs that get there", "steps (median over runs)", "mean better from step on"],
         )
-        for speed in steps_to_target(sweep.results, target, sweeps.by).values():
-            there = speed.steps[np.isfinite(speed.steps)]
-            steps = f"{np.median(there):.0f}" if len(there) else "never"
-            keys = {key: str(speed.setting.values[key]) for key in ("optimizer", "schedule")}
-            table.add([describe(speed.setting), steps, f"{len(there)} of {len(speed.steps)}"], keys)
+        for found in steps_to_target(sweep.results, sweeps.target, sweeps.by).values():
+            steps = [f"{n:.0f}" if np.isfinite(n) else "never" for n in (found.median, found.held)]
+            keys = {key: str(found.setting.values[key]) for key in ("optimizer", "schedule")}
+            table.add([describe(found.setting), f"{found.reached} of {len(found.steps)}", *steps], keys)
         tables.append(table)
+    level = f"{100 * sweeps.target.level:g} %"
+    section.text = [
+        f"The mean over seeds is better than the target by a one-sided t test, level {level}, from the step "
+        "named on, to the end."
+    ]
     section.tables = tables
 
 
@@ -197,7 +218,7 @@ def _comparison(sweeps: Sweeps, section: Section) -> None:
         name = f"{sweep.name}: " if len(sweeps) > 1 else ""
         table = Table(
             f"{name}How much better {first.values[sweeps.by]} is, each {sweeps.by} at its best setting.",
-            ["against", "paired by seed", "unpaired", "probability of improvement"],
+            ["against", "paired by seed", "unpaired", "p (Holm)", "probability of improvement"],
         )
         for row in found:
             chance, low, high = row.improvement
@@ -207,6 +228,7 @@ def _comparison(sweeps: Sweeps, section: Section) -> None:
                     row.name,
                     test.format(row.paired, difference=True),
                     test.format(row.unpaired, difference=True),
+                    "-" if np.isnan(row.p) else f"{row.p:.2g}",
                     f"{chance:.2f}{interval}",
                 ]
             )
@@ -245,8 +267,11 @@ def _provenance(sweeps: Sweeps, section: Section) -> None:
         table = Table(sweep.name, ["what", "value"], wrap=True)
         for key, value in _flat(sweep.provenance or dict(sweep.results.attrs)):
             table.add([key, value])
-        seeds = sorted(set(sweep.results.seed.values.tolist()))
-        table.add(["seeds", ", ".join(map(str, seeds[:20])) + (", ..." if len(seeds) > 20 else "")])
+        fresh = sweep.results.fresh.values if "fresh" in sweep.results else np.zeros(len(sweep.results.run))
+        for name, shown in (("seeds", fresh == 0), ("fresh seeds", fresh == 1)):
+            seeds = sorted(set(sweep.results.seed.values[shown].tolist()))
+            if seeds:
+                table.add([name, ", ".join(map(str, seeds[:20])) + (", ..." if len(seeds) > 20 else "")])
         tables.append(table)
     section.tables = tables
     held = len(_kept(sweeps))
@@ -260,11 +285,12 @@ def _provenance(sweeps: Sweeps, section: Section) -> None:
 FILL = {
     "verdict": _verdict,
     "settings": _settings,
-    "training": _training,
+    "target": _target,
     "comparison": _comparison,
     "divergence": _divergence,
     "diagnostics": _diagnostics,
     "gradient": _gradient,
+    "protocol": _protocol,
     "provenance": _provenance,
 }
 

@@ -6,7 +6,6 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.analysis import best_settings, describe, mean_and_interval
 from bpresearch.report.style import (
     FOUR_DIGITS,
     NUMBER,
@@ -19,6 +18,7 @@ from bpresearch.report.style import (
     tooltips,
 )
 from bpresearch.report.sweeps import Sweeps, binned, coarse
+from bpresearch.statistics import best_settings, describe, mean_and_interval
 
 FLOOR = 1e-8
 """What smaller losses count as where logarithms are taken: float32 rounds them to 0."""
@@ -140,7 +140,7 @@ def _sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.Face
         layers,
         rows,
         title,
-        f"Final {metric.name}; {sweeps.seeds}{sweeps.left_out}",
+        f"Final {metric.name}; {sweeps.tuning_seeds}{sweeps.left_out}",
         toggles=["x"] if logarithmic else [],
         independent_y=not sweeps.one_metric,
         overlay="runs",

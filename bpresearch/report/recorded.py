@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bpresearch.analysis import best_settings
 from bpresearch.report.pictures import curve_layers, curves
 from bpresearch.report.style import DASHES, NUMBER, panels, titled
 from bpresearch.report.sweeps import Sweeps, binned
+from bpresearch.statistics import best_settings
 
 KNOWN = {"train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy"}
 ALONG = ("step", "eval_step")

@@ -14,14 +14,17 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
-from bpresearch.analysis import (
+from bpresearch.statistics import (
     Metric,
+    Target,
     axes_of,
+    best_settings,
     chosen_by,
     effective_learning_rate,
     mean_and_interval,
     metric_of,
     settings_of,
+    tuning,
 )
 
 BINS = 60
@@ -82,9 +85,11 @@ class Sweeps:
     Attributes:
         by: what is compared, "optimizer" or "schedule"; it has the colours.
         stratum: the other one; it has the panels.
+        target: what training shall reach; None if nothing was set.
     """
 
-    def __init__(self, sweeps: Sequence[Sweep], by: str = "optimizer"):
+    def __init__(self, sweeps: Sequence[Sweep], by: str = "optimizer", target: Target | None = None):
+        self.target = target
         self.by, self.stratum = by, {"optimizer": "schedule", "schedule": "optimizer"}[by]
         names = [sweep.name for sweep in sweeps]
         if len(set(names)) < len(names):
@@ -137,7 +142,7 @@ class Sweeps:
             frame = pd.DataFrame({"run": np.arange(first_run, first_run + count)})
             of = np.zeros(count, int)
             for number, setting in enumerate(settings):
-                of[setting.runs] = first_setting + number
+                of[setting.every_run] = first_setting + number
             frame["setting"] = of
             frame["sweep"] = sweep.name
             for name in results.coords:
@@ -157,10 +162,11 @@ class Sweeps:
 
     @cached_property
     def settings(self) -> pd.DataFrame:
-        """A row for each setting: the mean of the test metric over seeds, its interval, and who diverged."""
+        """A row for each setting, of its tuning runs: the mean of the test metric over seeds, its interval,
+        and who diverged."""
         rows: list[dict[str, Any]] = []
         for sweep in self:
-            for setting in settings_of(sweep.results):
+            for setting in settings_of(tuning(sweep.results)):
                 interval = mean_and_interval(setting.test)
                 low, high = (float(self.scaled(end)) for end in interval.bounds)
                 values = {column(name): value for name, value in setting.values.items()}
@@ -194,11 +200,23 @@ class Sweeps:
 
     @property
     def seeds(self) -> str:
-        """How many seeds a mean is over, in words."""
-        counts = sorted({len(np.unique(sweep.results.seed)) for sweep in self})
-        if counts == [1]:
-            return "one seed, so no band"
-        return f"mean and 95 % band over {' or '.join(map(str, counts))} seeds"
+        """How many seeds the mean of a best setting is over, in words."""
+        best = [setting for sweep in self for setting in best_settings(sweep.results).values()]
+        fresh = "fresh " if all(setting.fresh for setting in best) else ""
+        return _over({len(setting.seeds) for setting in best}, fresh)
+
+    @property
+    def tuning_seeds(self) -> str:
+        """How many seeds the mean of any setting that was tuned over is over, in words."""
+        some_fresh = any("fresh" in sweep.results for sweep in self)
+        counts = {len(np.unique(tuning(sweep.results).seed)) for sweep in self}
+        return _over(counts, "tuning " if some_fresh else "")
+
+
+def _over(counts: set[int], kind: str) -> str:
+    if counts == {1}:
+        return f"one {kind}seed, so no band"
+    return f"mean and 95 % band over {' or '.join(map(str, sorted(counts)))} {kind}seeds"
 
 
 def column(name: str) -> str:

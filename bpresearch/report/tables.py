@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bpresearch.analysis import (
+from bpresearch.statistics import (
     axes_of,
     best_settings,
     budget_warnings,
@@ -66,8 +66,10 @@ def table(results: xr.Dataset) -> Table:
         grid.add_column(escape(title), justify="left" if name in ("optimizer", "schedule") else "right")
     for row in rows:
         grid.add_row(*(escape(row[name]) for name in shown))
-    seeds = max(int(row["seeds"]) for row in rows)
-    caption = f"Mean and 95 % interval over {seeds} seeds." if seeds > 1 else "One seed: no interval."
+    counts = sorted({int(row["seeds"]) for row in rows})
+    fresh = "fresh " * all(setting.fresh for setting in best_settings(results).values())
+    over = f"{' or '.join(map(str, counts))} {fresh}seeds"
+    caption = f"Mean and 95 % interval over {over}." if counts[-1] > 1 else f"One {fresh}seed: no interval."
     if any(cell.endswith("*") for row in rows for cell in row.values()):
         caption += " * at the edge of the range: sweep further."
     caption += f" Not shown: {', '.join(left_out)}." if left_out else ""

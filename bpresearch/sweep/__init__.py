@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from bpresearch.distribution import Uniform
     from bpresearch.sweep.ask_and_tell import claim, drawn, pretended, search, source_of
     from bpresearch.sweep.axes import Axes, expand, first_values, grid
+    from bpresearch.sweep.confirmation import confirm, read_confirmed
     from bpresearch.sweep.cost import estimate
     from bpresearch.sweep.description import coordinate, describe
     from bpresearch.sweep.execute import Interrupted, run
@@ -30,6 +31,7 @@ __all__ = [
     "Uniform",
     "as_experiment",
     "claim",
+    "confirm",
     "coordinate",
     "describe",
     "drawn",
@@ -41,6 +43,7 @@ __all__ = [
     "merge",
     "pretended",
     "read",
+    "read_confirmed",
     "read_trainings",
     "run",
     "search",

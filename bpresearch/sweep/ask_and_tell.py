@@ -174,8 +174,12 @@ class Study:
 def drawn(experiment: Experiment, axes: Axes, sampler: str, workdir: Path) -> list[Settings]:
     """The runs of the trials that a search has drawn so far, as they are numbered in its workdir."""
     study = Study(experiment, axes, sampler, 0, workdir)
-    study.read()
-    return _different([study.runs_of(trial) for trial in sample.handles(study.study)])
+
+    def values() -> list[dict[str, Any]]:
+        study.read()
+        return study.values()
+
+    return _different([study.runs_of(sample.optuna().trial.FixedTrial(params)) for params in told(values)])
 
 
 def _different(trials: list[list[Settings]]) -> list[Settings]:

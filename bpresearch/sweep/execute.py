@@ -3,7 +3,7 @@
 import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +18,7 @@ from bpresearch.distribution import Uniform
 from bpresearch.platform import available_cores
 from bpresearch.sweep import checkpoint, functions, slices, store
 from bpresearch.sweep import prune as pruning
-from bpresearch.sweep.axes import Axes, expand, groups
+from bpresearch.sweep.axes import Axes, expand, group_of, groups
 from bpresearch.sweep.blocks import Block, Interrupted, blocks_of, train_block
 from bpresearch.sweep.checks import axes_of, check, check_size
 from bpresearch.sweep.choosing import Choice, choice_of
@@ -48,6 +48,7 @@ def run(
     shard: str = "runs",
     checkpoint_every: float | int = 20,
     prune: str | None = None,
+    beside: Sequence[Settings] = (),
 ) -> xr.Dataset:
     """Trains every combination of the axes' values, in compiled programs that each train many runs.
 
@@ -75,6 +76,8 @@ def run(
         checkpoint_every: seconds between two checkpoints of the state of unfinished runs; more where
             saving it would take more than 2 % of the time.
         prune: `halving`, `hyperband` or `median`: end poor runs early; see `prune.pruner`.
+        beside: runs of another sweep, for which the programs are to have room as well, so that the two
+            sweeps have the same programs in JAX's compilation cache.
 
     Returns:
         A dataset with dimensions `run`, `step` and `eval_step`, every axis a coordinate on `run`, and
@@ -128,7 +131,7 @@ def run(
         if not finished[rows].all():
             stages = {"path": path, "checkpoint_every": checkpoint_every}
             try:
-                _train(experiment, choice, todo, data, group, stages, quiet, options, prune)
+                _train(experiment, choice, todo, data, group, stages, quiet, options, prune, beside)
             except OSError as error:
                 raise store.unwritable(path, error) from error
         if path and group["finished"][:].all():
@@ -184,6 +187,7 @@ def _train(
     quiet: bool,
     options: dict[str, Any],
     prune: str | None = None,
+    beside: Sequence[Settings] = (),
 ) -> None:
     finished, path = group["finished"][:], stages["path"]
     experiments = [experiment.of(block.settings[0]) for block in todo]
@@ -198,9 +202,10 @@ def _train(
         report(note=f"compiling {len(todo)} program{'s' if len(todo) > 1 else ''} for {runs} runs")
         options = options | {"available": least(memory())}  # the same programs in every process
         parts = [data.of(block.settings[0]) for block in todo]
+        others = [[s for s in beside if group_of(s) == group_of(block.settings[0])] for block in todo]
         programs = [
-            pool.submit(planned, of_group, block.settings, of_part, **options)
-            for of_group, block, of_part in zip(experiments, todo, parts, strict=True)
+            pool.submit(planned, of_group, block.settings, of_part, beside=other, **options)
+            for of_group, block, of_part, other in zip(experiments, todo, parts, others, strict=True)
         ]
         stream = Stream(experiment, choice, group, report)
         paces = [Pace(one.parts_in_a_chunk, steady=jax.process_count() > 1) for one in experiments]

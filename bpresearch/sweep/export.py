@@ -11,7 +11,7 @@ import xarray as xr
 
 from bpresearch.imports import extra
 
-MARKS = ("diverged_at", "pruned_at", "finished")
+MARKS = ("diverged_at", "pruned_at", "finished", "fresh")
 
 
 def write_tables(results: xr.Dataset, folder: Path, kind: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,9 +46,10 @@ def laid_out(
     memory_fraction: float = 0.6,
     shard: str = "runs",
     available: float | int | None = None,
+    beside: Sequence[Settings] = (),
 ) -> Population:
     """The programs for the runs of one group, with room for as many as memory allows: a fraction of what is
-    `available`, in bytes, or else of `memory()`.
+    `available`, in bytes, or else of `memory()`. There is room for those `beside` in their place, too.
 
     The room is a power of two for each device, so that sweeps of other sizes find the program in JAX's
     compilation cache.
@@ -67,9 +69,9 @@ def laid_out(
     width = width_of(experiment, settings[0], layout)
     least = devices * width
     size = least
-    while size < min(len(settings), RUNS_IN_A_BLOCK):
+    while size < min(max(len(settings), len(beside)), RUNS_IN_A_BLOCK):
         size *= 2
-    different = len({s["seed"] for s in settings})
+    different = max(len({s["seed"] for s in runs}) for runs in (settings, beside))
     available = memory() if available is None else available
     budget = memory_fraction * available
     while True:

@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 from bpresearch import report
+from bpresearch.statistics import Target
 
 EVIL = "</script><script>window.evil=1</script><img src=x onerror=window.evil=2>"
 
@@ -73,14 +74,15 @@ CHECK = {
 @pytest.fixture(scope="module")
 def page(results, tmp_path_factory):
     sweep = report.Sweep("first", results, provenance={"command": "made up"}, check=CHECK)
-    return report.write(sweep, tmp_path_factory.mktemp("report"), drawings=False)
+    target = Target("accuracy", 0.5)
+    return report.write(sweep, tmp_path_factory.mktemp("report"), target=target, drawings=False)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (390, False), (390, True)])
 def test_every_picture_is_drawn_and_nothing_is_said_or_loaded(browser, page, width, dark):
     browser.open(page, width, dark)
     figures = browser.run("return window.rendered.figures")
-    wanted = {*report.PICTURES, "gradient_norm", "update_norm", "gradient_errors"}
+    wanted = {*report.PICTURES} - {"target_profiles"} | {"gradient_norm", "update_norm", "gradient_errors"}
     assert set(figures) == wanted
     for figure in figures:
         box = browser.run(

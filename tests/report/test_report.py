@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bpresearch import report
 from bpresearch.report import pictures
+from bpresearch.statistics import Target
 
 
 def sweeps(*results):
@@ -60,6 +61,17 @@ def test_pruned_runs_are_counted_and_not_mistaken_for_bad_ones(made_up, tmp_path
     assert "27 of 36 runs were pruned" in markup and "left out: 27 pruned runs" in markup
     assert "None of 36 runs diverged" in markup and 'id="budgets"' not in markup
     assert not re.search(r"\bnan\b", markup)
+
+
+def test_a_target_that_was_set_has_a_section_and_none_is_made_up(made_up, tmp_path):
+    two = [report.Sweep(name, made_up()) for name in ("a", "b")]
+    page = report.write(two, tmp_path / "set", target=Target("accuracy", 0.55), drawings=False)
+    markup = page.read_text().partition("<script")[0]
+    assert "a: Steps to a valid accuracy of 55.0 %, set before" in markup and "3 of 3" in markup
+    assert 'id="time_to_target"' in markup and 'id="target_profiles"' in markup
+    without = report.write(two, tmp_path / "none", drawings=False).read_text().partition("<script")[0]
+    assert "Steps to" not in without and "target" not in without
+    assert "We compared sgd and momentum for mlp on toy, 40 steps of batch size 10." in without
 
 
 CASES = {

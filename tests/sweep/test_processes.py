@@ -161,6 +161,7 @@ def test_pruning_and_searches_are_the_same_in_two_processes(tmp_path):
 
 def test_a_script_with_distributed_runs_in_each_process(tmp_path):
     flags = "--dataset=spirals --steps=20 --lr=0.1,0.01 --seed=0 --schedule=cosine --noreport --platform=cpu"
+    flags += " --confirm_seeds=1"
     command = [
         str(ROOT / "experiments/compare_optimizers.py"),
         *flags.split(),
@@ -179,6 +180,8 @@ def test_a_script_with_distributed_runs_in_each_process(tmp_path):
     assert not (tmp_path / "1").exists()  # it needs no workdir
     results = xr.open_zarr(tmp_path / "0" / "results.zarr", consolidated=False)
     assert bool(results.finished.all()) and np.isfinite(results.train_loss).all()
+    fresh = xr.open_zarr(tmp_path / "0" / "confirm" / "results.zarr", consolidated=False)
+    assert fresh.sizes["run"] == 3 and bool(fresh.finished.all())
 
 
 def test_batches_spread_over_devices_train_as_on_one_within_rounding():

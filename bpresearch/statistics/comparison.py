@@ -8,8 +8,15 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from bpresearch.analysis.resampling import Range, expected_best, probability_of_improvement_interval
-from bpresearch.analysis.settings import (
+from bpresearch.statistics.intervals import (
+    Interval,
+    difference,
+    mean_and_interval,
+    paired_difference,
+    unpaired_difference,
+)
+from bpresearch.statistics.resampling import Range, expected_best, probability_of_improvement_interval
+from bpresearch.statistics.settings import (
     Setting,
     best_settings,
     chosen_by,
@@ -17,18 +24,9 @@ from bpresearch.analysis.settings import (
     metric_of,
     ranking,
     settings_of,
+    tuning,
 )
-from bpresearch.analysis.statistics import Interval, mean_and_interval, paired_difference, unpaired_difference
-
-STRUCTURE = ("model", "dataset", "loss", "optimizer", "schedule")
-
-
-def axes_of(results: xr.Dataset) -> list[str]:
-    """The names of what differs between the settings of a sweep, optimizer and schedule first."""
-    names = [str(name) for name in results.coords if results[name].dims == ("run",)]
-    order = [name for name in (*STRUCTURE, "lr") if name in names]
-    order += [name for name in names if name not in (*order, "run", "seed")]
-    return [name for name in order if len({repr(v) for v in results[name].values.tolist()} - {"nan"}) > 1]
+from bpresearch.statistics.verdict import pairs
 
 
 def edges(results: xr.Dataset, setting: Setting) -> dict[str, str]:
@@ -93,7 +91,7 @@ def normalised_scores(
     best = {
         key: setting
         for key, setting in best_settings(results, (by, stratum)).items()
-        if setting.pruned < len(setting.runs)
+        if setting.fresh or setting.pruned < len(setting.runs)
     }
     names = list(dict.fromkeys(name for name, _ in best))
     strata = [s for s in dict.fromkeys(s for _, s in best) if all((name, s) in best for name in names)]
@@ -129,10 +127,11 @@ class Budget(NamedTuple):
 def budget_curves(results: xr.Dataset, by: str = "optimizer") -> dict[str, Budget]:
     """For each value of `by`: the expected test metric of the best of n settings, chosen by validation.
 
-    A curve for each seed (see `expected_best`), then their mean and Student's interval. A setting that
-    diverged is chosen last, and is worth what an untrained model is.
+    Of the tuning runs: a curve for each seed (see `expected_best`), then their mean and Student's interval.
+    A setting that diverged is chosen last, and is worth what an untrained model is.
     """
     groups: dict[str, list[Setting]] = {}
+    results = tuning(results)
     for setting in settings_of(results):
         groups.setdefault(str(setting.values[by]), []).append(setting)
     sign, start = (1 if chosen_by(results).higher_is_better else -1), untrained(results)
@@ -162,6 +161,8 @@ class Difference(NamedTuple):
     paired: Interval
     unpaired: Interval
     improvement: Range
+    p: float
+    """Corrected for the number of pairs, as in the verdict."""
 
 
 def differences(results: xr.Dataset, by: str = "optimizer") -> tuple[Setting, list[Difference]]:
@@ -171,6 +172,9 @@ def differences(results: xr.Dataset, by: str = "optimizer") -> tuple[Setting, li
     """
     first, *others = ranking(results, by)
     sign, start = (1 if metric_of(results).higher_is_better else -1), untrained(results)
+    corrected = {
+        describe(pair.second): pair.p for pair in pairs(results, by) if pair.first.values == first.values
+    }
     found = []
     for other in others:
         same = first.seeds.tolist() == other.seeds.tolist()
@@ -181,7 +185,9 @@ def differences(results: xr.Dataset, by: str = "optimizer") -> tuple[Setting, li
             else Interval(apart.mean, math.nan, 0)
         )
         scores = [_gain(results, first.test, start)], [_gain(results, other.test, start)]
-        found.append(Difference(describe(other), paired, apart, probability_of_improvement_interval(*scores)))
+        chance = probability_of_improvement_interval(*scores)
+        name = describe(other)
+        found.append(Difference(name, paired, apart, chance, corrected.get(name, math.nan)))
     return first, found
 
 
@@ -201,8 +207,7 @@ def budget_warnings(results: xr.Dataset) -> list[str]:
         if general not in best or special not in best:
             continue
         one, other = best[general], best[special]
-        paired = one.seeds.tolist() == other.seeds.tolist()
-        gap = (paired_difference if paired else unpaired_difference)(sign * other.test, sign * one.test)
+        gap = difference(sign * other.test, sign * one.test, other.seeds, one.seeds)
         if gap.mean > gap.half_width:
             count = sum(s.values["optimizer"] == general for s in settings_of(results))
             warnings.append(
