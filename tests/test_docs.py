@@ -1,4 +1,4 @@
-"""README.md and docs/: the README is short, links lead somewhere, examples run, commands have the flags they name."""
+"""README.md and docs/: links lead somewhere, examples run, commands have the flags that pages name."""
 
 import re
 import shlex
@@ -11,7 +11,11 @@ PAGES = {
     str(file.relative_to(ROOT)): file.read_text() for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 }
 SEVERAL_PROCESSES = "docs/clusters.md"
-ELSEWHERE = {"TUTORIAL.md": "test_tutorial.py", "docs/own_task.md": "test_own_task.py"}
+ELSEWHERE = {
+    "CONTRIBUTING.md": "test_contributing.py",
+    "TUTORIAL.md": "test_tutorial.py",
+    "docs/own_task.md": "test_own_task.py",
+}
 """Pages whose Python is run by a test of their own, which says more of the results."""
 
 LONG = {"docs/sweep.md", "docs/verify.md"}
@@ -86,5 +90,7 @@ def test_commands_are_there_and_have_the_flags_that_pages_name(run_commands, tmp
 
 
 def test_the_search_for_commands_sees_blocks_lines_and_variables():
-    text = "# x\n    EXTRAS=a scripts/run f.py --a=1 \\\n        --b=2\nand `scripts/test --full`, not scripts/run x\n"
+    text = (
+        "    EXTRAS=a scripts/run f.py --a=1 \\\n        --b=2\nand `scripts/test --full`, no scripts/run\n"
+    )
     assert commands(text) == [["scripts/run", "f.py", "--a=1", "--b=2"], ["scripts/test", "--full"]]

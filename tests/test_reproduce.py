@@ -23,6 +23,9 @@ def project(tmp_path):
     shutil.copy(ROOT / "scripts" / "reproduce", scripts)
     (scripts / "run").write_text(RUN)
     (scripts / "run").chmod(0o755)
+    (tmp_path / "experiments").mkdir()
+    for file in (ROOT / "experiments").glob("*.py"):
+        (tmp_path / "experiments" / file.name).touch()
     return tmp_path
 
 
