@@ -94,3 +94,12 @@ def test_the_search_for_commands_sees_blocks_lines_and_variables():
         "    EXTRAS=a scripts/run f.py --a=1 \\\n        --b=2\nand `scripts/test --full`, no scripts/run\n"
     )
     assert commands(text) == [["scripts/run", "f.py", "--a=1", "--b=2"], ["scripts/test", "--full"]]
+
+
+@pytest.mark.full
+def test_pages_are_made_of_the_docstrings_without_a_warning(run_commands, tmp_path):
+    pytest.importorskip("pdoc")
+    (done,) = run_commands(tmp_path, ("scripts/api.py", "--out=api"))
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, formula in {"chainrule/rules/layers/linear": "W_bar", "verify/oracles/taylor": "O(h^2)"}.items():
+        assert formula in (tmp_path / "api" / "bpresearch" / f"{name}.html").read_text()
