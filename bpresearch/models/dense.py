@@ -59,7 +59,7 @@ def mlp(
     Raises:
         ValueError: a width is below 1.
 
-    >>> model = nnx.eval_shape(lambda: bp.models.mlp((40,), 10, widths=(16, 16), activation=nnx.tanh, rngs=nnx.Rngs(0)))
+    >>> model = nnx.eval_shape(lambda: bp.models.mlp((40,), 10, widths=(16, 16), rngs=nnx.Rngs(0)))
     >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
     1098
     """
