@@ -48,11 +48,6 @@ def as_inputs(x: Any) -> tuple[Any, ...]:
     return x if isinstance(x, tuple) else (x,)
 
 
-def format_path(path: tuple[Any, ...]) -> str:
-    """Writes a path as the reports and error messages do: `('layers', 0, 'kernel')` as `layers.0.kernel`."""
-    return ".".join(str(name) for name in path)
-
-
 @dataclass(frozen=True)
 class TrainingLoss:
     """A loss `(model, batch) -> values`, as `nnx.value_and_grad` takes it, in the place of the short form's.

@@ -92,9 +92,8 @@ def on_demand(package: str, file: str) -> Callable[[str], Any]:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
-            if places[name] == package:
-                return import_module(f"{package}.{name}")
-            return getattr(import_module(places[name]), name)
+            module = import_module(places[name])
+            return getattr(module, name) if name in vars(module) else import_module(f"{places[name]}.{name}")
         except ModuleNotFoundError as error:
             raise missing(error, f"{package}.{name}") from error
 

@@ -4,8 +4,12 @@ Adam on MNIST-1D, networks with two hidden layers of 64 to 2,048 units, in the s
 (Yang et al. 2022, arXiv 2203.03466), which takes the narrowest as it is. The paper's table 3 says that the
 rate of a wide layer goes like 1 / width: with one rate for all layers the best should go like width^-1, and
 in muP like width^0. Whether it does is measured: the exponent of the rate at which the training loss, its
-mean over seeds, is lowest. Checked to first order, too: what Adam's first step on each layer does to the
-outputs grows like width^1/2 (input), ^3/2 (hidden) and ^1 (output), in muP not at all (`theory/widths.py`).
+mean over seeds, is lowest, and between which values it lies when each seed in turn is left out. A single
+seed says little: at width 2,048 in the standard scaling the loss has two valleys, at rates of 5e-4 and 4e-3,
+which differ by less than seeds do (1.20 and 1.24): of six seeds two have the second one deeper, and each
+one's own exponent lies between -0.4 and -0.95. (With warm-up and linear decay the second is the deeper one,
+1.08 at 8e-3.) Checked to first order, too: what Adam's first step on each layer does to the outputs grows
+like width^1/2 (input), ^3/2 (hidden) and ^1 (output), in muP not at all (`theory/widths.py`).
 """
 
 from collections.abc import Callable
@@ -19,8 +23,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from bpresearch import analysis, data, files, functional, losses, models, optim, platform, report, sweep
 from bpresearch import command as shared
+from bpresearch import data, files, functional, losses, models, optim, platform, report, sweep
 from bpresearch.optim import mup, schedules
 from bpresearch.theory import descent, widths
 
@@ -45,7 +49,7 @@ def main() -> int:
     for flag, values, least, why in (
         ("width", sizes, 3, "three widths, for an exponent"),
         ("lr", rates, 3, "three rates, of which the best lies inside"),
-        ("seed", seeds, 2, "two seeds, for an interval"),
+        ("seed", seeds, 2, "two seeds, of which one is left out in turn"),
     ):
         if len(set(values)) < least:
             raise ValueError(f"--{flag}={getattr(FLAGS, flag)}: takes at least {why}")
@@ -59,33 +63,29 @@ def main() -> int:
         for scaling in EXPONENTS
         for n in sizes
     }
-    best = {
-        key: np.array([descent.lowest(np.array(rates), of_seed)[0] for of_seed in found])
-        for key, found in trained.items()
-    }
-    exponents = {
-        scaling: analysis.mean_and_interval(
-            np.array([exponent(sizes, [best[scaling, n][seed] for n in sizes]) for seed in range(len(seeds))])
-        )
+    every = np.arange(len(seeds))
+    best = {scaling: lowest_of(trained, scaling, sizes, rates, every) for scaling in EXPONENTS}
+    others = {
+        scaling: [
+            exponent(sizes, lowest_of(trained, scaling, sizes, rates, every[every != left_out]))
+            for left_out in every
+        ]
         for scaling in EXPONENTS
     }
-    # Where the loss is flat, as at width 2,048, a seed's own best rate is chance; the mean loss's is less so.
-    of_means = {
-        scaling: [descent.lowest(np.array(rates), trained[scaling, n].mean(axis=0))[0] for n in sizes]
-        for scaling in EXPONENTS
-    }
-    console.print(table(best, exponents, of_means, sizes))
+    console.print(table(best, others, sizes))
     console.print(finding(trained, rates, sizes))
     steps_of = {(scaling, n): first(scaling, n, sizes[0]) for scaling in EXPONENTS for n in sizes}
-    figures = {f"{scaling}.{n}.lr": geometric(found) for (scaling, n), found in best.items()}
-    figures |= {f"{scaling}.exponent": found.mean for scaling, found in exponents.items()}
-    figures |= {
-        f"{scaling}.exponent_of_mean_loss": exponent(sizes, of_means[scaling]) for scaling in EXPONENTS
+    figures = {
+        f"{scaling}.{n}.lr": rate
+        for scaling, found in best.items()
+        for n, rate in zip(sizes, found, strict=True)
     }
-    figures |= {f"{scaling}.half_width": found.half_width for scaling, found in exponents.items()}
+    figures |= {f"{scaling}.exponent": exponent(sizes, found) for scaling, found in best.items()}
+    figures |= {f"{scaling}.lowest_exponent": min(found) for scaling, found in others.items()}
+    figures |= {f"{scaling}.highest_exponent": max(found) for scaling, found in others.items()}
     files.write_figures(json_file, figures)
     console.print(f"Picture: {report.write_picture(picture(trained, rates), workdir, 'width_transfer')}")
-    return report.conclude(console, checks(steps_of, exponents, of_means, best, rates, sizes))
+    return report.conclude(console, checks(steps_of, best, rates, sizes))
 
 
 @cache
@@ -140,24 +140,21 @@ def exponent(sizes: list[int], values: list[float]) -> float:
     return widths.exponent(np.array(sizes, float), np.array(values))
 
 
-def geometric(values: np.ndarray) -> float:
-    """The geometric mean over seeds."""
-    return float(np.exp(np.mean(np.log(values))))
+def lowest_of(
+    trained: dict, scaling: str, sizes: list[int], rates: list[float], seeds: np.ndarray
+) -> list[float]:
+    """For each width the rate at which the loss, its mean over these seeds, is lowest."""
+    means = [trained[scaling, n][seeds].mean(axis=0) for n in sizes]
+    return [descent.lowest(np.array(rates), mean)[0] for mean in means]
 
 
-def table(best: dict, exponents: dict, of_means: dict, sizes: list[int]) -> Table:
-    """The best rates, and two exponents: that of each seed's, and that of the mean loss over seeds."""
-    columns = ("width", *(f"{scaling}{of}" for scaling in EXPONENTS for of in ("", ", mean loss")))
-    grid = report.grid("Best learning rate: each seed's (geometric mean), and the mean loss's", columns)
+def table(best: dict, others: dict, sizes: list[int]) -> Table:
+    """The best rates, and their exponents, between the lowest and highest without one of the seeds."""
+    grid = report.grid("Learning rate at which the mean loss is lowest", ("width", *EXPONENTS))
     for place, n in enumerate(sizes):
-        cells = (rate for key in EXPONENTS for rate in (geometric(best[key, n]), of_means[key][place]))
-        grid.add_row(str(n), *(f"{rate:.2e}" for rate in cells))
-    fits = (
-        cell
-        for key, found in exponents.items()
-        for cell in (f"{found.mean:.2f} ± {found.half_width:.2f}", f"{exponent(sizes, of_means[key]):.2f}")
-    )
-    grid.add_row("exponent", *fits)
+        grid.add_row(str(n), *(f"{best[key][place]:.2e}" for key in EXPONENTS))
+    fits = (f"{exponent(sizes, best[key]):.2f} ({min(o):.2f} to {max(o):.2f})" for key, o in others.items())
+    grid.add_row("exponent (without one seed)", *fits)
     return grid
 
 
@@ -174,9 +171,7 @@ def finding(trained: dict, rates: list[float], sizes: list[int]) -> str:
     )
 
 
-def checks(
-    steps_of: dict, exponents: dict, of_means: dict, best: dict, rates: list[float], sizes: list[int]
-) -> list[report.Check]:
+def checks(steps_of: dict, best: dict, rates: list[float], sizes: list[int]) -> list[report.Check]:
     """Exponents of what the first step does and of the best rates, of which none may be at an end."""
     found = []
     for scaling in EXPONENTS:
@@ -187,11 +182,8 @@ def checks(
     ends = sum(int(np.isin(rate, (rates[0], rates[-1])).sum()) for rate in best.values())
     found.append(report.Check("best rates at an end", ends, 0, 0))
     for scaling, expected in EXPONENTS.items():
-        of_mean = exponent(sizes, of_means[scaling])
-        found.append(
-            report.Check(f"{scaling}: exponent of the best rate", exponents[scaling].mean, expected, NEAR)
-        )
-        found.append(report.Check(f"{scaling}: the same of the mean loss", of_mean, expected, NEAR))
+        measured = exponent(sizes, best[scaling])
+        found.append(report.Check(f"{scaling}: exponent of the best rate", measured, expected, NEAR))
     return found
 
 

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from bpresearch import autodiff
-from bpresearch.functional import as_inputs, format_path, merge, split, state_of
+from bpresearch.functional import as_inputs, merge, split, state_of
+from bpresearch.paths import format_path
 
 
 class Everything(nnx.Module):

@@ -120,3 +120,9 @@ def test_the_library_of_the_base_install(tmp_path):
     assert re.match(
         r"bpresearch\.sweep\.run needs \w+, which is not installed: pip install 'bpresearch\[", line
     )
+
+
+def test_verifying_a_function_needs_neither_flax_nor_the_rules():
+    code = "import sys, bpresearch as bp; bp.verify.assert_gradients; bp.verify.function; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"flax", "optax", "bpresearch.chainrule", "scipy.special"} & set(loaded.split())

@@ -15,7 +15,8 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
-from bpresearch.functional import Params, format_path
+from bpresearch.functional import Params
+from bpresearch.paths import format_path
 from bpresearch.theory.sharpness import of_length_one, power_iteration
 from bpresearch.train import Measured, Moment, batch_loss, batch_of
 

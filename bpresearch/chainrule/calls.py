@@ -18,7 +18,7 @@ from flax import nnx
 from bpresearch.chainrule import registry
 from bpresearch.chainrule.primitives import SCOPE
 from bpresearch.chainrule.whole import PATH, is_active, keeping, whole_call
-from bpresearch.functional import format_path
+from bpresearch.paths import format_path
 
 _lock = threading.Lock()
 _users: dict[type, int] = {}

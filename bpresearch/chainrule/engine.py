@@ -15,6 +15,7 @@ from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from bpresearch.chainrule.primitives import LAYER, Equation, NoPrimitiveRuleError, Value, is_floating, table
+from bpresearch.jaxprs import read
 
 Tape: TypeAlias = list[Any]
 """For each equation `(ins, outs, kept)`; None where no derivative passes."""
@@ -151,11 +152,6 @@ def equation(
     live = tuple(v in on for v in eqn.outvars)
     values = tuple(ins), tuple(outs), wanted, live, kept
     return Equation(eqn.primitive, eqn.params, *values, eqn.source_info, _enclosing.get())
-
-
-def read(v: Any, values: dict[Any, Value]) -> Value:
-    """The value of a variable, or of a literal."""
-    return jnp.asarray(v.val, v.aval.dtype) if isinstance(v, Literal) else values[v]
 
 
 def filled_where(

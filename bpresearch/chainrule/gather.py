@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bpresearch.functional import Params, format_path
+from bpresearch.functional import Params
+from bpresearch.paths import format_path
 
 
 def gather(model: nnx.Module, cotangents: dict[Any, Any]) -> Params:

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpresearch.chainrule.bodies import body, sizes
 from bpresearch.chainrule.example_axis import TERM, Axis, CannotTell, ExamplesMeet
 from bpresearch.chainrule.one_example import Held, Mixed, OneExample, Own, Shared, entered, like
 from bpresearch.chainrule.primitives import Value
+from bpresearch.jaxprs import body, sizes
 
 
 def enters(*names: str) -> Callable[[Any], Any]:

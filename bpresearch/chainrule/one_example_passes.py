@@ -16,7 +16,6 @@ from jax.extend.core import JaxprEqn
 from jax.interpreters import ad
 
 from bpresearch.chainrule import engine
-from bpresearch.chainrule.bodies import body
 from bpresearch.chainrule.example_axis import TERM, ExamplesMeet
 from bpresearch.chainrule.one_example import MIX, Held, Mixed, OneExample, Own, Shared
 from bpresearch.chainrule.one_example_inner import (
@@ -29,6 +28,7 @@ from bpresearch.chainrule.one_example_inner import (
 )
 from bpresearch.chainrule.primitives import LAYER, Value, is_floating
 from bpresearch.chainrule.whole import layer_p
+from bpresearch.jaxprs import body
 
 OURS = "bpresearch.chainrule.rules."
 """Rules from here are those of their layer at any number of examples."""

@@ -17,8 +17,8 @@ from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from bpresearch.chainrule import engine
-from bpresearch.chainrule.bodies import CALLS, body, sizes
 from bpresearch.chainrule.primitives import Equation, NoPrimitiveRuleError, Value
+from bpresearch.jaxprs import CALLS, body, sizes
 
 OPERATIONS = ("new_ref", "empty_ref", "free_ref", "freeze", "get", "swap", "addupdate")
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, Literal
 
-from bpresearch.chainrule.engine import equation, inside, read, rule_of, several
+from bpresearch.chainrule.engine import equation, inside, rule_of, several
 from bpresearch.chainrule.primitives import Equation, Value, is_floating, table
+from bpresearch.jaxprs import read
 
 
 def walk(

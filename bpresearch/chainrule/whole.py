@@ -26,7 +26,8 @@ from bpresearch.chainrule import engine, registry, tangents
 from bpresearch.chainrule.gather import gather
 from bpresearch.chainrule.primitives import LAYER, Static, Value, is_floating, primitive
 from bpresearch.chainrule.sums import over_examples
-from bpresearch.functional import format_path, merge, split, state_of
+from bpresearch.functional import merge, split, state_of
+from bpresearch.paths import format_path
 
 PATH = "bpresearch_path"
 """The attribute in which a module knows where in the model it is."""

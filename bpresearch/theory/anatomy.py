@@ -19,7 +19,8 @@ from flax import nnx
 from jaxtyping import Float
 
 from bpresearch.chainrule.primitives import Equation, is_floating
-from bpresearch.functional import Loss, Params, TrainingLoss, as_inputs, format_path, merge, objective, split
+from bpresearch.functional import Loss, Params, TrainingLoss, as_inputs, merge, objective, split
+from bpresearch.paths import format_path
 from bpresearch.theory import routes
 from bpresearch.theory.ablation import kind_of
 from bpresearch.theory.slopes import UNSEEN, WEIGHT, Slope, Slopes, each, form_of, is_unseen, loss_bars

@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bpresearch import verify
-from bpresearch.functional import Loss, TrainingLoss, format_path
+from bpresearch.functional import Loss, TrainingLoss
+from bpresearch.paths import format_path
 from bpresearch.theory.anatomy import Anatomy, Link, Path, gradient_by_jax, leaf_at, take_apart
 
 KINDS_IN_WORDS = {

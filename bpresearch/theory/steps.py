@@ -19,11 +19,11 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from bpresearch import chainrule
 from bpresearch.chainrule import engine
-from bpresearch.chainrule.bodies import body
 from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
 from bpresearch.chainrule.primitives import LAYER, Equation, Value, table
 from bpresearch.chainrule.registry import has_rule
 from bpresearch.functional import Loss, TrainingLoss, as_inputs, merge, split
+from bpresearch.jaxprs import body
 
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "remat"})
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})

@@ -1,21 +1,22 @@
 """Verification of hand-written derivatives: are they right, in which sense, and where are they wrong?"""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bpresearch.imports import on_demand
 from bpresearch.verify.assertion import assert_gradients
-from bpresearch.verify.detection.faults import FAULTS, Fault, FaultError
-from bpresearch.verify.detection.mutations import MUTATIONS
-from bpresearch.verify.equations import Plant
-from bpresearch.verify.find_nan import NanReport, find_nan
-from bpresearch.verify.flow import Flow, flow
 from bpresearch.verify.function import FUNCTION_ORACLES, function
-from bpresearch.verify.model import DTYPES, ORACLES, Prepared, loss, model, prepare
-from bpresearch.verify.precision import cast, cast_model
+from bpresearch.verify.precision import cast
 from bpresearch.verify.report import Report, Row
 
 if TYPE_CHECKING:
+    from bpresearch.verify.casting import cast_model
+    from bpresearch.verify.cotangent_flow import Flow, flow
     from bpresearch.verify.detection import random_models
+    from bpresearch.verify.detection.faults import FAULTS, Fault, FaultError
+    from bpresearch.verify.detection.mutations import MUTATIONS
+    from bpresearch.verify.equations import Plant
+    from bpresearch.verify.nan_origin import NanReport, find_nan
+    from bpresearch.verify.objectives import DTYPES, ORACLES, Prepared, loss, model, prepare
 
 __all__ = [
     "DTYPES",
@@ -44,7 +45,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "random_models":  # loaded when first used: who verifies has no need of it
-        return import_module("bpresearch.verify.detection.random_models")
-    raise AttributeError(f"module 'bpresearch.verify' has no attribute {name!r}")
+# Of models and rules only when asked: who checks a function in a test suite needs neither Flax nor the rules.
+__getattr__ = on_demand(__name__, __file__)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bpresearch import chainrule
-from bpresearch.functional import format_path, merge, objective
+from bpresearch.functional import merge, objective
+from bpresearch.paths import format_path
 from bpresearch.verify.equations import Plant, pullback
 from bpresearch.verify.precision import is_floating
 

@@ -11,11 +11,11 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
 from bpresearch import chainrule
-from bpresearch.chainrule.bodies import CALLS
-from bpresearch.chainrule.engine import evaluate, read
+from bpresearch.chainrule.engine import evaluate
 from bpresearch.chainrule.notes import collecting
 from bpresearch.chainrule.primitives import LAYER, Equation, is_floating
 from bpresearch.functional import split
+from bpresearch.jaxprs import CALLS, read
 
 Plant = Callable[[Equation, Any], Any]
 """What `chainrule.replacing` takes: `(equation, rule) -> rule`."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
-from bpresearch.chainrule.bodies import CALLS
+from bpresearch.jaxprs import CALLS
 
 INLINED = frozenset(
     [

@@ -18,9 +18,9 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from bpresearch.chainrule.engine import read
 from bpresearch.chainrule.primitives import Equation, Value, is_floating
 from bpresearch.chainrule.rules.lax.loops import sizes
+from bpresearch.jaxprs import read
 from bpresearch.verify.precision import compares
 
 NAN, INF = "NaN", "Inf"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal, jaxprs_in_params
 
-from bpresearch.chainrule.bodies import body
+from bpresearch.jaxprs import body
 from bpresearch.verify.moves import INLINED
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")

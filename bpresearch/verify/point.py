@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from bpresearch.functional import format_path
+from bpresearch.paths import format_path
 
 
 class Arguments:

@@ -24,8 +24,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
-from bpresearch.chainrule.bodies import body
-from bpresearch.chainrule.engine import read
+from bpresearch.jaxprs import body, read
 from bpresearch.verify.moves import (
     DECISIONS,
     EXACT,

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
 
 from bpresearch.verify.report import Row
 
@@ -52,6 +51,8 @@ def limit(freedom: int, elements: int) -> float:
     >>> round(limit(5, 1)), round(limit(40, 1), 1), round(limit(40, 10_000), 1)
     (28, 5.8, 8.7)
     """
+    from scipy import special  # a quarter of the time of importing this package, and few verdicts need it
+
     return -float(special.stdtrit(freedom, FALSE_ALARM / (2 * max(elements, 1))))
 
 

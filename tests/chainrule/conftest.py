@@ -13,7 +13,8 @@ from flax import nnx
 from bpresearch import autodiff, chainrule, verify
 from bpresearch.chainrule import registry
 from bpresearch.functional import as_inputs, merge, split
-from bpresearch.verify.precision import UNOPTIMIZED, cast, cast_model
+from bpresearch.verify.casting import cast_model
+from bpresearch.verify.precision import UNOPTIMIZED, cast
 
 
 @pytest.fixture(scope="session")

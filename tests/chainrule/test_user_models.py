@@ -11,7 +11,8 @@ from flax import nnx
 
 from bpresearch import chainrule
 from bpresearch.functional import as_inputs, split
-from bpresearch.verify.precision import UNOPTIMIZED, cast, cast_model
+from bpresearch.verify.casting import cast_model
+from bpresearch.verify.precision import UNOPTIMIZED, cast
 from tests.user_models import NAMES, load
 
 pytestmark = [

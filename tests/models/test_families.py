@@ -11,7 +11,7 @@ from flax import nnx
 
 from bpresearch import autodiff, chainrule, models
 from bpresearch.functional import split
-from bpresearch.verify.precision import cast_model
+from bpresearch.verify.casting import cast_model
 
 IMAGE, SIGNAL, VECTOR, TOKENS = (8, 8, 1), (10, 1), (6,), (7,)
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels

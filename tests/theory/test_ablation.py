@@ -9,7 +9,7 @@ from flax import nnx
 from bpresearch import chainrule, models
 from bpresearch.functional import split
 from bpresearch.theory import ablation
-from bpresearch.verify.precision import cast_model
+from bpresearch.verify.casting import cast_model
 
 RNG = np.random.default_rng(0)
 X, T = RNG.normal(size=(5, 4)), RNG.normal(size=(5, 2))

@@ -10,7 +10,7 @@ from flax import nnx
 
 from bpresearch import autodiff, models, theory
 from bpresearch.theory import anatomy
-from bpresearch.verify.precision import cast_model
+from bpresearch.verify.casting import cast_model
 
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
 RNG = np.random.default_rng(0)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpresearch.functional import split
+from bpresearch.verify.casting import cast_model
 from bpresearch.verify.detection.plants import one_of
 from bpresearch.verify.engines import by_rules, mean_loss
 from bpresearch.verify.equations import Plant
-from bpresearch.verify.precision import cast, cast_model
+from bpresearch.verify.precision import cast
 
 
 def _torch() -> bool:

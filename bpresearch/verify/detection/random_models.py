@@ -19,7 +19,7 @@ from bpresearch.verify.detection.cases import (
     shapes_of,
 )
 from bpresearch.verify.detection.traced_models import is_finite, random_traced_model
-from bpresearch.verify.model import DTYPES, prepare
+from bpresearch.verify.objectives import DTYPES, prepare
 from bpresearch.verify.precision import is_floating
 from bpresearch.verify.report import VALUES, Report
 

@@ -15,9 +15,10 @@ from flax import nnx
 
 from bpresearch import autodiff
 from bpresearch.functional import TrainingLoss, split
+from bpresearch.verify.casting import cast_model
 from bpresearch.verify.detection.cases import shapes_of
 from bpresearch.verify.detection.traced_blocks import BLOCKS, Block, Generator, projected, size
-from bpresearch.verify.precision import cast, cast_model, compiled
+from bpresearch.verify.precision import cast, compiled
 
 Objective: TypeAlias = Callable[[nnx.Module, Any], Any]
 """`(model, batch) -> loss`."""

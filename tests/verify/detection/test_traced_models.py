@@ -8,10 +8,11 @@ from flax import nnx
 
 from bpresearch import autodiff, chainrule
 from bpresearch.functional import TrainingLoss, split
+from bpresearch.verify.casting import cast_model
 from bpresearch.verify.detection import traced_models
 from bpresearch.verify.detection.cases import shapes_of
 from bpresearch.verify.detection.traced_blocks import BLOCKS, LARGEST, Block
-from bpresearch.verify.precision import UNOPTIMIZED, cast, cast_model
+from bpresearch.verify.precision import UNOPTIMIZED, cast
 
 
 @pytest.mark.parametrize("make", BLOCKS, ids=lambda make: make.__name__)

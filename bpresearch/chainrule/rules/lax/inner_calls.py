@@ -23,10 +23,10 @@ from jax.extend.core import Var
 from jax.interpreters import ad
 
 from bpresearch.chainrule import engine, tangents
-from bpresearch.chainrule.bodies import CALLS, body
 from bpresearch.chainrule.halves import depending, run
 from bpresearch.chainrule.primitives import LAYER, NoPrimitiveRuleError, Static, is_floating, primitive
 from bpresearch.chainrule.staging import closure
+from bpresearch.jaxprs import CALLS, body
 
 
 def flow_of(jaxpr, flags):

@@ -14,10 +14,10 @@ from jax import lax
 from jax.extend.core import Var
 
 from bpresearch.chainrule import engine, tangents
-from bpresearch.chainrule.bodies import sizes
 from bpresearch.chainrule.halves import depending, halves, run
 from bpresearch.chainrule.primitives import Static, is_floating, primitive, zeros
 from bpresearch.chainrule.sums import step_by_step
+from bpresearch.jaxprs import sizes
 
 
 def carried(params, flags):

@@ -10,8 +10,8 @@ from jax import lax
 
 import bpresearch.chainrule.rules.lax.indexing  # noqa: F401  (fills the table)
 from bpresearch.chainrule import engine
-from bpresearch.chainrule.engine import read
 from bpresearch.chainrule.primitives import Equation, NoPrimitiveRuleError, is_floating, table
+from bpresearch.jaxprs import read
 
 X = np.random.default_rng(0).normal(size=(4, 5))
 U = np.random.default_rng(1).normal(size=(3, 5))

@@ -14,13 +14,14 @@ from flax import nnx
 from bpresearch.functional import Loss, TrainingLoss, split
 from bpresearch.verify.answers import EXACT, answers
 from bpresearch.verify.blame import Blame
+from bpresearch.verify.casting import cast_model, parameter_dtype
 from bpresearch.verify.detection.faults import plant_fault
 from bpresearch.verify.detection.plants import one_of
 from bpresearch.verify.directions import MISSED, choose_directions
 from bpresearch.verify.engines import by_autodiff, by_rules, leaf_names, mean_loss
 from bpresearch.verify.equations import Plant, equations_of
 from bpresearch.verify.oracles import behaviour, rounding
-from bpresearch.verify.precision import cast, cast_model, compiled, is_floating, parameter_dtype
+from bpresearch.verify.precision import cast, compiled, is_floating
 from bpresearch.verify.question import Derivative, Question, first_line
 from bpresearch.verify.report import Report, Row
 from bpresearch.verify.second_order import second_order_rows

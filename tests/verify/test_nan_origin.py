@@ -17,7 +17,7 @@ ZEROS = np.zeros(3, np.float32)
 
 
 def marked(f):
-    """`test_find_nan.py:LINE` of the line of `f` that ends with the comment # here."""
+    """`test_nan_origin.py:LINE` of the line of `f` that ends with the comment # here."""
     lines, start = inspect.getsourcelines(f)
     (number,) = (start + i for i, line in enumerate(lines) if line.endswith("# here\n"))
     return f"{Path(__file__).name}:{number}"

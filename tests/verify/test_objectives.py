@@ -208,7 +208,7 @@ def test_bad_options(options, message):
 
 def test_a_primitive_without_a_rule():
     model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), lambda x: jax.lax.while_loop(always, twice, x))
-    with pytest.raises(chainrule.NoRuleError, match=r"while at .*test_model.py"):
+    with pytest.raises(chainrule.NoRuleError, match=r"while at .*test_objectives.py"):
         verify.model(model, LABELS, *batch((4,)))
 
 
@@ -245,7 +245,7 @@ def test_layer_called_inside_a_loop():
     assert of_layer.passed is False and of_layer.culprits == ("layers.0.cell",)
     assert of_primitive.passed is False
     (culprit,) = of_primitive.culprits
-    assert culprit.startswith("sin at layers.0, ") and "test_model.py" in culprit
+    assert culprit.startswith("sin at layers.0, ") and "test_objectives.py" in culprit
 
 
 def test_a_rule_that_is_right_for_the_models_own_cotangents_only():

@@ -16,7 +16,7 @@ from jax.extend.linear_util import WrappedFun, transformation2
 
 from bpresearch.chainrule.primitives import Equation, is_floating
 from bpresearch.chainrule.program import Parts, Program, of_arrays, take_apart, trace
-from bpresearch.functional import format_path
+from bpresearch.paths import format_path
 from bpresearch.verify import nan_search
 from bpresearch.verify.nan_hints import Derivatives, hint
 from bpresearch.verify.nan_search import INF, NAN, Origin

@@ -1,9 +1,10 @@
-"""Programs inside an equation: where versions of JAX keep them among its parameters."""
+"""Traced programs, as versions of JAX keep them: the programs inside an equation, the values of variables."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from jax.extend.core import Jaxpr
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, Literal
 
 CALLS = ("jit", "pjit", "closed_call", "core_call")
 """Equations that evaluate a program and say nothing else about it."""
@@ -23,3 +24,8 @@ def sizes(params: dict[str, Any]) -> tuple[int, int]:
         consts, carry, _ = params["ft_in"].unpack()
         return len(consts), len(consts) + len(carry)
     return params["num_consts"], params["num_consts"] + params["num_carry"]
+
+
+def read(v: Any, values: dict[Any, Any]) -> Any:
+    """The value of a variable, or of a literal."""
+    return jnp.asarray(v.val, v.aval.dtype) if isinstance(v, Literal) else values[v]

@@ -1,0 +1,8 @@
+"""How leaves of trees are named in reports, flags and messages."""
+
+from typing import Any
+
+
+def format_path(path: tuple[Any, ...]) -> str:
+    """Writes a path as the reports and error messages do: `('layers', 0, 'kernel')` as `layers.0.kernel`."""
+    return ".".join(str(name) for name in path)
