@@ -25,7 +25,10 @@ NOT_OURS = "ArrayTree"
 
 def main() -> int:
     pdoc = imports.extra("pdoc", "scripts/api.py")
-    for room in (bpresearch, *(import_module(f"bpresearch.{name}") for name in bpresearch.__all__ if name != "explain")):
+    for room in (
+        bpresearch,
+        *(import_module(f"bpresearch.{name}") for name in bpresearch.__all__ if name != "explain"),
+    ):
         for name in getattr(room, "__all__", ()):  # what is loaded when it is first used, is used
             setattr(room, name, getattr(room, name))
     out = Path(flags.FLAGS.out)

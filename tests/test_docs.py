@@ -54,6 +54,17 @@ def test_links_lead_somewhere_and_every_page_is_linked_from_the_readme():
     }
 
 
+def test_every_experiment_has_a_section_of_findings_and_a_line_in_the_readme():
+    names = {file.stem for file in ROOT.glob("experiments/*.py")} - {
+        "compare_optimizers",
+        "compare_schedules",
+    }
+    assert names == set(
+        re.findall(r"^    scripts/run experiments/(\w+)[.]py$", PAGES["docs/findings.md"], re.M)
+    )
+    assert names == set(re.findall(r"[?] \(`(\w+)`\)", " ".join(PAGES["README.md"].split())))
+
+
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=pytest.mark.full) if page in LONG else page for page in WITH_PYTHON]
 )
@@ -101,5 +112,8 @@ def test_pages_are_made_of_the_docstrings_without_a_warning(run_commands, tmp_pa
     pytest.importorskip("pdoc")
     (done,) = run_commands(tmp_path, ("scripts/api.py", "--out=api"))
     assert (done.returncode, done.stderr) == (0, "")
-    for name, formula in {"chainrule/rules/layers/linear": "W_bar", "verify/oracles/taylor": "O(h^2)"}.items():
+    for name, formula in {
+        "chainrule/rules/layers/linear": "W_bar",
+        "verify/oracles/taylor": "O(h^2)",
+    }.items():
         assert formula in (tmp_path / "api" / "bpresearch" / f"{name}.html").read_text()
