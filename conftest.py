@@ -83,10 +83,13 @@ def names_in_examples(request):
 @pytest.fixture(autouse=True)
 def rules_of_a_test_end_with_it(monkeypatch):
     """What a test or an example registers is forgotten after it, compiled programs and all."""
-    from bpresearch.chainrule import registry
+    from bpresearch.chainrule import primitives, registry
 
     monkeypatch.setattr(registry, "_rules", registry.registered())
-    before = registry.version()
+    before, tables = registry.version(), [(kept, dict(kept)) for kept in vars(primitives.table).values()]
     yield
+    for kept, entries in tables:
+        kept.clear()
+        kept.update(entries)
     if registry.version() != before:
         registry.changed()

@@ -25,6 +25,13 @@ def gradient(
 
     The loss is the mean of `loss_fn(model(x), y)` over all its elements, plus `penalty(params)`. With
     `inputs=True`, `grads` is the pair `(params_bar, x_bar)`; without, it is `params_bar` alone.
+
+    >>> from bpresearch.functional import split
+    >>> graphdef, params, state = split(nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
+    >>> gradient = bp.autodiff.gradient(graphdef, optax.squared_error)
+    >>> (loss, new_state), grads = gradient(params, state, (jnp.ones((3, 2)), jnp.ones((3, 1))))
+    >>> grads["kernel"].shape
+    (2, 1)
     """
 
     of_batch = objective(loss_fn, penalty)
@@ -104,6 +111,10 @@ class ByJax:
 
     `bpresearch.chainrule.primitive("my_primitive")(bpresearch.autodiff.ByJax)`; verification reports say that
     such an equation was differentiated by JAX, so nothing has been checked there.
+
+    >>> _ = bp.chainrule.primitive("sin")(bp.autodiff.ByJax)
+    >>> print(bp.chainrule.grad(jnp.sin)(0.0))
+    1.0
     """
 
     by_jax = True

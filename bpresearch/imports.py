@@ -18,6 +18,7 @@ EXTRA_OF = {
     "optuna": "optuna",
     "orbax": "sweep",
     "pandas": "sweep",
+    "pdoc": "docs",
     "pyarrow": "export",
     "sklearn": "data",
     "tensorboardX": "export",

@@ -36,7 +36,8 @@ from bpresearch import command as shared
 from bpresearch.chainrule import per_example, second_order
 from bpresearch.functional import split
 from bpresearch.sweep.population import compile_with_fewer_copies
-from bpresearch.verify.precision import cast, cast_model
+from bpresearch.verify.casting import cast_model
+from bpresearch.verify.precision import cast
 
 flags.DEFINE_bool("quick", False, "fewer models and rounds: done within 50 s; it says which")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")

@@ -68,6 +68,39 @@ def test_dependencies_point_down_only():
     assert {file: parts for file, parts in upward.items() if parts} == {}
 
 
+MAP = re.findall(r"^\| `(\w+)` \| .* \|(.*)\|$", (ROOT / "docs" / "map.md").read_text(), re.MULTILINE)
+"""The rooms of docs/map.md from the top, each with the text that names what it imports."""
+
+
+def test_the_map_is_the_import_graph():
+    """docs/map.md: every room, in the order of the house, and exactly the rooms that it imports."""
+    rooms = [room for room, _ in MAP]
+    assert set(rooms) == PARTS - {"__init__"} and rooms[: len(ORDER)] == ORDER
+    real: dict[str, set[str]] = {room: {room} for room in rooms}
+    for file in PACKAGE.rglob("*.py"):
+        if file != PACKAGE / "__init__.py":
+            real[part(file)] |= parts_imported(file)
+    drawn = {room: {room, *re.findall(r"`(\w+)`", imported)} for room, imported in MAP}
+    wrong = {room: (real[room] - drawn[room], drawn[room] - real[room]) for room in rooms}
+    assert {room: both for room, both in wrong.items() if any(both)} == {}, (
+        "imported, not drawn; and the reverse"
+    )
+    for room, imported in MAP:  # in the order of the house, too
+        named = re.findall(r"`(\w+)`", imported)
+        assert named == sorted(named, key=rooms.index) and all(
+            rooms.index(n) > rooms.index(room) for n in named
+        ), room
+
+
+def test_the_readme_names_every_room_and_no_other():
+    table = (ROOT / "README.md").read_text().partition("## The house")[2].partition("\n## ")[0]
+    cells = " ".join(re.findall("^[|] (`.*?) [|]", table, re.MULTILINE))
+    named = {word for word in re.findall(r"\w+(?:[.]py)?", cells)}
+    folders = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    assert folders <= named
+    assert [word for word in named if not any((top / word).exists() for top in (ROOT, PACKAGE))] == []
+
+
 def test_only_command_experiments_and_scripts_read_flags():
     read = {file: imports(ast.parse(file.read_text())) for file in PACKAGE.rglob("*.py")}
     readers = {name(file) for file, modules in read.items() if "absl.flags" in modules}

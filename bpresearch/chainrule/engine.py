@@ -224,12 +224,30 @@ def replacing(replace: Replace):
     """Context in which `replace(equation, rule)` takes the place of each rule; the verifier plants faults so.
 
     For the call of a layer, `rule` is the layer's own (see `registry.Rule`).
+
+    >>> def doubled(equation, rule):
+    ...     class Doubled(rule):
+    ...         def backward(e, y_bar):
+    ...             return 2 * rule.backward(e, y_bar)[0]
+    ...     return Doubled if equation.name == "sin" else rule
+    >>> with bp.chainrule.replacing(doubled):
+    ...     print(bp.chainrule.grad(jnp.sin)(0.0))
+    2.0
     """
     return _setting(_replace, replace)
 
 
 def watching(watch: Watch):
-    """Context in which `watch(equation, bars, answer)` sees each answer and returns what is handed on."""
+    """Context in which `watch(equation, bars, answer)` sees each answer and returns what is handed on.
+
+    >>> def watch(equation, bars, answer):
+    ...     print(equation.name)
+    ...     return answer
+    >>> with bp.chainrule.watching(watch):
+    ...     gradient = bp.chainrule.grad(lambda x: jnp.exp(jnp.sin(x)))(0.0)
+    exp
+    sin
+    """
     return _setting(_watch, watch)
 
 

@@ -149,7 +149,16 @@ table = Table()
 
 
 def primitive(*names: str) -> Callable[[Any], Any]:
-    """Class decorator that registers the rule of one or more primitives."""
+    """Class decorator that registers the rule of one or more primitives.
+
+    >>> @bp.chainrule.primitive("sin")
+    ... class SinRule:
+    ...     '''y = sin x.      x_bar = cos(x) y_bar'''
+    ...     def backward(e, y_bar):
+    ...         return jnp.cos(e.ins[0]) * y_bar
+    >>> print(bp.chainrule.grad(jnp.sin)(0.0))
+    1.0
+    """
 
     def register(class_: Any) -> Any:
         table.rules.update(dict.fromkeys(names, class_))
@@ -169,6 +178,10 @@ def elementwise(name: str, *partials: Callable[..., Value] | None, doc: str = ""
         partials: `(a, b, ..., y) -> df/da`, in the shape of y or of length one along broadcast axes; None for
             an operand without a derivative.
         doc: what to know: which derivative is taken at a kink, a source.
+
+    >>> bp.chainrule.elementwise("sin", lambda x, y: jnp.cos(x))
+    >>> print(bp.chainrule.grad(jnp.sin)(0.0))
+    1.0
     """
 
     class ElementwiseRule:
@@ -195,6 +208,12 @@ def linear(*names: str) -> Callable[[Callable], Callable]:
     its rule.
 
     The tangent is the map itself, at the tangent of the first operand; others (indices, say) have none.
+
+    >>> @bp.chainrule.linear("neg")
+    ... def negative(e, y_bar):
+    ...     return -y_bar
+    >>> print(bp.chainrule.grad(jnp.negative)(1.0))
+    -1.0
     """
 
     def register(transpose: Callable[..., Value]) -> Callable[..., Value]:
@@ -213,7 +232,12 @@ def linear(*names: str) -> Callable[[Callable], Callable]:
 
 
 def constant(*names: str, why: str) -> None:
-    """Declares that the derivative of these primitives is zero wherever it exists."""
+    """Declares that the derivative of these primitives is zero wherever it exists.
+
+    >>> bp.chainrule.constant("floor", why="it is constant between whole numbers")
+    >>> print(bp.chainrule.grad(jnp.floor)(0.5))
+    0.0
+    """
     table.constants.update(dict.fromkeys(names, why))
 
 

@@ -57,6 +57,10 @@ def trace(f: Callable[..., Any], *args: Any, everything: bool = False) -> Progra
     """The program of `f(*args)`, layers whole. `args` are pytrees of arrays, or of their shapes and types.
 
     What does not depend on them is no part of it, but computed at once; with `everything` it is.
+
+    >>> program = bp.chainrule.trace(lambda x: jnp.sin(x) * x, 2.0)
+    >>> [equation.primitive.name for equation in program.jaxpr.eqns]
+    ['sin', 'mul']
     """
     around = current_trace()
 

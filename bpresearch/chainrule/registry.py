@@ -29,7 +29,14 @@ class Rule(Protocol):
 
 
 class NoRuleError(LookupError):
-    """A layer has no hand-written rule. The message names its type and shows the remedy."""
+    """A layer has no hand-written rule. The message names its type and shows the remedy.
+
+    >>> try:
+    ...     bp.chainrule.rule_for(jnp.sinc)
+    ... except bp.chainrule.NoRuleError as error:
+    ...     print(str(error)[:51])
+    no chain-rule derivative for the function jax.numpy
+    """
 
 
 class DoesNotApply(Exception):
@@ -69,7 +76,11 @@ def rule(*targets: Layer | type) -> Callable[[Any], Any]:
 
 
 def registered() -> dict[Any, Rule]:
-    """Every module type and function that has a rule, with its rule."""
+    """Every module type and function that has a rule, with its rule.
+
+    >>> bp.chainrule.registered()[nnx.Linear].__name__
+    'LinearRule'
+    """
     return dict(_rules)
 
 
@@ -85,7 +96,12 @@ def version() -> int:
 
 
 def rule_for(layer: Layer) -> tuple[Rule, dict[str, Any]]:
-    """The rule of a layer and the options bound to it; raises `NoRuleError` where there is none."""
+    """The rule of a layer and the options bound to it; raises `NoRuleError` where there is none.
+
+    >>> rule, options = bp.chainrule.rule_for(partial(nnx.leaky_relu, negative_slope=0.1))
+    >>> options
+    {'negative_slope': 0.1}
+    """
     if isinstance(layer, nnx.Module):
         for base in type(layer).__mro__:
             if base in _rules:

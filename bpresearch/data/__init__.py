@@ -30,6 +30,10 @@ def load(name: str, data_dir: str | Path | None = None, standardize: str = "feat
     Raises:
         ValueError: there is no such data set or standardisation, it takes no `data_dir`, its files are not
             right, or the package that carries it is not installed.
+
+    >>> data = bp.data.load("spirals")
+    >>> data.x.shape, data.classes
+    ((1000, 2), 2)
     """
     if standardize not in STANDARDIZATIONS:
         raise ValueError(f"--standardize={standardize} is not one of {', '.join(STANDARDIZATIONS)}")

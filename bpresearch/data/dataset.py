@@ -24,6 +24,11 @@ class Dataset:
 
     Raises:
         ValueError: the parts do not fit together, are empty, or hold NaN or infinite values.
+
+    >>> x, y = np.zeros((4, 2), "float32"), np.array([0, 1, 1, 0], "int32")
+    >>> data = bp.data.Dataset("xor", x, y, x, y, classes=2, description="exclusive or")
+    >>> data.input_shape, data.outputs
+    ((2,), 2)
     """
 
     name: str
@@ -103,6 +108,10 @@ def dataset(
 
     Raises:
         ValueError: there is no such standardisation, or a column is too large for float32.
+
+    >>> x, y = np.array([[0.0], [2.0]]), np.array([0, 1])
+    >>> bp.data.dataset("two points", x, y, x, y, "two points", classes=2).x.tolist()
+    [[-1.0], [1.0]]
     """
     if standardize not in STANDARDIZATIONS:
         raise ValueError(f"standardize={standardize} is not one of {', '.join(STANDARDIZATIONS)}")
@@ -145,6 +154,10 @@ def reconstruction(source: Dataset) -> Dataset:
 
     Raises:
         ValueError: the examples are tokens, not numbers.
+
+    >>> codes = bp.data.reconstruction(bp.data.digits())
+    >>> codes.y.shape, codes.classes
+    ((1437, 64), None)
     """
     if source.tokens:
         raise ValueError(f"{source.name}: tokens cannot be reconstructed as numbers")

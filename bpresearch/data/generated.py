@@ -23,6 +23,10 @@ def published_mnist1d(training: int = 4000, test: int = 1000) -> dict[str, np.nd
 
     Returns:
         `x` (training, 40), `y` (training,), `x_test` (test, 40), `y_test` (test,).
+
+    >>> made = bp.data.published_mnist1d()
+    >>> made["x"].shape, made["x_test"].shape
+    ((4000, 40), (1000, 40))
     """
     package = extra("mnist1d.data", "--dataset=mnist1d")  # slow: it brings plotting along
     arguments = package.get_dataset_args()
@@ -37,7 +41,11 @@ def published_mnist1d(training: int = 4000, test: int = 1000) -> dict[str, np.nd
 
 
 def mnist1d(*, standardize: str = "features") -> Dataset:
-    """MNIST-1D with its published split, as signals with one channel."""
+    """MNIST-1D with its published split, as signals with one channel.
+
+    >>> bp.data.mnist1d().input_shape
+    (40, 1)
+    """
     made = published_mnist1d()
     return dataset(
         "mnist1d",
@@ -52,7 +60,11 @@ def mnist1d(*, standardize: str = "features") -> Dataset:
 
 
 def spirals(*, standardize: str = "features") -> Dataset:
-    """Two interleaved spirals with noise (after Lang and Witbrock 1988): 1,000 points each part."""
+    """Two interleaved spirals with noise (after Lang and Witbrock 1988): 1,000 points each part.
+
+    >>> bp.data.spirals().x.std(axis=0).round(3).tolist()  # standardised
+    [1.0, 1.0]
+    """
     (x, y), (x_test, y_test) = (_spirals(np.random.default_rng(seed), 1000) for seed in (0, 1))
     text = (
         "two interleaved spirals with noise (Lang and Witbrock 1988): 1,000 points for training and for test"

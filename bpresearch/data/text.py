@@ -16,6 +16,10 @@ def text() -> Dataset:
 
     Raises:
         ValueError: this Python was installed without its documentation.
+
+    >>> text = bp.data.text()
+    >>> text.tokens, text.x.shape[1:] == text.y.shape[1:]
+    (True, True)
     """
     try:
         from pydoc_data.topics import topics

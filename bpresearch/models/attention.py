@@ -12,6 +12,12 @@ class CausalAttention(nnx.MultiHeadAttention):
     """Self-attention of every position over itself and the positions before it (Vaswani et al. 2017).
 
     Takes the arguments of `nnx.MultiHeadAttention`, and one input of shape (*batch, length, features).
+
+    >>> attend = bp.models.CausalAttention(2, 4, decode=False, rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((1, 3, 4))
+    >>> changed = attend(x.at[:, 2].set(0.0)) - attend(x)  # the last position changes no other
+    >>> print(jnp.abs(changed[0, :2]).max())
+    0.0
     """
 
     def __call__(self, x: Float[Array, "*batch length features"]) -> Float[Array, "*batch length out"]:
@@ -22,6 +28,10 @@ class MaskedAttention(nnx.MultiHeadAttention):
     """Attention whose last input is the mask, after the one, two or three of `nnx.MultiHeadAttention`.
 
     The mask, of shape (*batch, heads or 1, length, length of the keys), is true where attention is allowed.
+
+    >>> attend = bp.models.MaskedAttention(2, 4, decode=False, rngs=nnx.Rngs(0))
+    >>> attend(jnp.ones((1, 3, 4)), jnp.ones((1, 1, 3, 3), bool)).shape
+    (1, 3, 4)
     """
 
     def __call__(self, *inputs: Shaped[Array, "..."]) -> Float[Array, "..."]:
@@ -68,6 +78,10 @@ def dot_product_attention(
 
     Raises:
         ValueError: a `module` is given.
+
+    >>> q, k, v = jnp.zeros((3, 1, 2, 1, 4)).at[2, 0, 1].set(1.0)  # equal logits: each position sees the mean
+    >>> print(bp.models.dot_product_attention(q, k, v)[0, :, 0, 0])
+    [0.5 0.5]
     """
     if module is not None:
         raise ValueError("dot_product_attention: attention weights cannot be sown; leave sow_weights False")

@@ -14,6 +14,9 @@ class Residual(nnx.Module):
 
     Args:
         branch: a layer whose output has the shape of its input.
+
+    >>> print(bp.models.Residual(nnx.relu)(jnp.array([-1.0, 2.0])))
+    [-1.  4.]
     """
 
     def __init__(self, branch: nnx.Module | Callable[[Any], Any]):
@@ -24,12 +27,20 @@ class Residual(nnx.Module):
 
 
 def concatenate(*parts: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """The parts side by side on the last axis."""
+    """The parts side by side on the last axis.
+
+    >>> print(bp.models.concatenate(jnp.zeros((1, 2)), jnp.ones((1, 1))))
+    [[0. 0. 1.]]
+    """
     return jnp.concatenate(parts, axis=-1)
 
 
 def add(*parts: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The sum of the parts."""
+    """The sum of the parts.
+
+    >>> print(bp.models.add(jnp.array([1.0, 2.0]), jnp.array([10.0, 20.0])))
+    [11. 22.]
+    """
     return sum(parts[1:], start=parts[0])
 
 
@@ -40,6 +51,10 @@ class Parallel(nnx.Module):
         branches: layers.
         merge: what is made of their outputs: `concatenate` (as in Inception, Szegedy et al. 2015), `add`,
             or another function of as many arrays that has a rule.
+
+    >>> both = bp.models.Parallel(nnx.relu, jnp.negative, merge=bp.models.add)
+    >>> print(both(jnp.array([-1.0, 2.0])))
+    [1. 0.]
     """
 
     def __init__(self, *branches: nnx.Module | Callable[[Any], Any], merge: Callable[..., Any] = concatenate):
@@ -60,6 +75,10 @@ class LayerStack(nnx.Module):
         build: `rngs -> layer`, whose output has the shape and type of its input.
         depth: number of layers, at least 1.
         rngs: source of the initial weights, different for each layer.
+
+    >>> stack = bp.models.LayerStack(lambda rngs: nnx.Linear(3, 3, rngs=rngs), depth=4, rngs=nnx.Rngs(0))
+    >>> stack(jnp.ones((2, 3))).shape
+    (2, 3)
     """
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs):
@@ -88,6 +107,9 @@ class LearnedPositions(nnx.Module):
         length: number of positions; sequences may be shorter.
         features: number of features of each.
         rngs: source of the initial values, N(0, 0.02^2).
+
+    >>> bp.models.LearnedPositions(5, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 3))).shape
+    (2, 5, 3)
     """
 
     def __init__(self, length: int, features: int, *, rngs: nnx.Rngs):
@@ -104,6 +126,10 @@ class Unembed(nnx.Module):
 
     Args:
         embed: the embedding layer, `nnx.Embed`.
+
+    >>> embed = nnx.Embed(10, 4, rngs=nnx.Rngs(0))
+    >>> bp.models.Unembed(embed)(jnp.ones((2, 4))).shape
+    (2, 10)
     """
 
     def __init__(self, embed: nnx.Embed):
@@ -119,6 +145,10 @@ class Masked(nnx.Module):
     Args:
         norm: a layer that takes a `mask`, such as `nnx.BatchNorm` or `nnx.LayerNorm`. Mean and variance are
             those of the elements where the mask, which must broadcast to `x`, is True.
+
+    >>> norm = bp.models.Masked(nnx.LayerNorm(3, rngs=nnx.Rngs(0)))
+    >>> print(norm(jnp.array([[1.0, 3.0, 99.0]]), jnp.array([[True, True, False]]))[:, :2].round(2))
+    [[-1.  1.]]
     """
 
     def __init__(self, norm: nnx.Module):

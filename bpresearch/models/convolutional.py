@@ -55,6 +55,10 @@ def cnn(
         ValueError: the input has more than two spatial axes, an option is not of the values named above,
             channels and kernel sizes differ in number, or nothing is left of the input after some
             convolution.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.cnn((40, 1), 10, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    5210
     """
     if len(kernel_sizes) != len(channels):
         raise ValueError(
@@ -127,6 +131,10 @@ def lenet(
         activation: the function after each layer.
         initialization: a name that `initializers` takes.
         rngs: source of the initial weights.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.lenet((28, 28, 1), 10, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    107786
     """
     features = cnn(
         input_shape,

@@ -29,6 +29,10 @@ def linear(
         outputs: number of outputs.
         initialization: a name that `initializers` takes.
         rngs: source of the initial weights.
+
+    >>> model = bp.models.linear((8, 8, 1), 10, rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((2, 8, 8, 1))).shape
+    (2, 10)
     """
     return nnx.Sequential(flatten, dense(math.prod(input_shape), outputs, initialization, rngs))
 
@@ -54,6 +58,10 @@ def mlp(
 
     Raises:
         ValueError: a width is below 1.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.mlp((40,), 10, widths=(16, 16), rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    1098
     """
     if min(widths, default=1) < 1:
         raise ValueError(f"widths {widths} holds {min(widths)}: take positive integers")
@@ -87,6 +95,10 @@ def residual_mlp(
 
     Raises:
         ValueError: the width is below 1.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.residual_mlp((40,), 10, width=16, depth=2, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    1370
     """
     if width < 1:
         raise ValueError(f"width {width}: take a positive integer")
@@ -120,6 +132,10 @@ def autoencoder(
 
     Raises:
         ValueError: there is no width, or one below 1.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.autoencoder((8, 8, 1), 64, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    23972
     """
     if min(widths, default=0) < 1:
         raise ValueError(f"widths {tuple(widths)}: take at least one positive integer")

@@ -95,6 +95,10 @@ def patch_convolution(
     """`lax.conv_general_dilated` for channels-last arrays: pass it to `nnx.Conv(conv_general_dilated=...)`.
 
     y[n, t] = sum_k x[n, s t + d k - low] W[k], the sum over the elements k of the window.
+
+    >>> layer = nnx.Conv(1, 2, (3,), conv_general_dilated=bp.models.patch_convolution, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((1, 5, 1))).shape
+    (1, 5, 2)
     """
     patches = extract_patches(x, kernel.shape[:-2], window_strides, padding, lhs_dilation, rhs_dilation)
     options = {"precision": precision, "preferred_element_type": preferred_element_type}

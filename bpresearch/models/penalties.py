@@ -32,6 +32,9 @@ def l1_penalty(params: Params, weight: Weight = 1.0, only: tuple[str, ...] | Non
     """`weight` times the sum of the parameters' absolute values; the arguments are those of `l2_penalty`.
 
     The derivative of each is `weight` times its sign, and 0 at 0 (Tibshirani 1996).
+
+    >>> print(bp.models.l1_penalty({"kernel": jnp.array([-1.0, 2.0])}, weight=0.1).round(3))
+    0.3
     """
     # Of jnp.abs, autodiff's derivative at 0 is 1, and a weight of 0 would not stay there.
     return _weighted_sum(decaying(params, only), weight, lambda leaf: leaf * jnp.sign(leaf))

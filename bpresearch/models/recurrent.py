@@ -30,6 +30,10 @@ def gru(
         initialization: `lecun`, with orthogonal recurrent weights, or another name that `initializers`
             takes, for all weights.
         rngs: source of the initial weights.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.gru((40, 1), 10, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    3594
     """
     return _classifier(nnx.GRUCell, input_shape, outputs, width, depth, initialization, rngs)
 
@@ -46,6 +50,10 @@ def lstm(
     """Long short-term memory (Hochreiter and Schmidhuber 1997) whose last output is classified.
 
     Takes the arguments of `gru`.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.lstm((40, 1), 10, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    4682
     """
     return _classifier(nnx.OptimizedLSTMCell, input_shape, outputs, width, depth, initialization, rngs)
 
@@ -69,6 +77,10 @@ def bidirectional_gru(
         width: number of hidden units in each direction; 6 in the paper.
         initialization: as in `gru`; the paper has `torch`.
         rngs: source of the initial weights.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.bidirectional_gru((40, 1), 10, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    5098
     """
     time, features = input_shape[0], math.prod(input_shape[1:])
     cells = (_cell(nnx.GRUCell, features, width, initialization, rngs) for _ in range(2))

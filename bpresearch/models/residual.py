@@ -34,6 +34,10 @@ def resnet(
 
     Raises:
         ValueError: there is no stage, a stage has no channels, or the depth is below 1.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.resnet((32, 32, 3), 10, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    19954
     """
     if min(channels, default=0) < 1 or depth < 1:
         raise ValueError(

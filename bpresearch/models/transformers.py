@@ -42,6 +42,10 @@ def transformer(
 
     Raises:
         ValueError: the examples are not sequences of tokens, or the heads do not divide the width.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.transformer((64,), 128, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    112384
     """
     if len(input_shape) != 1:
         raise ValueError(f"transformer takes sequences of tokens, not examples of shape {tuple(input_shape)}")
@@ -101,6 +105,10 @@ def vit(
 
     Raises:
         ValueError: the patches are larger than the image, or the heads do not divide the width.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.vit((8, 8, 1), 10, patch_size=2, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    26474
     """
     _check_heads(width, heads)
     stem, length = _patches("vit", input_shape, patch_size, width, rngs)
@@ -147,6 +155,10 @@ def mixer(
 
     Raises:
         ValueError: the patches are larger than the image.
+
+    >>> model = nnx.eval_shape(lambda: bp.models.mixer((8, 8, 1), 10, patch_size=2, rngs=nnx.Rngs(0)))
+    >>> sum(kernel.size for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))  # parameters
+    21770
     """
     stem, length = _patches("mixer", input_shape, patch_size, width, rngs)
 

@@ -42,7 +42,13 @@ __all__ = [
 
 @given_to(optax.adagrad)
 def adagrad(learning_rate, initial_accumulator_value=0.1, eps=1e-7):
-    """v <- v + g^2,  w <- w - lr g / sqrt(v + eps) (Duchi et al. 2011)."""
+    """v <- v + g^2,  w <- w - lr g / sqrt(v + eps) (Duchi et al. 2011).
+
+    >>> optimizer, g = bp.optim.adagrad(0.1, initial_accumulator_value=0.0), jnp.array([3.0, -4.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(g))
+    >>> print(update.round(3))
+    [-0.1  0.1]
+    """
 
 
 @given_to(optax.adadelta)
@@ -52,7 +58,13 @@ def adadelta(learning_rate, rho=0.9, eps=1e-6, weight_decay=0.0):
 
 @given_to(optax.rmsprop)
 def rmsprop(learning_rate, decay=0.9, eps=1e-8):
-    """v <- decay v + (1 - decay) g^2,  w <- w - lr g / sqrt(v + eps) (Tieleman and Hinton 2012)."""
+    """v <- decay v + (1 - decay) g^2,  w <- w - lr g / sqrt(v + eps) (Tieleman and Hinton 2012).
+
+    >>> optimizer, g = bp.optim.rmsprop(0.1), jnp.array([3.0, -4.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(g))
+    >>> print(update.round(3))
+    [-0.316  0.316]
+    """
 
 
 @given_to(optax.rmsprop)
@@ -65,12 +77,23 @@ def adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0):
     """m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,  w <- w - lr m / (sqrt(v + eps_root) + eps).
 
     (Kingma and Ba 2015.)
+
+    >>> optimizer, g = bp.optim.adam(0.1), jnp.array([3.0, -4.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(g))
+    >>> print(update.round(3))  # the first step is lr for every weight
+    [-0.1  0.1]
     """
 
 
 @given_to(optax.adamw)
 def adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, weight_decay=1e-4):
-    """Adam, and w <- w - lr wd w beside it (Loshchilov and Hutter 2019)."""
+    """Adam, and w <- w - lr wd w beside it (Loshchilov and Hutter 2019).
+
+    >>> optimizer, w, g = bp.optim.adamw(0.1, weight_decay=0.5), jnp.array([2.0]), jnp.array([1.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(w), w)
+    >>> print(update.round(3))  # lr, and lr times half of w
+    [-0.2]
+    """
 
 
 @given_to(optax.nadam)
@@ -136,12 +159,24 @@ def novograd(learning_rate, b1=0.9, b2=0.25, eps=1e-6, eps_root=0.0, weight_deca
 
 @given_to(optax.lamb)
 def lamb(learning_rate, b1=0.9, b2=0.999, eps=1e-6, eps_root=0.0, weight_decay=0.0):
-    """Each layer: d = m / (sqrt(v) + eps) + wd w,  w <- w - lr d |w| / |d| (You et al. 2020)."""
+    """Each layer: d = m / (sqrt(v) + eps) + wd w,  w <- w - lr d |w| / |d| (You et al. 2020).
+
+    >>> optimizer, w, g = bp.optim.lamb(0.1), jnp.array([3.0, 4.0]), jnp.array([1.0, 1.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(w), w)
+    >>> print(jnp.linalg.norm(update).round(3))  # lr times the norm of the weights
+    0.5
+    """
 
 
 @given_to(optax.lion)
 def lion(learning_rate, b1=0.9, b2=0.99, weight_decay=1e-3):
-    """w <- w - lr (sign(b1 m + (1 - b1) g) + wd w),  m <- b2 m + (1 - b2) g (Chen et al. 2023)."""
+    """w <- w - lr (sign(b1 m + (1 - b1) g) + wd w),  m <- b2 m + (1 - b2) g (Chen et al. 2023).
+
+    >>> optimizer, w, g = bp.optim.lion(0.1), jnp.ones(2), jnp.array([3.0, -4.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(w), w)
+    >>> print(update)
+    [-0.1001  0.0999]
+    """
 
 
 @given_to(optax.adafactor)

@@ -53,27 +53,58 @@ def given_to(function: Optimizer) -> Callable[[Callable[..., Any]], Optimizer]:
 
 @given_to(optax.sgd)
 def sgd(learning_rate):
-    """Stochastic gradient descent: w <- w - lr g."""
+    """Stochastic gradient descent: w <- w - lr g.
+
+    >>> optimizer, g = bp.optim.sgd(0.1), jnp.array([3.0, -4.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(g))
+    >>> print(update)
+    [-0.3  0.4]
+    """
 
 
 @given_to(optax.sgd)
 def momentum(learning_rate, momentum):
-    """Heavy ball: m <- beta m + g,  w <- w - lr m (Polyak 1964)."""
+    """Heavy ball: m <- beta m + g,  w <- w - lr m (Polyak 1964).
+
+    >>> optimizer, g = bp.optim.momentum(0.1, momentum=0.9), jnp.array(1.0)
+    >>> first, state = optimizer.update(g, optimizer.init(g))
+    >>> second, _ = optimizer.update(g, state)
+    >>> print(first, second)
+    -0.1 -0.19
+    """
 
 
 @given_to(functools.partial(optax.sgd, nesterov=True))
 def nesterov(learning_rate, momentum):
-    """Nesterov: m <- beta m + g,  w <- w - lr (g + beta m) (Nesterov 1983; Sutskever et al. 2013)."""
+    """Nesterov: m <- beta m + g,  w <- w - lr (g + beta m) (Nesterov 1983; Sutskever et al. 2013).
+
+    >>> optimizer, g = bp.optim.nesterov(0.1, momentum=0.9), jnp.array(1.0)
+    >>> update, _ = optimizer.update(g, optimizer.init(g))
+    >>> print(update)
+    -0.19
+    """
 
 
 @given_to(optax.sign_sgd)
 def sign_sgd(learning_rate):
-    """w <- w - lr sign(g) (Bernstein et al. 2018)."""
+    """w <- w - lr sign(g) (Bernstein et al. 2018).
+
+    >>> optimizer, g = bp.optim.sign_sgd(0.1), jnp.array([3.0, -4.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(g))
+    >>> print(update)
+    [-0.1  0.1]
+    """
 
 
 @given_to(optax.signum)
 def signum(learning_rate, beta=0.9):
-    """m <- beta m + (1 - beta) g,  w <- w - lr sign(m) (Bernstein et al. 2018)."""
+    """m <- beta m + (1 - beta) g,  w <- w - lr sign(m) (Bernstein et al. 2018).
+
+    >>> optimizer, g = bp.optim.signum(0.1), jnp.array([3.0, -4.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(g))
+    >>> print(update)
+    [-0.1  0.1]
+    """
 
 
 def noisy_sgd(
@@ -125,7 +156,11 @@ def rprop(
 
 
 def hyperparameters(optimizer: Optimizer, *, required: bool = False) -> tuple[str, ...]:
-    """An optimizer's hyper-parameters beside the learning rate; with `required`, those without default."""
+    """An optimizer's hyper-parameters beside the learning rate; with `required`, those without default.
+
+    >>> bp.optim.hyperparameters(bp.optim.adam)
+    ('b1', 'b2', 'eps', 'eps_root')
+    """
     return tuple(
         name
         for name, parameter in inspect.signature(optimizer).parameters.items()

@@ -28,7 +28,13 @@ __all__ = [
 def polyak_sgd(
     learning_rate: ArrayLike, f_min: ArrayLike = 0.0, eps: ArrayLike = 0.0
 ) -> optax.GradientTransformation:
-    """w <- w - min((loss - f_min) / (|g|^2 + eps), lr) g (Polyak 1987; Loizou et al. 2021)."""
+    """w <- w - min((loss - f_min) / (|g|^2 + eps), lr) g (Polyak 1987; Loizou et al. 2021).
+
+    >>> optimizer, w = bp.optim.polyak_sgd(1.0), jnp.array(3.0)
+    >>> update, _ = optimizer.update(2 * w, optimizer.init(w), w, value=w**2)  # of w^2, whose minimum is 0
+    >>> print(update)
+    -1.5
+    """
     return optax.polyak_sgd(learning_rate, f_min=f_min, eps=eps)
 
 
@@ -42,6 +48,12 @@ def backtracking(
 
     s starts at increase_factor times the last one, at most lr, and shrinks by decrease_factor up to 30
     times. The loss is that of the step's mini-batch (Vaswani et al. 2019).
+
+    >>> optimizer, w, f = bp.optim.backtracking(4.0), jnp.array(3.0), lambda w: w**2
+    >>> given = {"value": f(w), "grad": 2 * w, "value_fn": f}
+    >>> update, _ = optimizer.update(2 * w, optimizer.init(w), w, **given)
+    >>> print(f(w + update) < f(w))
+    True
     """
     search = optax.scale_by_backtracking_linesearch(
         30, slope_rtol, decrease_factor, increase_factor, max_learning_rate=learning_rate

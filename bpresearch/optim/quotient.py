@@ -74,19 +74,37 @@ def _place(scope: str, path: tuple[Any, ...]) -> tuple[Any, ...]:
 def quotient_element(
     learning_rate: ArrayLike, damping: ArrayLike = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    """The quotient update of each parameter by itself: w <- w - lr c g / (g^2 + damping)."""
+    """The quotient update of each parameter by itself: w <- w - lr c g / (g^2 + damping).
+
+    >>> optimizer, g = bp.optim.quotient_element(1.0), jnp.array([1.0, 4.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(g), value=2.0)
+    >>> print(update)  # -c / g
+    [-2.  -0.5]
+    """
     return quotient_update(learning_rate, scope="element", damping=damping)
 
 
 def quotient_layer(
     learning_rate: ArrayLike, damping: ArrayLike = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    """The shortest step of each layer by itself to where the cost's tangent is zero."""
+    """The shortest step of each layer by itself to where the cost's tangent is zero.
+
+    >>> optimizer, g = bp.optim.quotient_layer(1.0), jnp.array([3.0, 4.0])
+    >>> update, _ = optimizer.update(g, optimizer.init(g), value=25.0)
+    >>> print(update)  # -c g / |g|^2
+    [-3. -4.]
+    """
     return quotient_update(learning_rate, scope="layer", damping=damping)
 
 
 def quotient_global(
     learning_rate: ArrayLike, damping: ArrayLike = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    """The shortest step to where the cost's tangent is zero: Polyak's, for a minimum of zero."""
+    """The shortest step to where the cost's tangent is zero: Polyak's, for a minimum of zero.
+
+    >>> optimizer, g = bp.optim.quotient_global(1.0), {"a": jnp.array(3.0), "b": jnp.array(4.0)}
+    >>> update, _ = optimizer.update(g, optimizer.init(g), value=25.0)
+    >>> print(update["a"], update["b"])
+    -3.0 -4.0
+    """
     return quotient_update(learning_rate, scope="global", damping=damping)

@@ -16,6 +16,11 @@ def schedule_free_sgd(learning_rate, b1=0.9, weight_decay=0.0, weight_lr_power=2
     """z <- z - lr (g(y) + wd y),  x <- (1 - c) x + c z,  y = b1 x + (1 - b1) z (Defazio et al. 2024).
 
     c is lr^p / sum(lr^p), lr the largest so far and p `weight_lr_power`.
+
+    >>> optimizer, w = bp.optim.schedule_free_sgd(0.1), jnp.array(1.0)
+    >>> update, state = optimizer.update(w, optimizer.init(w), w)
+    >>> round(float(bp.optim.evaluation_params(state, w + update)), 3)
+    0.9
     """
 
 

@@ -62,6 +62,11 @@ def soap(
         weight_decay: wd.
         precondition_every: steps between two looks at the eigenvectors, at least 1.
         largest_side: a side of more rows or columns than this keeps its own basis.
+
+    >>> optimizer, w, g = bp.optim.soap(0.1), jnp.ones((2, 2)), jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> update, _ = optimizer.update(g, optimizer.init(w), w)
+    >>> update.shape
+    (2, 2)
     """
     if precondition_every < 1:
         raise ValueError(f"precondition_every={precondition_every}: takes at least 1 step")

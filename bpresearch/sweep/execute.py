@@ -95,6 +95,11 @@ def run(
         ValueError: an axis is missing or holds a value that does not fit, or the workdir is in use, holds
             another sweep, or cannot be read or written.
         Interrupted: a signal stopped the sweep.
+
+    >>> walk = lambda key, h: {"end": h["scale"] * jax.random.normal(key)}
+    >>> walks = bp.sweep.run(walk, bp.sweep.grid(scale=[0.1, 1.0], seed=range(3)), quiet=True)
+    >>> dict(walks.sizes), sorted(walks.data_vars)
+    ({'run': 6}, ['end', 'finished'])
     """
     for name, value, known in (("layout", layout, LAYOUTS), ("shard", shard, SHARDS)):
         if value not in known:

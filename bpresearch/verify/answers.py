@@ -5,20 +5,21 @@ Used for functions, for models and for single equations alike.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import jax
 import numpy as np
 
+from bpresearch.verify import oracles as files
 from bpresearch.verify.oracles import (
     Measures,
-    adjoint,
     ask,
     autodiff,
     complex_step,
     contract,
     finite_differences,
-    forward_mode,
     kinks,
     taylor,
 )
@@ -28,7 +29,11 @@ from bpresearch.verify.question import NotAskedError, Question
 from bpresearch.verify.report import Row
 from bpresearch.verify.verdict import Decision, Estimates, conclude, decide, worst_of
 
-EXACT = {module.name: module for module in (autodiff, forward_mode, adjoint, complex_step)}
+_files = (import_module(f"{files.__name__}.{file.name}") for file in iter_modules(files.__path__))
+_with_program = [file for file in _files if hasattr(file, "program") or hasattr(file, "body")]
+EXACT = {file.name: file for file in sorted(_with_program, key=lambda file: file is not autodiff)}
+"""The oracles that are a program: every file of `oracles/` with a `program` or a `body`, autodiff first."""
+
 FACT = (
     "A fact about the reference, not of the derivative: {oracle} disagrees with the derivative of the "
     "reference at {path}."

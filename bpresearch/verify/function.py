@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpresearch.verify import plain, special_points
-from bpresearch.verify.answers import answers
+from bpresearch.verify.answers import EXACT, answers
 from bpresearch.verify.directions import MISSED, choose_directions
 from bpresearch.verify.oracles import contract, rounding
 from bpresearch.verify.point import Arguments
@@ -22,16 +22,7 @@ from bpresearch.verify.precision import random_like
 from bpresearch.verify.question import Derivative, NotAskedError, Question, first_line
 from bpresearch.verify.report import Report, Row
 
-FUNCTION_ORACLES = (
-    "contract",
-    "autodiff",
-    "forward mode",
-    "adjoint",
-    "complex step",
-    "finite differences",
-    "taylor",
-    "rounding",
-)
+FUNCTION_ORACLES = ("contract", *EXACT, "finite differences", "taylor", "rounding")
 
 
 def function(

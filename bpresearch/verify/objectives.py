@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from bpresearch.functional import Loss, TrainingLoss, split
-from bpresearch.verify.answers import answers
+from bpresearch.verify.answers import EXACT, answers
 from bpresearch.verify.blame import Blame
 from bpresearch.verify.casting import cast_model, parameter_dtype
 from bpresearch.verify.detection.faults import plant_fault
@@ -29,7 +29,7 @@ from bpresearch.verify.spread import Spreads
 
 DTYPES = ("float64", "float32", "bfloat16")
 ORACLES = ("autodiff", "finite differences", "rounding", "rule", "behaviour")
-OF_FUNCTIONS = ("forward mode", "adjoint", "complex step", "taylor")
+OF_FUNCTIONS = (*(name for name in EXACT if name not in ORACLES), "taylor")
 """Oracles that a model is asked by on request: they take long, and see what the others do."""
 
 EPS = float(np.finfo("float64").eps)

@@ -69,7 +69,11 @@ def is_floating(leaf: Any) -> bool:
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """The tree with every floating-point array in `dtype`; Python floats and other leaves stay."""
+    """The tree with every floating-point array in `dtype`; Python floats and other leaves stay.
+
+    >>> bp.verify.cast({"x": jnp.ones(2), "y": jnp.arange(2)}, "bfloat16")["x"].dtype
+    dtype(bfloat16)
+    """
 
     def cast_leaf(leaf):
         if not is_floating(leaf):

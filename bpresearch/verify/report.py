@@ -35,6 +35,10 @@ class Row:
         worst: index of the element that is most wrong, the value found there and the value expected.
         hint: what the error looks like, where it has a known shape.
         eps: machine precision of the values, whose units of the last place are counted.
+
+    >>> report = bp.verify.function(jnp.sin, jnp.arange(3.0), oracles=["taylor"])
+    >>> [(row.path, row.oracle, row.passed, row.detail) for row in report.rows]
+    [('x', 'taylor', True, 'order 2.00')]
     """
 
     path: str
@@ -92,6 +96,10 @@ class Report:
         culprits: paths of the layers whose own rule is wrong, in the order of the forward pass.
         notes: remarks on the verification as a whole, one sentence each.
         hints: what the errors look like, where they have a known shape.
+
+    >>> report = bp.verify.function(jnp.sin, jnp.arange(3.0), oracles=["finite differences"])
+    >>> report.passed, [row.oracle for row in report.rows]
+    (True, ['finite differences'])
     """
 
     rows: tuple[Row, ...]

@@ -1,32 +1,7 @@
-"""Rules for the primitives of `jax.lax`, a file for each family."""
+"""Rules for the primitives of `jax.lax`, a file for each family; importing a file registers its rules."""
 
 from importlib import import_module
+from pkgutil import iter_modules
 
-FAMILIES = (
-    "elementwise",
-    "identities",
-    "contractions",
-    "shapes",
-    "indexing",
-    "reductions",
-    "windows",
-    "sorting",
-    "cumulative",
-    "complex",
-    "fourier",
-    "linear_algebra",
-    "eigenvalues",
-    "special",
-    "random",
-    "collectives",
-    "opaque",
-    "hijax",
-    "inner_calls",
-    "branches",
-    "loops",
-    "sharding",
-)
-"""The files; importing one registers its rules."""
-
-for _family in FAMILIES:
-    import_module(f"{__name__}.{_family}")
+for _file in iter_modules(__path__):
+    import_module(f"{__name__}.{_file.name}")

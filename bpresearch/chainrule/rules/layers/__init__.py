@@ -1,35 +1,10 @@
-"""Rules of layers and of functions used as layers, one file for each family."""
+"""Rules of layers and of functions used as layers, a file for each family.
 
-from bpresearch.chainrule.rules.layers import (
-    activations,
-    attention,
-    axis_activations,
-    convolution,
-    convolution_transpose,
-    dropout,
-    embedding,
-    linear,
-    lora,
-    normalization,
-    pooling,
-    recurrent,
-    reductions,
-    rotary,
-)
+Importing a file registers its rules.
+"""
 
-__all__ = [
-    "activations",
-    "attention",
-    "axis_activations",
-    "convolution",
-    "convolution_transpose",
-    "dropout",
-    "embedding",
-    "linear",
-    "lora",
-    "normalization",
-    "pooling",
-    "recurrent",
-    "reductions",
-    "rotary",
-]
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _file in iter_modules(__path__):
+    import_module(f"{__name__}.{_file.name}")

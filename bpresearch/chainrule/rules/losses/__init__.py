@@ -1,17 +1,11 @@
-"""Rules of losses: functions of a model's outputs and of targets.
+"""Rules of losses: functions of a model's outputs and of targets, a file for each family.
 
 Both are positional. A loss that is given one of them as a keyword is opened, since options have no
-derivative.
+derivative. Importing a file registers its rules.
 """
 
-from bpresearch.chainrule.rules.losses import (
-    cross_entropy,
-    ctc,
-    divergence,
-    margin,
-    ranking,
-    regression,
-    segmentation,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["cross_entropy", "ctc", "divergence", "margin", "ranking", "regression", "segmentation"]
+for _file in iter_modules(__path__):
+    import_module(f"{__name__}.{_file.name}")
