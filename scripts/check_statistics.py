@@ -84,8 +84,8 @@ def complaints(
     for name, found in outcomes.items():
         for what, value in (("difference", found.covered), ("mean", found.mean_covered)):
             shares.append((f"{name}: coverage of the {what}", value, 0.93, 0.97, comparisons))
-    for seeds, found in coverage.items():
-        shares += [(f"{name} at {seeds} seeds", v, 0.93, 0.97, samples) for name, v in found.items()]
+    for seeds, of_intervals in coverage.items():
+        shares += [(f"{name} at {seeds} seeds", v, 0.93, 0.97, samples) for name, v in of_intervals.items()]
     wrong = []
     for name, value, low, high, count in shares:
         error = 3 * math.sqrt(value * (1 - value) / count)

@@ -133,10 +133,11 @@ def read_confirmed(workdir: str | Path) -> xr.Dataset:
         ValueError: as in `read_trainings`.
     """
     results = store.read_trainings(workdir)
-    confirmed = store.stored(Path(workdir).expanduser() / FOLDER)
-    if confirmed is None or not results.finished.any():
+    folder = Path(workdir).expanduser() / FOLDER
+    if not (folder / "results.zarr").exists() or not results.finished.any():
         return results
-    together = joined(results, confirmed.load())
+    confirmed = store.read(folder)
+    together = joined(results, confirmed)
     best = statistics.best_settings(together.isel(run=np.flatnonzero(together.finished.values)))
     whole = bool(confirmed.finished.all()) and all(s.fresh for s in best.values() if s.scored)
     return together if whole else results
