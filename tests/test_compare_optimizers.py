@@ -65,6 +65,25 @@ def test_slices_are_merged_and_the_best_settings_trained_again(run_commands, tmp
     assert fresh.sizes["run"] == 2 and bool(fresh.finished.all())
 
 
+def test_tuning_studies_have_seeds_and_folders_of_their_own(run_commands, tmp_path):
+    command = (SCRIPT, *SMALL, "--optimizer=sgd,momentum", "--workdir=w", "--quiet", "--studies=3")
+    (found,) = run_commands(tmp_path, (*command, "--json=figures.json"))
+    assert found.returncode == 0, found.stderr
+    folders = [tmp_path / "w", tmp_path / "w" / "study-2", tmp_path / "w" / "study-3"]
+    for number, folder in enumerate(folders):
+        tuned, fresh = (
+            xr.open_zarr(folder / path / "results.zarr", consolidated=False) for path in (".", "confirm")
+        )
+        assert set(tuned.seed.values.tolist()) == {2 * number, 2 * number + 1}
+        assert set(fresh.seed.values.tolist()) == {10_000 * (number + 1), 10_000 * (number + 1) + 1}
+    said = " ".join(found.stdout.split())
+    assert "Over 3 independent tuning studies" in said and "Student's t test over studies" in said
+    assert all(len(line) <= 80 for line in found.stdout.splitlines())
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {"sgd.studies_median", "momentum.studies_half_width"} <= set(figures)
+    assert "study 2: Best: " in (tmp_path / "w" / "report" / "index.html").read_text()
+
+
 def test_regression_is_compared_by_loss_and_help_shows_the_flags(run_commands, tmp_path):
     found, helped = run_commands(tmp_path, (
         SCRIPT, "--model=mlp", "--widths=8", "--dataset=diabetes", "--steps=10", "--seed=0", "--lr=0.01",
@@ -122,6 +141,7 @@ BAD = {
     "--precision=float16": "float32, float64, bfloat16",
     "--gradient=numeric": "autodiff, chainrule",
     "--confirm_seeds=-1": "at least 0",
+    "--studies=0": "at least 1",
     "--target=accuracy": "accuracy:0.65",
     "--target=f1:0.5": "measure loss, accuracy",
     "--steps=-5": "at least 1",

@@ -7,12 +7,15 @@ best setting of each optimizer and schedule and writes the results and a report,
 --workdir; the same command resumes a sweep that was stopped.
 """
 
+from pathlib import Path
+
 import jax
 from absl import flags
 from flax import nnx
 from rich.console import Console
 
 from bpresearch import chainrule, files, report, statistics, sweep, verify
+from bpresearch.command.axes import positive
 from bpresearch.command.running import start_from_flags
 from bpresearch.command.start import output_file
 from bpresearch.command.sweep import (
@@ -37,6 +40,12 @@ def define_flags() -> None:
     define_task_flags()
     define_sweep_flags()
     flags.DEFINE_string("json", None, "file for the figures, as one flat object")
+    flags.DEFINE_integer(
+        "studies",
+        1,
+        "independent tuning studies, each with seeds (and, of a sampler, trials) of its own: what tuning "
+        "gives, its luck included",
+    )
     flags.DEFINE_bool(
         "report", True, "write the report, report/index.html in the workdir; --noreport does not"
     )
@@ -48,6 +57,7 @@ def main() -> int:
     start_from_flags()
     experiment = experiment_from_flags()
     target = checked_target(experiment, axes)
+    study_folders(Path())  # a number that is none is found before any work is done
     workdir = workdir_from_flags("compare_optimizers", experiment, axes)
     console = Console()
     console.print(described(experiment), markup=False)
@@ -55,24 +65,45 @@ def main() -> int:
     check = None if FLAGS.dry_run or FLAGS.replay is not None else check_gradients(experiment, axes)
     if check:
         console.print(check.summary(), markup=False)
-    results = sweep_from_flags(experiment, axes, workdir)
+    folders = study_folders(workdir)
+    studies = [sweep_from_flags(experiment, axes, at, study=k) for k, at in enumerate(folders.values(), 1)]
+    results = studies[0]
     if check:
         files.write(workdir / "gradient_check.json", check.to_json())
-    console.print(report.table(results))
-    console.print(statistics.verdict(results), markup=False)
+    for name, found in zip(folders, studies, strict=True):
+        console.print(report.table(found))
+        console.print(f"{f'{name}: ' * (len(folders) > 1)}{statistics.verdict(found)}", markup=False)
     for warning in statistics.budget_warnings(results):
         console.print(warning, markup=False)
     figures = statistics.figures(results)
+    if len(studies) > 1:
+        console.print(report.studies_table(studies))
+        console.print(statistics.studies_verdict(studies), markup=False)
+        figures |= statistics.studies_figures(studies)
     if target:
         console.print(statistics.reaching(results, target), markup=False)
         figures |= statistics.target_figures(results, target)
     files.write_figures(json_file, figures)
     console.print(f"Results: {workdir}/results.zarr", markup=False, soft_wrap=True)
     if FLAGS.report:
-        found = report.read(workdir, sweep.read_confirmed(workdir))
-        page = report.write(found, workdir / "report", target=target)
+        sweeps = [
+            report.read(folder, sweep.read_confirmed(folder), name if len(studies) > 1 else "")
+            for name, folder in folders.items()
+        ]
+        page = report.write(sweeps, workdir / "report", target=target)
         console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0
+
+
+def study_folders(workdir: Path) -> dict[str, Path]:
+    """Each tuning study's name and folder: the first is in the workdir itself."""
+    count = positive("studies")
+    if count > 1 and FLAGS.slice is not None:
+        raise ValueError(
+            f"--studies={count}: takes no --slice; give each machine a study: --seed and --workdir"
+        )
+    others = {f"study {number}": workdir / f"study-{number}" for number in range(2, count + 1)}
+    return {"study 1": workdir} | others
 
 
 def check_gradients(experiment: sweep.Experiment, axes: sweep.Axes) -> verify.Report | None:

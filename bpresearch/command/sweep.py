@@ -36,7 +36,7 @@ from bpresearch.command.task import (
 from bpresearch.platform import DTYPES
 from bpresearch.sweep import sample, slices
 from bpresearch.sweep.checks import check_size
-from bpresearch.sweep.confirmation import expected
+from bpresearch.sweep.confirmation import expected, tuning_seeds
 from bpresearch.sweep.execute import lasting
 from bpresearch.sweep.prune import PRUNERS
 from bpresearch.train import Diagnostic
@@ -289,13 +289,17 @@ def _diagnostics() -> tuple[Diagnostic, ...]:
 
 
 def sweep_from_flags(
-    experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path, by: str = "optimizer"
+    experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path, by: str = "optimizer", study: int = 1
 ) -> xr.Dataset:
     """Trains what the flags describe, and leaves them in the workdir, so that --flagfile repeats it.
 
-    The settings that are the best are trained again with fresh seeds; `by` is what is compared.
+    The settings that are the best are trained again with fresh seeds; `by` is what is compared. A tuning
+    study after the first has seeds of its own, and a sampler draws other trials.
     """
-    source, options = _source(axes), running_options()
+    axes = axes | {"seed": tuning_seeds(axes["seed"], study)}
+    sampler_seed = FLAGS.sampler_seed + study - 1
+    source = axes if FLAGS.sampler == "grid" else sweep.source_of(axes, FLAGS.sampler, sampler_seed)
+    options = running_options()
     searched = FLAGS.sampler != "grid"
     if searched and FLAGS.slice is not None:
         raise ValueError(
@@ -328,7 +332,7 @@ def sweep_from_flags(
             trials=FLAGS.trials,
             sampler=FLAGS.sampler,
             batch=FLAGS.trials_at_once,
-            sampler_seed=FLAGS.sampler_seed,
+            sampler_seed=sampler_seed,
             workdir=workdir,
             prune=FLAGS.prune,
             **options,
@@ -344,7 +348,8 @@ def sweep_from_flags(
                 f"Slice {FLAGS.slice}: {results.sizes['run']} runs are done, in {workdir}; merge joins them"
             )
         raise Stop
-    results = sweep.confirm(experiment, runs, results, seeds=seeds, by=by, workdir=workdir, **options)
+    again = {"seeds": seeds, "by": by, "study": study}
+    results = sweep.confirm(experiment, runs, results, workdir=workdir, **again, **options)
     if not sweep.leads():
         raise Stop  # the first process has the results and reports
     return results

@@ -11,7 +11,7 @@ from bpresearch.report.network import network, paths_page, unit_name
 from bpresearch.report.page import save
 from bpresearch.report.paper import paper
 from bpresearch.report.sweeps import Sweep, Sweeps, read
-from bpresearch.report.tables import show, table
+from bpresearch.report.tables import show, studies_table, table
 
 __all__ = [
     "MOST_UNITS",
@@ -33,6 +33,7 @@ __all__ = [
     "read",
     "save",
     "show",
+    "studies_table",
     "table",
     "unit_name",
     "write",

@@ -1,11 +1,15 @@
 """Tables for the console."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import xarray as xr
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bpresearch.statistics import (
+    Interval,
     axes_of,
     best_settings,
     budget_warnings,
@@ -13,6 +17,7 @@ from bpresearch.statistics import (
     edges,
     mean_and_interval,
     metric_of,
+    over_studies,
     settings_of,
     verdict,
 )
@@ -74,6 +79,21 @@ def table(results: xr.Dataset) -> Table:
         caption += " * at the edge of the range: sweep further."
     caption += f" Not shown: {', '.join(left_out)}." if left_out else ""
     grid.caption = escape(caption)
+    return grid
+
+
+def studies_table(studies: Sequence[xr.Dataset], by: str = "optimizer") -> Table:
+    """What each optimizer's tuning gives: median and mean over independent tuning studies."""
+    test = metric_of(studies[0])
+    caption = f"{len(studies)} studies; the mean with Student's 95 % interval over studies."
+    grid = Table(title=f"{test.title} over tuning studies", caption=caption)
+    grid.add_column(by)
+    for name in ("median", "mean", "lowest", "highest"):
+        grid.add_column(name, justify="right")
+    for found in over_studies(studies, by):
+        numbers = (found.median, float(found.values.min()), float(found.values.max()))
+        median, low, high = (test.format(Interval(number, np.nan, 1)) for number in numbers)
+        grid.add_row(escape(found.name), median, test.format(found.mean), low, high)
     return grid
 
 

@@ -46,6 +46,7 @@ from bpresearch.statistics.settings import (
     settings_of,
     tuning,
 )
+from bpresearch.statistics.studies import Studies, over_studies, studies_figures, studies_verdict
 from bpresearch.statistics.targets import (
     Target,
     ToTarget,
@@ -70,6 +71,7 @@ __all__ = [
     "Pair",
     "Range",
     "Setting",
+    "Studies",
     "Target",
     "ToTarget",
     "apart",
@@ -93,6 +95,7 @@ __all__ = [
     "mean_and_interval",
     "metric_of",
     "normalised_scores",
+    "over_studies",
     "over_tasks",
     "paired_difference",
     "pairs",
@@ -107,6 +110,8 @@ __all__ = [
     "settings_of",
     "several",
     "steps_to_target",
+    "studies_figures",
+    "studies_verdict",
     "target_figures",
     "time_profile",
     "tuning",

@@ -27,6 +27,10 @@ LEVEL = 0.05
 """Probability of claiming any difference where there is none."""
 
 
+MOST_VALUES = 8
+"""Numbers of an axis that the protocol lists."""
+
+
 class Pair(NamedTuple):
     """Two tuned optimizers (or schedules), the one that is ahead first.
 
@@ -197,5 +201,8 @@ def protocol(results: xr.Dataset, by: str = "optimizer") -> str:
 
 
 def _words(results: xr.Dataset, name: str) -> list[str]:
-    values = [v for v in results[name].values.tolist() if v == v and v != ""]
-    return [f"{v:g}" if isinstance(v, float) else str(v) for v in dict.fromkeys(values)]
+    """The values of an axis; of many numbers, as of a search, the range."""
+    values = list(dict.fromkeys(v for v in results[name].values.tolist() if v == v and v != ""))
+    if len(values) > MOST_VALUES and all(isinstance(v, int | float) for v in values):
+        return [f"{min(values):.3g} to {max(values):.3g}"]
+    return [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values]

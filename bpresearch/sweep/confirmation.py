@@ -22,7 +22,7 @@ from bpresearch.sweep.task import Task
 FOLDER = "confirm"
 """Where the fresh runs are, in the workdir."""
 FIRST_FRESH = 10_000
-"""The first fresh seed, far from those that settings are tuned with."""
+"""The first fresh seed, far from those that settings are tuned with; of the second study twice as far."""
 
 
 def confirm(
@@ -32,6 +32,7 @@ def confirm(
     *,
     seeds: int = 10,
     by: str = "optimizer",
+    study: int = 1,
     workdir: str | Path | None = None,
     **options: Any,
 ) -> xr.Dataset:
@@ -48,6 +49,7 @@ def confirm(
         seeds: how many fresh ones; 0 trains none.
         by: what is compared, "optimizer" or (then the two change places) "schedule"; where each has one
             setting, nothing was chosen, and nothing is trained again.
+        study: number of the tuning study, from 1; each has fresh seeds of its own.
         workdir: that of the tuning runs; the same call resumes what was stopped.
         **options: how `run` is to train them, such as `layout`.
 
@@ -62,7 +64,7 @@ def confirm(
     again = told(lambda: _chosen(results, by)) if seeds else []
     if not again:
         return results
-    listed = _fresh_runs([(runs[number], best) for number, best in again], runs, seeds)
+    listed = _fresh_runs([(runs[number], best) for number, best in again], runs, seeds, study)
     experiment = lasting(as_experiment(experiment), axes_of(runs))
     folder = Path(workdir).expanduser() / FOLDER if workdir is not None else None
     source = {"confirms": "the best settings"}
@@ -80,21 +82,32 @@ def expected(runs: list[Settings], seeds: int, by: str = "optimizer") -> list[Se
     return _fresh_runs([(one, ahead[one[by]] is one) for one in first.values()], runs, seeds)
 
 
-def _fresh_runs(again: list[tuple[Settings, bool]], runs: list[Settings], count: int) -> list[Settings]:
+def tuning_seeds(seeds: Sequence[int], study: int) -> list[int]:
+    """The seeds that a study tunes with, in place of those of the first.
+
+    >>> tuning_seeds([0, 1, 2], 2)
+    [3, 4, 5]
+    """
+    return [seed + (study - 1) * (max(seeds) - min(seeds) + 1) for seed in seeds]
+
+
+def _fresh_runs(
+    again: list[tuple[Settings, bool]], runs: list[Settings], count: int, study: int = 1
+) -> list[Settings]:
     """The settings with fresh seeds: all of them for those that are marked, half of them for the others."""
-    seeds = fresh(sorted({run["seed"] for run in runs}), count)
+    seeds = fresh(sorted({run["seed"] for run in runs}), count, study)
     some = seeds[: -(-count // 2)]
     return [{**settings, "seed": seed} for settings, best in again for seed in (seeds if best else some)]
 
 
-def fresh(seeds: Sequence[int], count: int) -> list[int]:
-    """So many seeds from FIRST_FRESH on that are none of these.
+def fresh(seeds: Sequence[int], count: int, study: int = 1) -> list[int]:
+    """So many seeds from FIRST_FRESH on (of the second study from twice that on) that are none of these.
 
     >>> fresh([0, 1, 10_001], 3)
     [10000, 10002, 10003]
     """
-    last = FIRST_FRESH + count + len(seeds)
-    return [seed for seed in range(FIRST_FRESH, last) if seed not in seeds][:count]
+    first = FIRST_FRESH * study
+    return [seed for seed in range(first, first + count + len(seeds)) if seed not in seeds][:count]
 
 
 def _chosen(results: xr.Dataset, by: str) -> list[tuple[int, bool]]:

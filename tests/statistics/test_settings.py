@@ -189,6 +189,9 @@ def test_the_protocol_is_a_paragraph_that_tells_all(confirmed):
     ):  # fmt: skip
         assert words in text, (words, text)
     assert "are also those that are reported" in statistics.protocol(statistics.tuning(confirmed))
+    drawn = statistics.tuning(confirmed)
+    drawn["lr"] = ("run", np.geomspace(0.001, 1, 18))
+    assert "(lr 0.001 to 1)" in statistics.protocol(drawn)
 
 
 def test_budget_curves_are_of_the_tuning_runs(confirmed):
