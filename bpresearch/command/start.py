@@ -54,7 +54,7 @@ def run(main: Callable[[], int | None], options: Callable[[], list[str]] | None 
                 print(help_text(inspect.getmodule(main), more))
                 sys.exit(0)
             rest = FLAGS(argv)[1:]
-            _check_numbers(argv)
+            check_numbers(argv)
         except (flags.Error, ValueError) as error:
             fail(str(error))
         except own.FileError as error:
@@ -111,7 +111,7 @@ def _of_no_user(value: object) -> bool:
     return isinstance(value, str) and value.startswith("~") and os.path.expanduser(value) == value
 
 
-def _check_numbers(argv: Sequence[str]) -> None:
+def check_numbers(argv: Sequence[str]) -> None:
     """Refuses what absl reads as numbers and nobody means: hexadecimal ones, and zeros with a sign."""
     for flag in shared_flags():
         if not isinstance(flag.parser, flags.IntegerParser | flags.FloatParser):
@@ -142,9 +142,9 @@ def output_file(flag: str) -> Path | None:
     if name is None:
         return None
     path = Path(name).expanduser()
-    if not name or path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"--{flag}={name}: takes the name of a file in a folder that exists")
     try:
+        if not name or path.is_dir() or not path.parent.is_dir():
+            raise ValueError(f"--{flag}={name}: takes the name of a file in a folder that exists")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
@@ -157,8 +157,8 @@ def output_folder(flag: str, folder: Path) -> Path:
 
     It is not made yet.
     """
-    exists = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
+        exists = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=exists):
             pass
     except OSError as error:

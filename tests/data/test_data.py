@@ -332,6 +332,7 @@ def npy(shape, content=b""):
     [
         ("x.npy", npy((10**12, 3)), r"x is said to have shape \(1000000000000, 3\), and ends after"),
         ("x.npy", b"text", "cannot be read as .npz"),
+        ("x.npy", b"\x93NUMPY\x01\x00\x0a\x00{'descr':1", "cannot be read as .npz"),
         ("x", b"text", "x is not an array"),
         ("x.npy", npy((-5, 3)), "cannot be read as .npz without pickles"),
     ],
