@@ -116,7 +116,9 @@ def _tuning_seeds(results: xr.Dataset) -> str:
 
 def _told_apart(metric: Metric, tests: Sequence[Pair]) -> str:
     """Against which others the first is better, worse (by the test part), or neither."""
-    better, worse, alike = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    alike: list[str] = []
     unit = "points" if metric.percent else f"in {metric.name}"
     for pair in tests:
         name = describe(pair.second)
