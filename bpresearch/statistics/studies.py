@@ -73,7 +73,9 @@ def studies_verdict(studies: Sequence[xr.Dataset], by: str = "optimizer") -> str
         f"Over {len(studies)} independent tuning studies {first.name} has the best median, "
         f"{metric.phrase(Interval(first.median, np.nan, len(studies)))}."
     )
-    better, worse, alike = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    alike: list[str] = []
     for (one, other), gap, p in zip(pairs, gaps, corrected, strict=True):
         if one is first:
             size = metric.format(gap._replace(mean=abs(gap.mean)), difference=True)
@@ -90,7 +92,7 @@ def studies_verdict(studies: Sequence[xr.Dataset], by: str = "optimizer") -> str
 
 def studies_figures(studies: Sequence[xr.Dataset], by: str = "optimizer") -> dict[str, float]:
     """Flat numbers: `sgd.studies_median`, `sgd.studies_mean` and `sgd.studies_half_width`."""
-    flat = {}
+    flat: dict[str, float] = {}
     for found in over_studies(studies, by):
         numbers = {"median": found.median, "mean": found.mean.mean, "half_width": found.mean.half_width}
         flat |= {f"{found.name}.studies_{key}": v for key, v in numbers.items() if np.isfinite(v)}
