@@ -6,11 +6,11 @@ from bpresearch.imports import on_demand
 
 if TYPE_CHECKING:
     from bpresearch import (
-        analysis,
         autodiff,
         chainrule,
         command,
         data,
+        diagnostics,
         models,
         optim,
         platform,
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from bpresearch.theory.explain import explain
 
 __all__ = [
-    "analysis",
     "autodiff",
     "chainrule",
     "command",
     "data",
+    "diagnostics",
     "explain",
     "models",
     "optim",

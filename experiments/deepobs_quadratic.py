@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bpresearch import command as shared
 from bpresearch import files, platform, report
-from bpresearch.analysis import deepobs
+from bpresearch.theory import deepobs
 
 shared.define_experiment_flags()
 flags.DEFINE_integer("shuffles", 20, "orders of the training data, at least 3")

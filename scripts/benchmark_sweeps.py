@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpresearch import command as shared
-from bpresearch import data, files, models, optim, platform, sweep, train
-from bpresearch.analysis import diagnostics
+from bpresearch import data, diagnostics, files, models, optim, platform, sweep, train
 from bpresearch.data.batches import shuffled_batches
 from bpresearch.optim import schedules
 from bpresearch.sweep.cost import Rehearsal

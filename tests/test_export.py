@@ -11,8 +11,7 @@ import optax
 import pandas as pd
 import pytest
 
-from bpresearch import models, optim, sweep
-from bpresearch.analysis import diagnostics
+from bpresearch import diagnostics, models, optim, sweep
 from bpresearch.data import Dataset
 from bpresearch.optim import schedules
 

@@ -14,7 +14,7 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 
 # From the top of the house to the ground: a part may import those further down.
 # Parts that are not named here (the pure-function view of a model, say) are the ground itself.
-ORDER = ["command", "pytest_plugin", "report", "sweep", "statistics", "analysis", "theory", "verify"]
+ORDER = ["command", "pytest_plugin", "report", "sweep", "statistics", "diagnostics", "theory", "verify"]
 ORDER += ["evaluation", "train", "optim", "autodiff", "chainrule", "models", "data"]
 # Some import less: these are given functions and arrays, and the engines do not know each other.
 ALONE = {"train", "optim", "autodiff", "data", "statistics"}

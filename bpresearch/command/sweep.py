@@ -11,8 +11,7 @@ from typing import Any
 import xarray as xr
 from absl import flags
 
-from bpresearch import autodiff, chainrule, files, optim, sweep
-from bpresearch.analysis import diagnostics
+from bpresearch import autodiff, chainrule, diagnostics, files, optim, sweep
 from bpresearch.command.axes import numbers, positive, values
 from bpresearch.command.options import base_width, option_axes
 from bpresearch.command.running import (

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpresearch.analysis import deepobs
+from bpresearch.theory import deepobs
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from bpresearch import autodiff, data, models, optim, sweep, train
-from bpresearch.analysis import diagnostics
+from bpresearch import autodiff, data, diagnostics, models, optim, sweep, train
 from bpresearch.data import Dataset
 from bpresearch.optim import schedules
 
