@@ -4,6 +4,7 @@ import random
 import signal
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def fuzz_flags(count: int, draw: random.Random) -> list[str]:
             f"--{name}={draw.choice(NUMBERS + WORDS)}" for name in draw.sample(names, draw.choice((1, 1, 2)))
         ]
         with flagsaver.flagsaver():
-            said = answer(lambda given=given: parse_and_check([*BASE, *given]))
+            said = answer(partial(parse_and_check, [*BASE, *given]))
         if said is not None and not any(word[2:].partition("=")[0] in said for word in given):
             faults.append(f"{' '.join(given)[:200]}: {said[:300]}")
     return faults
@@ -133,7 +134,7 @@ def fuzz_files(count: int, draw: random.Random, folder: Path) -> list[str]:
     for _ in range(count):
         path = folder / "b.npz"
         path.write_bytes(mutated(whole, draw))
-        said = answer(lambda path=path: data.load("npz", data_dir=path))
+        said = answer(partial(data.load, "npz", data_dir=path))
         if said is not None and str(path) not in said and "npz:b" not in said:
             faults.append(f"npz: {said[:300]}")
     return faults

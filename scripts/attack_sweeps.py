@@ -16,13 +16,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from attack_inputs import answer, fuzz_files, fuzz_flags
+from attack_inputs import answer, fuzz_files, fuzz_flags  # type: ignore[import-not-found]
 from rich.console import Console
 
 from bpresearch import command as shared
@@ -204,7 +205,7 @@ def do_kills(count: int, draw: random.Random, folder: Path) -> list[str]:
         SWEEPS[name](folder / name)
         return events[0]
 
-    events = {name: int(apart(lambda name=name: counted(name))[1]) for name in SWEEPS}
+    events = {name: int(apart(partial(counted, name))[1]) for name in SWEEPS}
     moments = [(name, event + 1) for name, most in events.items() for event in range(most)]
     chosen = draw.sample(moments, min(count, len(moments)))
     faults = []
@@ -227,7 +228,9 @@ def do_kills(count: int, draw: random.Random, folder: Path) -> list[str]:
 def main() -> int:
     json_file = shared.output_file("json")
     seed = random.SystemRandom().randrange(2**32) if FLAGS.random_seed is None else FLAGS.random_seed
-    counts = {name: FLAGS[name].value for name in ("flags", "files", "damages", "kills")}
+    counts: dict[str, int] = {
+        name: int(FLAGS[name].value or 0) for name in ("flags", "files", "damages", "kills")
+    }
     if FLAGS.quick:
         counts = {"flags": 60, "files": 60, "damages": 6, "kills": 2}
     for name in counts:

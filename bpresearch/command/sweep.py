@@ -347,8 +347,8 @@ def sweep_from_flags(
                 f"Slice {FLAGS.slice}: {results.sizes['run']} runs are done, in {workdir}; merge joins them"
             )
         raise Stop
-    again = {"seeds": seeds, "by": by, "study": study}
-    results = sweep.confirm(experiment, runs, results, workdir=workdir, **again, **options)
+    fresh = {"seeds": seeds, "by": by, "study": study}
+    results = sweep.confirm(experiment, runs, results, workdir=workdir, **fresh, **options)
     if not sweep.leads():
         raise Stop  # the first process has the results and reports
     return results
