@@ -1,6 +1,7 @@
 """scripts/report.py as a user types it."""
 
 import pytest
+import zarr
 
 from bpresearch import files
 
@@ -14,7 +15,11 @@ def workdirs(made_up, tmp_path):
         results = made_up()
         results["finished"] = ("run", [number < finished for number in range(36)])
         results.attrs["axes"] = [name for name in results.coords if results[name].dims == ("run",)]
-        results.to_zarr(tmp_path / name / "results.zarr", consolidated=False, mode="w")
+        path = tmp_path / name / "results.zarr"
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            results.to_zarr(path, consolidated=False, mode="w")
+        whole = {"arrays": list(results.variables), "runs": 36, "coordinates": " ".join(results.coords)}
+        zarr.open_group(path).attrs.update(whole)
         files.write(tmp_path / name / "config.json", '{"provenance": {"command": "made up"}}')
     return tmp_path
 
