@@ -37,6 +37,7 @@ def test_a_check_that_fails_is_exit_code_one(tmp_path):
     assert found.stderr == ""
 
 
+@pytest.mark.full
 def test_the_table_of_mnist1d_has_every_model_and_both_orders_of_the_points(tmp_path):
     flags = ("--steps=2", "--seed=0:2", "--notune", "--json=figures.json", "--workdir=here")
     found = run(tmp_path, "mnist1d_table", *flags)

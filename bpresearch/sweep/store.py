@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ STEPS_IN_A_CHUNK = 500
 UNFINISHED = re.compile(r"\.(config\.json|flagfile|gradient_check\.json|study\.journal)\.\d+")
 """Files of `files.write` in a workdir that a kill has cut short."""
 
-_held: set[Path] = set()
+_held: set[tuple[int, Path]] = set()
 
 
 class Layout(NamedTuple):
@@ -49,14 +50,15 @@ class Layout(NamedTuple):
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds a workdir for this process, where it may be held again; a second process is refused.
+    """Holds a workdir for this thread, which may hold it again; another thread or process is refused.
 
     What a kill has left of files that were being written is removed.
 
     Raises:
         ValueError: it is held, or cannot be written.
     """
-    if workdir.resolve() in _held:
+    mine = threading.get_ident(), workdir.resolve()
+    if mine in _held:
         yield
         return
     try:
@@ -73,11 +75,11 @@ def locked(workdir: Path) -> Iterator[None]:
         for path in workdir.glob(".*"):
             if UNFINISHED.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        _held.add(held := workdir.resolve())
+        _held.add(mine)
         try:
             yield
         finally:
-            _held.discard(held)
+            _held.discard(mine)
 
 
 @contextmanager

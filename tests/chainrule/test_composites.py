@@ -215,6 +215,7 @@ def test_learned_positions(random_model, normal, assert_engines_agree):
         assert assert_engines_agree(model, optax.squared_error, x, y) <= 1e-12
 
 
+@pytest.mark.full
 def test_a_fault_inside_a_stack_is_found(random_model, normal):
     """The verifier asks the stacked layer's rule with one slice of the stacked variables."""
     model = random_model(lambda: LayerStack(lambda rngs: nnx.Linear(2, 2, rngs=rngs), 2, rngs=nnx.Rngs(0)))

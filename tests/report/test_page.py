@@ -46,6 +46,7 @@ def results():
             "lr": ("run", lr),
             "momentum": ("run", np.where(optimizer == "sgd", np.nan, beta)),
             "seed": ("run", seed),
+            "batch_size": ("run", np.full(len(runs), 10)),
             **{n: ("run", np.full(len(runs), n, object)) for n in ("model", "dataset", "loss")},
             "step": steps,
             "eval_step": [0, 40],

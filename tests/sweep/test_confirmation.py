@@ -9,6 +9,7 @@ from bpresearch import optim, statistics, sweep
 from bpresearch.optim import schedules
 from bpresearch.sweep import confirmation, execute, layout
 from bpresearch.sweep.axes import groups
+from bpresearch.sweep.population import Population
 from tests.sweep.toy import axes, experiment
 
 AXES = axes(lr=[0.1, 0.01, 1.0])
@@ -78,7 +79,11 @@ def test_where_nothing_was_chosen_nothing_is_trained_again(made_up, runs):
 
 
 def test_the_programs_of_tuning_and_of_fresh_runs_have_one_shape(runs, monkeypatch):
-    monkeypatch.setattr(layout, "population", lambda experiment, one, data, *shape: shape)
+
+    def shaped(experiment, one, data, size, seeds, width, shard):
+        return Population(None, None, size, seeds, width, None, None, None)
+
+    monkeypatch.setattr(layout, "population", shaped)
     monkeypatch.setattr(layout, "memory_of", lambda program: 0)
     task = experiment()
     tuned, *_ = groups(runs)
@@ -86,7 +91,7 @@ def test_the_programs_of_tuning_and_of_fresh_runs_have_one_shape(runs, monkeypat
     assert len(again) == 6 + 3 and len(tuned) == 12
     of_tuning = layout.laid_out(task, tuned, {}, beside=again)
     assert of_tuning == layout.laid_out(task, again, {}, beside=tuned)
-    assert of_tuning[:2] == (max(16, of_tuning[2] * jax.device_count()), 8)  # runs, different seeds
+    assert of_tuning.size == max(16, of_tuning.width * jax.device_count()) and of_tuning.seeds == 8
 
 
 def test_columns_of_text_keep_their_kind_where_the_chosen_have_none(workdir):

@@ -140,6 +140,7 @@ def test_two_processes_that_a_signal_stopped_or_that_lost_one_go_on_bit_for_bit(
             np.testing.assert_array_equal(two[variable].values, values.values, err_msg=str(variable))
 
 
+@pytest.mark.full
 def test_pruning_and_searches_are_the_same_in_two_processes(tmp_path):
     pytest.importorskip("optuna")
     codes, outputs = in_both(SEARCH, tmp_path)
@@ -159,6 +160,7 @@ def test_pruning_and_searches_are_the_same_in_two_processes(tmp_path):
     np.testing.assert_array_equal(searched.lr, two.lr)
 
 
+@pytest.mark.full
 def test_a_script_with_distributed_runs_in_each_process(tmp_path):
     flags = "--dataset=spirals --steps=20 --lr=0.1,0.01 --seed=0 --schedule=cosine --noreport --platform=cpu"
     flags += " --confirm_seeds=1"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -74,12 +75,15 @@ def test_a_workdir_with_another_sweep_is_refused_with_the_difference(tmp_path):
 
 
 def test_a_workdir_in_use_is_refused(tmp_path):
-    with (
-        locked(tmp_path),
-        pytest.raises(ValueError, match=r"workdir=.* is in use"),
-        locked(tmp_path),
-    ):
-        pass
+    def hold():
+        with locked(tmp_path):
+            pass
+
+    with locked(tmp_path), ThreadPoolExecutor(1) as another:
+        hold()  # as a search does, which holds it for all of its sweeps
+        with pytest.raises(ValueError, match=r"workdir=.* is in use"):
+            another.submit(hold).result()
+    ThreadPoolExecutor(1).submit(hold).result()
 
 
 @pytest.mark.parametrize("file", ["config.json", "results.zarr/zarr.json", "results.zarr/train_loss/c/0/0"])
@@ -147,6 +151,7 @@ def interrupted_after(monkeypatch, calls):
     return seen
 
 
+@pytest.mark.full
 def test_a_stopped_block_goes_on_from_its_last_chunk(tmp_path, monkeypatch):
     task = experiment(eval_every=2)  # thirteen parts: the first call does one, the others more
     whole = sweep.run(task, axes(), quiet=True)

@@ -41,7 +41,9 @@ def batch(shape, labels=True, examples=5, seed=0):
     return x, y
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp", "residual_mlp", "cnn", "cnn of images"])
+@pytest.mark.parametrize(
+    "name", ["linear", "mlp", "residual_mlp", "cnn", pytest.param("cnn of images", marks=pytest.mark.full)]
+)
 def test_correct_models_are_accepted(name):
     model, shape = small(name)
     labels = name != "residual_mlp"

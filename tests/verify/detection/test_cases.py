@@ -57,7 +57,7 @@ def test_a_planted_fault_is_what_its_number_says(tanh):
         np.testing.assert_allclose(*errors, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["SimpleCell", "LSTMCell"])
+@pytest.mark.parametrize("name", ["SimpleCell", pytest.param("LSTMCell", marks=pytest.mark.full)])
 def test_faults_inside_a_transformation_are_told_apart_by_their_numbers(name):
     """The rule of a cell is met inside a loop, and asked there."""
     case = case_of(target(name))

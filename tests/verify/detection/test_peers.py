@@ -8,7 +8,7 @@ from bpresearch.verify.detection.peers import PEERS, Peers
 CHECKERS = [name for name, available in PEERS.items() if available()]
 
 
-@pytest.mark.parametrize("name", ["ctc_loss", "Linear"])
+@pytest.mark.parametrize("name", [pytest.param("ctc_loss", marks=pytest.mark.full), "Linear"])
 def test_each_checker_in_turn_passes_the_right_rule_and_finds_a_gross_fault(name):
     """`ctc_loss` loops, and what JAX traced of the loop in float32 does not do in float64."""
     known, _ = cases.cases()

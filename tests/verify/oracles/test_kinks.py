@@ -119,6 +119,7 @@ def test_another_derivative_at_a_kink_is_no_mistake():
     assert report.culprits == ("layers.1",)
 
 
+@pytest.mark.full
 def test_where_autodiff_is_wrong_differences_decide():
     """The focal loss takes a logsumexp whose derivative with respect to targets of 0 and 1 autodiff loses."""
 
