@@ -22,15 +22,9 @@ def time_to_target(sweeps: Sweeps) -> alt.FacetChart | None:
             frames.append(pd.DataFrame(columns | {"panel": sweeps.panel(sweep)}))
     frame = pd.concat(frames, ignore_index=True)
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=6))
-    y = alt.Y("share:Q", title="runs at the target (%)", scale=alt.Scale(domain=[0, 100]))
-    shown = tooltips(frame, [sweeps.by, "step", "share"])
-    return panels(
-        [line(channels_by(frame, sweeps.by), step=True, x=x, y=y, tooltip=shown)],
-        frame,
-        "How soon is the target reached?",
-        f"Runs at each {sweeps.by}'s best setting that have had {_told(sweeps)} by then",
-        height=280,
-    )
+    title = "How soon is the target reached?"
+    subtitle = f"Runs at each {sweeps.by}'s best setting that have had {_told(sweeps)} by then"
+    return _shares(frame, sweeps.by, x, "runs at the target (%)", title, subtitle)
 
 
 def target_profiles(sweeps: Sweeps) -> alt.FacetChart | None:
@@ -49,15 +43,17 @@ def target_profiles(sweeps: Sweeps) -> alt.FacetChart | None:
         ignore_index=True,
     )
     x = alt.X("ratio:Q", title="steps over those of the fastest", scale=alt.Scale(type="log", nice=False))
-    y = alt.Y("share:Q", title="tasks at the target (%)", scale=alt.Scale(domain=[0, 100]))
-    shown = tooltips(frame, [sweeps.by, "ratio", "share"])
-    return panels(
-        [line(channels_by(frame, sweeps.by), step=True, x=x, y=y, tooltip=shown)],
-        frame,
-        "Which is fastest over all tasks?",
-        f"Sweeps in which the median run has {_told(sweeps)} in so many times the fewest steps",
-        height=280,
-    )
+    title = "Which is fastest over all tasks?"
+    subtitle = f"Sweeps in which the median run has {_told(sweeps)} in so many times the fewest steps"
+    return _shares(frame, sweeps.by, x, "tasks at the target (%)", title, subtitle)
+
+
+def _shares(frame: pd.DataFrame, by: str, x: alt.X, of: str, title: str, subtitle: str) -> alt.FacetChart:
+    """Shares that rise in steps along x, a line for each value of `by`."""
+    y = alt.Y("share:Q", title=of, scale=alt.Scale(domain=[0, 100]))
+    shown = tooltips(frame, [by, str(x.shorthand).partition(":")[0], "share"])
+    lines = line(channels_by(frame, by), step=True, x=x, y=y, tooltip=shown)
+    return panels([lines], frame, title, subtitle, height=280)
 
 
 def _told(sweeps: Sweeps) -> str:
