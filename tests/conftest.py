@@ -18,20 +18,25 @@ from flax import nnx
 ROOT = Path(__file__).parents[1]
 
 # Flags are parsed and JAX is started once in a process; what every script imports is imported once for all.
-FORKS = """
-import json, os, runpy, sys
-import absl.flags
+SERVER = """
+import gc, json, os, runpy, sys
+import absl.flags, matplotlib.pyplot, mnist1d, orbax.checkpoint, sklearn.datasets, zarr
 import bpresearch.command
 from bpresearch import autodiff, chainrule, data, models, optim, report, statistics, sweep, theory, verify
 
-for number, command in enumerate(json.loads(sys.argv[1])):
-    if os.fork() == 0:
-        sys.argv = command
-        with open(f"{number}.out", "w") as out, open(f"{number}.err", "w") as err:
-            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
-        runpy.run_path(command[0], run_name="__main__")
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+data.published_mnist1d()  # drawn once for all
+gc.freeze()  # else each fork would copy what it looks through for garbage
+for line in sys.stdin:
+    folder, said, commands = json.loads(line)
+    for number, command in enumerate(commands):
+        if os.fork() == 0:
+            os.chdir(folder)
+            sys.argv = command
+            with open(f"{said}/{number}.out", "w") as out, open(f"{said}/{number}.err", "w") as err:
+                os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2), os.dup2(os.open(os.devnull, 0), 0)
+            runpy.run_path(command[0], run_name="__main__")
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
 
@@ -43,27 +48,32 @@ class Ended(NamedTuple):
     stderr: str
 
 
-@pytest.fixture
-def run_commands(tmp_path_factory):
-    """`run_commands(folder, (script, *flags), ...)`: scripts one after another, as users type them there.
+@pytest.fixture(scope="session")
+def command_server():
+    """A process that has imported everything, and runs each command in a fork of itself."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    with server:
+        yield server
+        server.stdin.close()
 
-    They are started in forks of one process, so that all of them together import JAX once.
-    """
+
+@pytest.fixture
+def run_commands(command_server, tmp_path_factory):
+    """`run_commands(folder, (script, *flags), ...)`: scripts one after another, as users type them there."""
 
     def run(folder: Path, *commands: tuple[str, ...]) -> list[Ended]:
         said = tmp_path_factory.mktemp("said")
-        full = [[str(ROOT / script), *flags] for script, *flags in commands]
-        driver = FORKS.replace('f"{number}.', f'f"{said}/{{number}}.')
-        found = subprocess.run(
-            [sys.executable, "-c", driver, json.dumps(full)], cwd=folder, capture_output=True, text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"},
-        )  # fmt: skip
-        assert found.returncode == 0, found.stderr
+        full = [[str(ROOT / script), *map(str, flags)] for script, *flags in commands]
+        print(json.dumps([str(folder), str(said), full]), file=command_server.stdin, flush=True)
+        codes = [int(command_server.stdout.readline()) for _ in commands]
         texts = [
             [(said / f"{number}.{kind}").read_text() for kind in ("out", "err")]
             for number in range(len(commands))
         ]
-        return [Ended(int(code), *text) for code, text in zip(found.stdout.split(), texts, strict=True)]
+        return [Ended(code, *text) for code, text in zip(codes, texts, strict=True)]
 
     return run
 

@@ -1,9 +1,6 @@
 """scripts/export.py: what it writes, read back by others' readers."""
 
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,8 +11,6 @@ import pytest
 from bpresearch import diagnostics, models, optim, sweep
 from bpresearch.data import Dataset
 from bpresearch.optim import schedules
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "export.py"
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +33,14 @@ def results(workdir):
     return sweep.read(workdir)
 
 
-def export(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+@pytest.fixture
+def export(run_commands, tmp_path):
+    """`export(*flags)`."""
+    return lambda *flags: run_commands(tmp_path, ("scripts/export.py", *flags))[0]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_tables_hold_every_run_step_and_evaluation(tmp_path, workdir, results, kind):
+def test_tables_hold_every_run_step_and_evaluation(tmp_path, export, workdir, results, kind):
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     found = export(f"--workdir={workdir}", f"--format={kind}", f"--out={tmp_path}")
@@ -85,7 +82,7 @@ def events(path):
         place += 16 + length
 
 
-def test_event_files_hold_each_runs_curves_and_hyperparameters(tmp_path, workdir, results):
+def test_event_files_hold_each_runs_curves_and_hyperparameters(tmp_path, export, workdir, results):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
@@ -143,6 +140,6 @@ def test_slices_of_calls_are_joined_and_are_no_trainings_to_export_or_report(tmp
         (["--workdir=x", "--format=xml"], "--format=xml is not one of tensorboard, parquet, csv"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message):
+def test_bad_input_is_one_line(export, arguments, message):
     found = export(*arguments)
     assert found.returncode == 2 and message in found.stderr and found.stderr.count("\n") == 1

@@ -1,24 +1,22 @@
 """The experiments of the theory as a user types them."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from bpresearch import sweep
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+@pytest.fixture
+def run(run_commands, tmp_path):
+    """`run(name, *flags)`: an experiment."""
+    return lambda name, *flags: run_commands(tmp_path, (f"experiments/{name}.py", "--platform=cpu", *flags))[
+        0
+    ]
 
 
-def run(folder, name, *arguments):
-    command = [sys.executable, EXPERIMENTS / f"{name}.py", "--platform=cpu", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
-def test_an_experiment_leaves_its_figures_and_picture_and_says_that_theory_holds(tmp_path):
-    found = run(tmp_path, "deepobs_quadratic", "--quick", "--json=figures.json")
+def test_an_experiment_leaves_its_figures_and_picture_and_says_that_theory_holds(tmp_path, run):
+    found = run("deepobs_quadratic", "--quick", "--json=figures.json")
     assert found.returncode == 0, found.stdout + found.stderr
     assert "Measured against theory" in found.stdout and "NO" not in found.stdout
     assert all(len(line) <= 80 for line in found.stdout.splitlines())
@@ -29,18 +27,18 @@ def test_an_experiment_leaves_its_figures_and_picture_and_says_that_theory_holds
     assert (workdir / "deepobs_quadratic.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_check_that_fails_is_exit_code_one(tmp_path):
+def test_a_check_that_fails_is_exit_code_one(run):
     """A mean over two runs is no expectation, so that the noisy quadratic model must seem wrong."""
-    found = run(tmp_path, "convergence_rates", "--condition=10", "--batch_size=4", "--runs=2")
+    found = run("convergence_rates", "--condition=10", "--batch_size=4", "--runs=2")
     assert found.returncode == 1, found.stdout + found.stderr
     assert [line.split("│")[-2].strip() for line in found.stdout.splitlines() if "batch 4" in line] == ["NO"]
     assert found.stderr == ""
 
 
 @pytest.mark.full
-def test_the_table_of_mnist1d_has_every_model_and_both_orders_of_the_points(tmp_path):
+def test_the_table_of_mnist1d_has_every_model_and_both_orders_of_the_points(tmp_path, run):
     flags = ("--steps=2", "--seed=0:2", "--notune", "--json=figures.json", "--workdir=here")
-    found = run(tmp_path, "mnist1d_table", *flags)
+    found = run("mnist1d_table", *flags)
     assert found.returncode == 0, found.stdout + found.stderr
     assert all(len(line) <= 80 for line in found.stdout.splitlines())
     figures = json.loads((tmp_path / "figures.json").read_text())

@@ -1,31 +1,19 @@
 """scripts/verify_gradients.py as a user runs it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import pytest
+
+SCRIPT = "scripts/verify_gradients.py"
 
 
-def verify_gradients(*arguments):
-    return subprocess.run(
-        [
-            sys.executable,
-            ROOT / "scripts" / "verify_gradients.py",
-            "--dataset=diabetes",
-            "--platform=cpu",
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-    )
+@pytest.fixture
+def verify_gradients(run_commands, tmp_path):
+    """`verify_gradients(*flags)`."""
+    return lambda *flags: run_commands(tmp_path, (SCRIPT, "--dataset=diabetes", "--platform=cpu", *flags))[0]
 
 
-def test_right(tmp_path):
+def test_right(tmp_path, verify_gradients):
     file = tmp_path / "report.json"
     done = verify_gradients("--model=linear", "--dtype=bfloat16", "--batch_size=8", f"--json={file}")
     assert done.returncode == 0, done.stderr
@@ -44,7 +32,7 @@ def test_right(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_planted_fault(tmp_path):
+def test_planted_fault(tmp_path, verify_gradients):
     page, file = tmp_path / "report.html", tmp_path / "report.json"
     done = verify_gradients(
         "--widths=4,4", "--dtype=float64", "--batch_size=8", "--plant=weight_not_transposed",
@@ -71,40 +59,11 @@ BAD_FLAGS = {
     "--batch_size=1000000": "--batch_size=1000000: takes 1 to ",
     "--seed=-1": "--seed=-1: takes an integer of at least 0",
 }
-ONE_BY_ONE = """
-import contextlib, io, json, sys
-from absl.testing import flagsaver
-from bpresearch.command import start, verify
-
-script, *given = sys.argv[1:]
-verify.define_flags()
-for flag in given:
-    out, err = io.StringIO(), io.StringIO()
-    sys.argv = [script, "--dataset=diabetes", "--platform=cpu", flag]
-    with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            start.run(verify.main)
-        except SystemExit as done:
-            code = done.code
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
-"""
 
 
-def test_bad_flags():
-    """Each in turn, in one process: loading JAX takes longer than all of them."""
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_BY_ONE, ROOT / "scripts" / "verify_gradients.py", *BAD_FLAGS],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, check=True,
-    )  # fmt: skip
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    for (code, out, err), message in zip(answers, BAD_FLAGS.values(), strict=True):
-        assert code == 2
-        assert message in err
-        assert len(err.strip().splitlines()) == 1
-        assert not out
-
-
-def test_a_bad_flag_ends_the_command():
-    done = verify_gradients("--dtype=float8")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("verify_gradients.py: --dtype=float8 is not one of")
+def test_bad_flags(run_commands, tmp_path):
+    ended = run_commands(tmp_path, *((SCRIPT, "--dataset=diabetes", flag) for flag in BAD_FLAGS))
+    for found, message in zip(ended, BAD_FLAGS.values(), strict=True):
+        assert (found.returncode, found.stdout) == (2, "")
+        assert found.stderr.startswith("verify_gradients.py: ") and message in found.stderr
+        assert len(found.stderr.strip().splitlines()) == 1

@@ -5,11 +5,11 @@ more flags follow from the values of these, `options()`.
 """
 
 import functools
+import gc
 import sys
 from importlib import import_module
 from typing import NoReturn
 
-from bpresearch.command import start
 from bpresearch.imports import MissingExtraError, missing
 
 COMMANDS = {
@@ -31,6 +31,8 @@ def main() -> NoReturn:
         print(usage())
         sys.exit(0 if name else 2)
     if name not in COMMANDS:
+        from bpresearch.command import start
+
         try:
             start.choose("command", name, COMMANDS)
         except ValueError as error:
@@ -48,6 +50,9 @@ def usage() -> str:
 
 def run(name: str) -> NoReturn:
     """Runs a subcommand with the flags in `sys.argv`; what is not installed is one line and exit code 2."""
+    gc.disable()  # until flags are read: to search the modules for garbage takes a fifth of their loading
+    from bpresearch.command import start
+
     try:
         command = import_module(f"bpresearch.command.{name}")
         command.define_flags()
