@@ -74,8 +74,8 @@ def read(workdir: str | Path, results: xr.Dataset, name: str = "") -> Sweep:
 def _json(path: Path) -> dict[str, Any]:
     """The object in a file, empty where there is none."""
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
 
 

@@ -168,6 +168,8 @@ def read(path: str | Path) -> Network:
         raise ValueError(f"{path}: is not text in UTF-8") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: is not JSON: {error.msg} in line {error.lineno}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: holds lists in lists without end, and no network") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path}: holds {_described(given)}, not one object with {', '.join(REQUIRED)}")
     try:

@@ -83,6 +83,7 @@ def test_a_wrong_entry_is_named(entries, message):
     [
         ("{", "is not JSON: .* in line 1"),
         ("[1]", "holds a list of 1"),
+        ("[" * 100_000, "holds lists in lists without end"),
         (None, "cannot be read"),
         (b"\xff", "is not text in UTF-8"),
     ],
