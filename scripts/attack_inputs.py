@@ -1,6 +1,7 @@
 """Flags and data files that nobody means, drawn at random; `attack_sweeps.py` counts the answers."""
 
 import random
+import re
 import signal
 import traceback
 from collections.abc import Callable
@@ -20,69 +21,28 @@ FLAGS = flags.FLAGS
 SECONDS = 60
 """An answer that takes longer counts as none."""
 
+# fmt: off
 NUMBERS = [
-    "0",
-    "1",
-    "-1",
-    "-0",
-    "0.0",
-    "-0.0",
-    "1e400",
-    "nan",
-    "inf",
-    "0x10",
-    "1_000",
-    "99999999999999999999",
-]
-NUMBERS += [
-    "1e-400",
-    "0:1000000000000",
-    "linspace:0:1:100000000000",
-    "logspace:0:1:3",
-    "3:3",
-    "5:0:-1",
-    "0:5:0",
-]
-NUMBERS += [
-    "uniform:0:1",
-    "loguniform:0:1",
-    "uniform:1:0",
-    "choice:",
-    "1,1",
-    "1,,2",
-    ",",
-    " ",
-    "",
-    "0.5",
+    "0", "1", "-1", "-0", "0.0", "-0.0", "1e400", "nan", "inf", "0x10", "1_000", "99999999999999999999",
+    "1e-400", "0:1000000000000", "linspace:0:1:100000000000", "logspace:0:1:3", "3:3", "5:0:-1", "0:5:0",
+    "uniform:0:1", "loguniform:0:1", "uniform:1:0", "choice:", "1,1", "1,,2", ",", " ", "", "0.5",
     "1000000",
 ]
 WORDS = [
-    "",
-    ",",
-    "none",
-    "all",
-    "mlp",
-    "mlp,mlp",
-    "sgd",
-    "~",
-    "~nobody/x",
-    "/dev/null/x",
-    "/proc/x.json",
-    "\0",
-    "é",
+    "", ",", "none", "all", "mlp", "mlp,mlp", "sgd", "~", "~nobody/x", "/dev/null/x", "/proc/x.json",
+    "\0", "é", "a" * 5000, "../..", "FILE.py:NAME", "x.py", ":", "[" * 1000, "cosine_similarity", "1/3",
+    "4/3", "width:64",
 ]
-WORDS += [
-    "a" * 5000,
-    "../..",
-    "FILE.py:NAME",
-    "x.py",
-    ":",
-    "[" * 1000,
-    "cosine_similarity",
-    "1/3",
-    "4/3",
-    "width:64",
-]
+MEANT = {
+    "model": "mlp,linear", "dataset": "spirals", "optimizer": "sgd,momentum,adam",
+    "schedule": "cosine,linear", "lr": "logspace:1e-3:1:3", "momentum": "0.9,0.99",
+    "batch_size": "10,32", "seed": "0:3", "steps": "20,30", "widths": "16,16", "activation": "relu,tanh",
+    "target": "accuracy:0.65", "clip_norm": "1.0", "mup": "width:64", "average": "ema:0.99",
+    "choose": "accuracy", "slice": "1/3", "b1": "0.9", "weight_decay": "1e-4,1e-3", "warmup": "0.1",
+    "validation": "0.2", "precision": "float32", "lr_multipliers": "kernel:0.5",
+}
+"""Values that users mean, from which others are one slip away."""
+# fmt: on
 BASE = [
     "compare",
     "--model=mlp",
@@ -102,14 +62,28 @@ def fuzz_flags(count: int, draw: random.Random) -> list[str]:
     names += ["steps", "workdir", "json"]
     faults = []
     for _ in range(count):
-        given = [
-            f"--{name}={draw.choice(NUMBERS + WORDS)}" for name in draw.sample(names, draw.choice((1, 1, 2)))
-        ]
+        values = {name: value_of(name, draw) for name in draw.sample(names, draw.choice((1, 2, 3)))}
+        given = [f"--{name}={value}" for name, value in values.items()]
         with flagsaver.flagsaver():
             said = answer(partial(parse_and_check, [*BASE, *given]))
         if said is not None and not any(word[2:].partition("=")[0] in said for word in given):
             faults.append(f"{' '.join(given)[:200]}: {said[:300]}")
     return faults
+
+
+def value_of(name: str, draw: random.Random) -> str:
+    """A value of a flag: one that is meant, one that is a slip away from it, or anything."""
+    meant = MEANT.get(name) or str(FLAGS[name].value)
+    at = draw.randrange(len(meant) + 1)
+    return {
+        "meant": meant,
+        "left out": meant[:at] + meant[at + 1 :],
+        "put in": meant[:at] + draw.choice(",:.-+e0~/ =") + meant[at:],
+        "cut": meant[:at],
+        "twice": f"{meant},{meant}",
+        "number": re.sub(r"[\d.]+", draw.choice(NUMBERS), meant, count=1),
+        "anything": draw.choice(NUMBERS + WORDS),
+    }[draw.choice(("meant", "left out", "put in", "cut", "twice", "number", "anything", "anything"))]
 
 
 def parse_and_check(argv: list[str]) -> None:

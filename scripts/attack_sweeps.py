@@ -1,21 +1,26 @@
 """Attacks sweeps, and counts what they answer: flags and files at random, damaged workdirs, and kills.
 
 Flags and data files that nobody means are tried in one process: each must be accepted, or refused in one line
-that names the flag or the file. Every kind of damage is done to the files of a workdir: whoever reads it must
-say so in one line, or have the very results. A sweep is killed at a file event, any of those of its store,
-checkpoints, journal and pruning: the same command must then give the undisturbed bits.
+that names the flag or the file. Every kind of damage is done to the files of a workdir: whoever reads it
+must say so in one line, or have the very results. A sweep is killed at a file event, any of those of its
+store, checkpoints, journal and pruning: the same command must then give the undisturbed bits. Of two
+processes one is killed, at a file event of either: the other must end within a minute, in one line and with
+exit code 2, and the same command in both must give the bits of an undisturbed pair.
 
 A seed is drawn anew and printed; --random_seed repeats one. Exit code 1 if something was lost or silent.
 """
 
 import os
 import random
+import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,7 @@ from rich.console import Console
 
 from bpresearch import command as shared
 from bpresearch import data, files, losses, models, optim, platform, sweep
-from bpresearch.command import compare
+from bpresearch.command import compare, ending, start
 from bpresearch.optim import schedules
 from bpresearch.sweep import stream
 
@@ -176,25 +181,47 @@ def kill_at(event: int, workdir: Path) -> list[int]:
     return events
 
 
-def apart(call: Callable[[], Any]) -> tuple[int, str]:
-    """Exit code and output of a process of its own that calls this."""
-    told, tells = os.pipe()
+def together(calls: Sequence[Callable[[], Any]], seconds: float = 600) -> list[tuple[int | None, str]]:
+    """Exit code and output of processes that call these, each one; None of one that took longer."""
+    with tempfile.TemporaryDirectory() as name:
+        outputs = [Path(name) / str(number) for number in range(len(calls))]
+        children = [in_a_fork(call, output) for call, output in zip(calls, outputs, strict=True)]
+        end, codes = time.monotonic() + seconds, dict.fromkeys(children)
+        while None in codes.values() and time.monotonic() < end:
+            time.sleep(0.05)
+            for child in [child for child, code in codes.items() if code is None]:
+                ended, status = os.waitpid(child, os.WNOHANG)
+                codes[child] = os.waitstatus_to_exitcode(status) if ended else None
+        for child in [child for child, code in codes.items() if code is None]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        texts = [re.sub(r"^\[Gloo\].*\n", "", path.read_text(), flags=re.M) for path in outputs]
+        return [(codes[child], text) for child, text in zip(children, texts, strict=True)]
+
+
+def in_a_fork(call: Callable[[], Any], output: Path) -> int:
+    """Begins a process that calls this and prints what it returns, or the error, into a file."""
     with warnings.catch_warnings(action="ignore"):  # zarr's thread, which zarr itself renews in a fork
         child = os.fork()
     if child == 0:
         code = 1
+        with output.open("w") as file:
+            os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
         try:
-            platform.start("cpu")
-            os.write(tells, str(call()).encode())
+            os.write(1, str(call()).encode())
             code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
         except BaseException as error:
-            os.write(tells, f"{type(error).__name__}: {error}"[:500].encode())
+            os.write(1, f"{type(error).__name__}: {error}"[:500].encode())
         finally:
             os._exit(code)
-    os.close(tells)
-    with os.fdopen(told) as pipe:
-        text = pipe.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+    return child
+
+
+def apart(call: Callable[[], Any]) -> tuple[int | None, str]:
+    """Exit code and output of a process of its own that starts JAX and calls this."""
+    return together([lambda: (platform.start("cpu"), call())[1]])[0]
 
 
 def do_kills(count: int, draw: random.Random, folder: Path) -> list[str]:
@@ -225,14 +252,60 @@ def do_kills(count: int, draw: random.Random, folder: Path) -> list[str]:
     return faults
 
 
+def of_pair(workdir: Path, event: int = -1, killed: int = -1) -> list[tuple[int | None, str]]:
+    """Two processes that sweep together, of which one is killed at its event of this number."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        coordinator = f"localhost:{found.getsockname()[1]}"
+
+    def call(number: int) -> None:
+        platform.choose("cpu")
+        platform.join(coordinator, 2, number)
+        platform.start("cpu", cpu_devices=1)
+        events = kill_at(event if number == killed else -1, workdir)
+        of_training(workdir)
+        print(events[0], flush=True)
+
+    def command(number: int) -> None:
+        sys.argv[1:] = []
+        ending.tell_of_lost_processes("sweep")
+        start.run(lambda: call(number))
+
+    return together([partial(command, number) for number in range(2)])
+
+
+def do_pairs(count: int, draw: random.Random, folder: Path) -> list[str]:
+    """Kills one of two processes, and begins both again; returns what was lost."""
+    whole = of_pair(folder / "whole")
+    moments = [(killed, event + 1) for killed in range(2) for event in range(int(whole[killed][1] or 0))]
+    faults = []
+    for number, (killed, event) in enumerate(draw.sample(moments, min(count, len(moments)))):
+        workdir, name = folder / f"killed-{number}", f"process {killed} of two, killed at event {event}"
+        before = time.monotonic()
+        ended = of_pair(workdir, event, killed)
+        if ended[killed][0] != -signal.SIGKILL:
+            continue
+        code, text = ended[1 - killed]
+        late = time.monotonic() - before > 120  # a minute, and what the sweep itself took before
+        if code not in (0, 2) or late or text.count("\n") > 1:
+            faults.append(f"{name}: the other ended with {code}{' late' if late else ''}: {text[:300]}")
+        again = of_pair(workdir)
+        if [code for code, _ in again] != [0, 0] or not same(
+            sweep.read(workdir), sweep.read(folder / "whole")
+        ):
+            faults.append(f"{name}: not the undisturbed bits: {[text[:200] for _, text in again]}")
+        shutil.rmtree(workdir)
+    return faults
+
+
 def main() -> int:
     json_file = shared.output_file("json")
     seed = random.SystemRandom().randrange(2**32) if FLAGS.random_seed is None else FLAGS.random_seed
     counts: dict[str, int] = {
-        name: int(FLAGS[name].value or 0) for name in ("flags", "files", "damages", "kills")
+        name: int(FLAGS[name].value or 0) for name in ("flags", "files", "damages", "kills", "pairs")
     }
     if FLAGS.quick:
-        counts = {"flags": 60, "files": 60, "damages": 6, "kills": 2}
+        counts = {"flags": 60, "files": 60, "damages": 6, "kills": 2, "pairs": 1}
     for name in counts:
         shared.positive(name, low=0)
     console = Console()
@@ -241,6 +314,7 @@ def main() -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
     attacks: dict[str, Callable[[int, random.Random, Path], list[str]]] = {
         "kills": do_kills,  # first: a process that has started JAX must not fork
+        "pairs": do_pairs,
         "files": fuzz_files,
         "damages": do_damages,
         "flags": lambda count, draw, _: fuzz_flags(count, draw),
@@ -266,6 +340,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("files", 300, "data files that are tried")
     flags.DEFINE_integer("damages", 60, "damages of workdirs")
     flags.DEFINE_integer("kills", 100, "kills of sweeps")
+    flags.DEFINE_integer("pairs", 10, "kills of one of two processes")
     flags.DEFINE_integer("random_seed", None, "repeats a run; by default drawn anew")
     flags.DEFINE_bool("quick", False, "few of each")
     shared.run(main)

@@ -31,7 +31,7 @@ for line in sys.stdin:
     for number, command in enumerate(commands):
         if os.fork() == 0:
             os.chdir(folder)
-            sys.argv = command
+            sys.argv, sys.path[0] = command, os.path.dirname(command[0])
             with open(f"{said}/{number}.out", "w") as out, open(f"{said}/{number}.err", "w") as err:
                 os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2), os.dup2(os.open(os.devnull, 0), 0)
             runpy.run_path(command[0], run_name="__main__")

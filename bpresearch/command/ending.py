@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,15 +33,26 @@ def tell_of_lost_processes(program: str) -> None:
     sys.stderr = open(shown, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.dup2(held.fileno(), 2)
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def aborted(_: int) -> None:
+    def tell() -> None:
         text = os.pread(held.fileno(), 2**16, 0)
         lost = b"distributed service" in text or b"coordination" in text.lower()
         os.write(shown, f"{program}: {LOST}\n".encode() if lost else text)
         os._exit(2 if lost else 128 + signal.SIGABRT)
 
+    _at_abort(tell)
+    _kept.append(held)
+
+
+def _at_abort(end: Callable[[], None]) -> None:
+    """Calls this where a thread of the runtime aborts. Python's own handlers run later, in the main thread,
+    and there is no later."""
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def aborted(_: int) -> None:
+        end()
+
     ctypes.CDLL(None).signal(signal.SIGABRT, aborted)
-    _kept.extend((held, aborted))
+    _kept.append(aborted)
 
 
 def of_a_lost_process(error: BaseException) -> bool:
@@ -57,7 +69,7 @@ def leave(code: int) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    signal.signal(signal.SIGABRT, lambda *_: os._exit(code))
+    _at_abort(lambda: os._exit(code))
     parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     parting.start()
     parting.join(SECONDS_FOR_THE_OTHERS)
