@@ -36,6 +36,40 @@ settings.register_profile(
 settings.load_profile("bpresearch")
 
 
+COMPILED = "compiled programs"
+_seconds: list[float] = []  # of every program that was compiled, or loaded, in this process
+
+
+def _note_compilation(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        _seconds.append(seconds)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note_compilation)
+
+
+@pytest.fixture(autouse=True)
+def compilations_are_counted(record_property):
+    """Most of the suite's time is compilation: its end says how much, and by which tests."""
+    before = len(_seconds)
+    yield
+    record_property(COMPILED, (len(_seconds) - before, sum(_seconds[before:])))
+
+
+def pytest_terminal_summary(terminalreporter):
+    ended = (r for reports in terminalreporter.stats.values() for r in reports)
+    ended = [r for r in ended if getattr(r, "when", "") == "teardown"]
+    tests = [(seconds, n, r.nodeid) for r in ended for n, seconds in [dict(r.user_properties)[COMPILED]]]
+    if not tests:
+        return
+    terminalreporter.section("compilation")
+    terminalreporter.write_line(
+        f"{sum(n for _, n, _ in tests)} programs, {sum(s for s, *_ in tests):.0f} s; most:"
+    )
+    for seconds, n, name in sorted(tests, reverse=True)[:10]:
+        terminalreporter.write_line(f"{seconds:6.1f}s {n:4} programs  {name}")
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the long checks too (marked `full`)")
 
