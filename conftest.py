@@ -57,17 +57,14 @@ def compilations_are_counted(record_property):
 
 
 def pytest_terminal_summary(terminalreporter):
-    ended = (r for reports in terminalreporter.stats.values() for r in reports)
-    ended = [r for r in ended if getattr(r, "when", "") == "teardown"]
-    tests = [(seconds, n, r.nodeid) for r in ended for n, seconds in [dict(r.user_properties)[COMPILED]]]
-    if not tests:
-        return
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    ended = [report for report in reports if getattr(report, "when", "") == "teardown"]
+    noted = [(dict(report.user_properties).get(COMPILED, (0, 0.0)), report.nodeid) for report in ended]
+    seconds, programs = sum(seconds for (_, seconds), _ in noted), sum(n for (n, _), _ in noted)
     terminalreporter.section("compilation")
-    terminalreporter.write_line(
-        f"{sum(n for _, n, _ in tests)} programs, {sum(s for s, *_ in tests):.0f} s; most:"
-    )
-    for seconds, n, name in sorted(tests, reverse=True)[:10]:
-        terminalreporter.write_line(f"{seconds:6.1f}s {n:4} programs  {name}")
+    terminalreporter.write_line(f"{programs} programs in {seconds:.0f} s; most of it:")
+    for (n, seconds), name in sorted(noted, key=lambda of: of[0][1], reverse=True)[:10]:
+        terminalreporter.write_line(f"{seconds:6.1f} s {n:4} programs  {name}")
 
 
 def pytest_addoption(parser):
