@@ -17,7 +17,8 @@ SMALL = ["--confirm_seeds=2", *SMALL]
 
 
 def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(run_commands, tmp_path):
-    command = (SCRIPT, *SMALL, "--json=figures.json", "--gradient=chainrule", "--target=accuracy:0.3")
+    flags = ("--json=figures.json", "--gradient=chainrule", "--target=accuracy:0.3", "--cost")
+    command = (SCRIPT, *SMALL, *flags)
     found, again = run_commands(tmp_path, command, (*command, "--noreport"))
     assert found.returncode == 0, found.stderr
     assert "The gradient is right" in found.stdout
@@ -44,6 +45,8 @@ def test_a_sweep_prints_its_verdict_and_leaves_results_and_pictures(run_commands
     assert 0 <= figures["sgd.reached_target"] <= 1
     assert "Target, a valid accuracy of 30 % (one-sided t test at 5 %): " in " ".join(found.stdout.split())
     assert (workdir / "report" / "time_to_target.svg").exists()
+    assert "ms a step" in found.stdout and figures["sgd.constant.seconds_per_step"] > 0
+    assert (workdir / "report" / "loss_over_seconds.svg").exists()
     shown = fresh.test_accuracy.values[fresh.optimizer.values == "sgd", -1].mean()
     np.testing.assert_allclose(figures["sgd.constant.test_accuracy"], shown)
     assert all(isinstance(value, int | float) for value in figures.values())
@@ -144,6 +147,8 @@ BAD = {
     "--studies=0": "at least 1",
     "--target=accuracy": "accuracy:0.65",
     "--target=f1:0.5": "measure accuracy, loss",
+    "--factor_out=lr": "needs --sampler",
+    "--prune=wilcoxon": "take at least 4",
     "--steps=-5": "at least 1",
     "--mup=width": "such as width:64",
     "--mup=depth:2": "such as width:64",

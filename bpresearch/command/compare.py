@@ -7,9 +7,11 @@ best setting of each optimizer and schedule and writes the results and a report,
 --workdir; the same command resumes a sweep that was stopped.
 """
 
+import json
 from pathlib import Path
 
 import jax
+import xarray as xr
 from absl import flags
 from flax import nnx
 from rich.console import Console
@@ -47,6 +49,11 @@ def define_flags() -> None:
         "gives, its luck included",
     )
     flags.DEFINE_bool(
+        "cost",
+        False,
+        "time a step of each best setting, one run alone, the settings in turn: results over seconds too",
+    )
+    flags.DEFINE_bool(
         "report", True, "write the report, report/index.html in the workdir; --noreport does not"
     )
 
@@ -57,6 +64,10 @@ def main() -> int:
     start_from_flags()
     experiment = experiment_from_flags()
     target = checked_target(experiment, axes)
+    if FLAGS.cost and FLAGS.distributed:
+        raise ValueError(
+            "--cost: times one process alone; take it without --distributed, in the same workdir"
+        )
     study_folders(Path())  # a number that is none is found before any work is done
     workdir = workdir_from_flags("compare_optimizers", experiment, axes)
     console = Console()
@@ -80,9 +91,15 @@ def main() -> int:
         console.print(report.studies_table(studies))
         console.print(statistics.studies_verdict(studies), markup=False)
         figures |= statistics.studies_figures(studies)
+    seconds = {}
+    if FLAGS.cost:
+        times = [timed(experiment, axes, *study) for study in zip(studies, folders.values(), strict=True)]
+        console.print(report.cost_table(results, times[0]))
+        seconds = {key: time.median for key, time in times[0].items()}
+        figures |= {f"{'.'.join(key)}.seconds_per_step": time for key, time in seconds.items()}
     if target:
-        console.print(statistics.reaching(results, target), markup=False)
-        figures |= statistics.target_figures(results, target)
+        console.print(statistics.reaching(results, target, seconds=seconds), markup=False)
+        figures |= statistics.target_figures(results, target, seconds=seconds)
     files.write_figures(json_file, figures)
     console.print(f"Results: {workdir}/results.zarr", markup=False, soft_wrap=True)
     if FLAGS.report:
@@ -93,6 +110,20 @@ def main() -> int:
         page = report.write(sweeps, workdir / "report", target=target)
         console.print(f"Report, for any browser: {page}", markup=False, soft_wrap=True)
     return 0
+
+
+def timed(
+    experiment: sweep.Experiment, axes: sweep.Axes, results: xr.Dataset, workdir: Path
+) -> dict[tuple[str, str], sweep.StepTime]:
+    """--cost: seconds a step of each best setting, which the workdir keeps for its report."""
+    searched = FLAGS.sampler != "grid"
+    drawn = sweep.drawn(experiment, axes, FLAGS.sampler, workdir) if searched else None
+    times = sweep.time_best_settings(experiment, drawn or sweep.expand(axes, experiment.model), results)
+    rows: dict[str, dict[str, sweep.StepTime]] = {}
+    for (optimizer, schedule), time in times.items():
+        rows.setdefault(optimizer, {})[schedule] = time
+    files.write(workdir / "seconds_per_step.json", json.dumps(rows, indent=2))
+    return times
 
 
 def study_folders(workdir: Path) -> dict[str, Path]:

@@ -22,6 +22,7 @@ from bpresearch.command.running import (
     running_options,
     start_from_flags,
 )
+from bpresearch.command.sampling import check_sampler, define_sampler_flags, factored_out
 from bpresearch.command.start import Stop, choose, shared_flags
 from bpresearch.command.target import define_target_flag, target_from_flag
 from bpresearch.command.task import (
@@ -33,17 +34,16 @@ from bpresearch.command.task import (
     task_from_flags,
 )
 from bpresearch.platform import DTYPES
-from bpresearch.sweep import sample, slices
+from bpresearch.sweep import slices
 from bpresearch.sweep.checks import check_size
 from bpresearch.sweep.confirmation import expected, tuning_seeds
 from bpresearch.sweep.execute import lasting
-from bpresearch.sweep.prune import PRUNERS
 from bpresearch.train import Diagnostic
 
 FLAGS = flags.FLAGS
 
 UNRECORDED = {"workdir", "quiet", "platform", "dry_run", "replay", "memory_fraction", "distributed", "slice"}
-UNRECORDED |= {"coordinator", "processes", "process", "json", "report", "checkpoint_every"}
+UNRECORDED |= {"coordinator", "processes", "process", "json", "report", "checkpoint_every", "cost"}
 """Flags on which the results do not depend."""
 
 ENGINES = {"autodiff": autodiff.gradient, "chainrule": chainrule.gradient}
@@ -111,17 +111,7 @@ def define_sweep_flags() -> None:
         "folder of the results; by default one in results/ named after the settings",
     )
     flags.DEFINE_bool("quiet", False, "show no progress")
-    flags.DEFINE_string(
-        "sampler", "grid", f"how settings are chosen from the axes: grid (all), {', '.join(sample.SAMPLERS)}"
-    )
-    flags.DEFINE_integer("trials", None, "settings that the sampler draws, each for every seed")
-    flags.DEFINE_integer(
-        "trials_at_once",
-        None,
-        "trials that are drawn and trained together; by default all, and for tpe 16 or more",
-    )
-    flags.DEFINE_string("prune", None, f"end poor runs early, and which are: {', '.join(PRUNERS)}")
-    flags.DEFINE_integer("sampler_seed", 0, "another one draws other settings")
+    define_sampler_flags()
     define_running_flags()
     define_precision_flag()
 
@@ -162,8 +152,8 @@ def axes_from_flags() -> sweep.Axes:
                 f"--momentum_schedule: --optimizer={FLAGS.optimizer} takes no momentum, or none was given"
             )
         axes |= sweep.grid(momentum_schedule=list(chosen["momentum_schedule"].values()))
-    _check_sampler(axes)
-    return axes
+    check_sampler(axes)
+    return axes | {name: sweep.Every(axes[name]) for name in factored_out(axes)}
 
 
 def optimizers_from_flags() -> dict[str, optim.Optimizer]:
@@ -188,32 +178,6 @@ def rates_from_flags(optimizers: dict[str, optim.Optimizer]) -> list[Any]:
 def engines_from_flags() -> list[Any]:
     """The gradient functions that --gradient names."""
     return [ENGINES[choose("gradient", n, ENGINES)] for n in values("gradient", FLAGS.gradient, str)]
-
-
-def _check_sampler(axes: sweep.Axes) -> None:
-    """Refuses distributions without a sampler, and flags of samplers without one."""
-    name = choose("sampler", FLAGS.sampler, ["grid", *sample.SAMPLERS])
-    if FLAGS.prune is not None:
-        choose("prune", FLAGS.prune, PRUNERS)
-        sample.optuna()
-    for axis, found in axes.items():
-        if isinstance(found[0], sweep.Uniform) and (name == "grid" or axis == "seed"):
-            way = (
-                "takes integers, all of which are trained"
-                if axis == "seed"
-                else "needs --sampler=random, qmc or tpe"
-            )
-            raise ValueError(f"--{axis}={found[0]}: a distribution {way}")
-    for flag in ("trials", "trials_at_once", "sampler_seed"):
-        if name == "grid" and FLAGS[flag].present:
-            raise ValueError(f"--{flag} needs --sampler=random, qmc or tpe")
-    if name != "grid":
-        sample.optuna()
-        if FLAGS.trials is None:
-            raise ValueError(f"--sampler={name} needs --trials, the number of settings that it draws")
-        positive("trials")
-        if FLAGS.trials_at_once is not None:
-            positive("trials_at_once")
 
 
 def experiment_from_flags() -> sweep.Experiment:

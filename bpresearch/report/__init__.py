@@ -11,7 +11,7 @@ from bpresearch.report.network import network, paths_page, unit_name
 from bpresearch.report.page import save
 from bpresearch.report.paper import paper
 from bpresearch.report.sweeps import Sweep, Sweeps, read
-from bpresearch.report.tables import show, studies_table, table
+from bpresearch.report.tables import cost_table, show, studies_table, table
 
 __all__ = [
     "MOST_UNITS",
@@ -22,6 +22,7 @@ __all__ = [
     "Sweeps",
     "axis",
     "conclude",
+    "cost_table",
     "gradients",
     "grid",
     "heatmap",

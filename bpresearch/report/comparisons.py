@@ -6,11 +6,13 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.report.style import band, channels_by, line, panels, tooltips
+from bpresearch.imports import MissingExtraError
+from bpresearch.report.style import band, channels_by, line, panels, titled, tooltips
 from bpresearch.report.sweeps import Sweeps
 from bpresearch.statistics import (
     budget_curves,
     differences,
+    importance,
     interquartile_mean_interval,
     metric_of,
     performance_profile,
@@ -54,6 +56,48 @@ def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
         toggles=["x"],
         height=280,
         independent_y=not sweeps.one_metric,
+    )
+
+
+def importances(sweeps: Sweeps) -> alt.FacetChart | None:
+    """The share of the variance between settings that each hyper-parameter explains (Hutter et al. 2014).
+
+    None where too few settings were tried, or they were drawn and Optuna is not installed.
+    """
+    try:
+        found = [(sweep, importance(sweep.results, sweeps.by)) for sweep in sweeps]
+    except MissingExtraError:
+        return None
+    rows = [
+        {"parameter": titled(name), "share": 100 * share, sweeps.by: value, "sweep": sweep.name,
+         "panel": sweeps.panel(sweep, value)}
+        for sweep, shares in found
+        for value, of in shares.items()
+        for name, share in of.items()
+    ]  # fmt: skip
+    if not rows:
+        return None
+    frame = pd.DataFrame(rows)
+    colour = channels_by(frame, sweeps.by)["color"]
+    colour["legend"] = None
+    bars = (
+        alt.Chart()
+        .mark_bar(height=14)
+        .encode(
+            x=alt.X("share:Q", title="share of variance (%)", scale=alt.Scale(domain=[0, 100])),
+            y=alt.Y("parameter:N", title=None, sort="-x", axis=alt.Axis(labelLimit=120)),
+            color=colour,
+            tooltip=tooltips(frame, [sweeps.by, "parameter", "share"]),
+        )
+    )
+    names = len(set(frame.parameter))
+    return panels(
+        [bars],
+        frame,
+        "Which hyper-parameters matter?",
+        "Of the differences between the settings tried; what is missing to 100 % lies in interactions",
+        height=30 + 24 * names,
+        room=120,
     )
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 
 from bpresearch import files
-from bpresearch.report import comparisons, gradients, landscape, pictures, recorded, targets
+from bpresearch.report import comparisons, gradients, landscape, pictures, recorded, scaling, targets
 from bpresearch.report.page import Section, Table, render, short
 from bpresearch.report.style import save_drawings
 from bpresearch.report.sweeps import Sweep, Sweeps, binned
-from bpresearch.report.tables import best_rows, cell
+from bpresearch.report.tables import best_rows, cell, cost_rows
 from bpresearch.statistics import (
     Interval,
     Target,
@@ -31,8 +31,15 @@ from bpresearch.statistics import (
 
 PICTURES = {
     "loss_curves": pictures.loss_curves,
+    "generalisation_gap": pictures.generalisation_gap,
+    "loss_over_seconds": pictures.loss_over_seconds,
     "learning_rate_sensitivity": pictures.learning_rate_sensitivity,
     "effective_learning_rate": pictures.effective_learning_rate,
+    "importance": comparisons.importances,
+    "shapes": scaling.shapes,
+    "best_rates": scaling.best_rates,
+    "horizon": scaling.horizon,
+    "ranking": scaling.ranking,
     "interquartile_means": comparisons.interquartile_means,
     "intervals": comparisons.intervals,
     "budgets": comparisons.budgets,
@@ -49,9 +56,11 @@ PICTURES = {
 SECTIONS = {
     "verdict": ("Verdict", ()),
     "settings": ("Best settings", ()),
-    "training": ("Training", ("loss_curves",)),
+    "training": ("Training", ("loss_curves", "generalisation_gap")),
     "target": ("Steps to the target", ("time_to_target", "target_profiles")),
-    "tuning": ("Tuning", ("learning_rate_sensitivity", "effective_learning_rate", "budgets")),
+    "cost": ("Cost", ("loss_over_seconds",)),
+    "tuning": ("Tuning", ("learning_rate_sensitivity", "effective_learning_rate", "importance", "budgets")),
+    "scaling": ("Size, length and shape", ("shapes", "best_rates", "horizon", "ranking")),
     "comparison": ("Comparison", ("interquartile_means", "intervals", "profiles")),
     "runs": ("All runs", ("all_runs", "heat_maps", "parallel_coordinates")),
     "divergence": ("Runs without a result", ("diverged",)),
@@ -193,11 +202,15 @@ def _target(sweeps: Sweeps, section: Section) -> None:
         name = f"{sweep.name}: " if len(sweeps) > 1 else ""
         table = Table(
             f"{name}Steps to {goal}, set before; runs that never get there are the slowest.",
-            ["best setting", "runs that get there", "steps (median over runs)", "mean better from step on"],
+            ["best setting", "runs that get there", "steps (median over runs)", "mean better from step on"]
+            + ["seconds (median)"] * bool(sweep.seconds),
         )
+        per_step = {key: times[0] for key, times in sweep.seconds.items()}
         for found in steps_to_target(sweep.results, sweeps.target, sweeps.by).values():
             steps = [f"{n:.0f}" if np.isfinite(n) else "never" for n in (found.median, found.held)]
             keys = {key: str(found.setting.values[key]) for key in ("optimizer", "schedule")}
+            time = found.seconds(per_step)
+            steps += [f"{time:.3g}" if np.isfinite(time) else "never"] if per_step else []
             table.add([describe(found.setting), f"{found.reached} of {len(found.steps)}", *steps], keys)
         tables.append(table)
     level = f"{100 * sweeps.target.level:g} %"
@@ -206,6 +219,25 @@ def _target(sweeps: Sweeps, section: Section) -> None:
         "named on, to the end."
     ]
     section.tables = tables
+
+
+def _cost(sweeps: Sweeps, section: Section) -> None:
+    tables = []
+    for sweep in sweeps:
+        if sweep.seconds:
+            name = f"{sweep.name}: " if len(sweeps) > 1 else ""
+            rows = cost_rows(sweep.results, sweep.seconds)
+            table = Table(f"{name}Seconds that training takes, one run alone.", list(rows[0]))
+            for row in rows:
+                keys = {"optimizer": row["optimizer"], "schedule": row["schedule"], "sweep": sweep.name}
+                table.add(list(row.values()), keys)
+            tables.append(table)
+    section.tables = tables
+    if tables:
+        section.text = [
+            "A step of each best setting was timed with one run alone on one device, without evaluations: "
+            "the median over rounds in which the settings took turns, the fastest and the slowest round."
+        ]
 
 
 def _comparison(sweeps: Sweeps, section: Section) -> None:
@@ -286,6 +318,7 @@ FILL = {
     "verdict": _verdict,
     "settings": _settings,
     "target": _target,
+    "cost": _cost,
     "comparison": _comparison,
     "divergence": _divergence,
     "diagnostics": _diagnostics,

@@ -1,5 +1,6 @@
 """Pictures of training and tuning: loss curves, sensitivity to the learning rate."""
 
+from dataclasses import replace
 from typing import Any
 
 import altair as alt
@@ -19,6 +20,7 @@ from bpresearch.report.style import (
 )
 from bpresearch.report.sweeps import Sweeps, binned, coarse
 from bpresearch.statistics import best_settings, describe, mean_and_interval
+from bpresearch.statistics import generalisation_gap as generalisation_gap_of
 
 FLOOR = 1e-8
 """What smaller losses count as where logarithms are taken: float32 rounds them to 0."""
@@ -46,20 +48,66 @@ def loss_curves(sweeps: Sweeps) -> alt.FacetChart:
     )
 
 
-def curve_layers(rows: pd.DataFrame, by: str, title: str, scale: alt.Scale) -> list[alt.Chart]:
+def loss_over_seconds(sweeps: Sweeps) -> alt.FacetChart | None:
+    """The same against the seconds of training, at what a step takes alone; None where no step was timed."""
+    timed = Sweeps([sweep for sweep in sweeps if sweep.seconds], sweeps.by)
+    if not timed.sweeps:
+        return None
+    positive = all(bool((sweep.results.train_loss.fillna(1) >= 0).all()) for sweep in timed)
+    rows = curves(timed, "train_loss", positive)
+    of_step = {(sweep.name, *key): times[0] for sweep in timed for key, times in sweep.seconds.items()}
+    places = zip(rows.sweep, rows.optimizer, rows.schedule, strict=True)
+    rows["seconds"] = rows.step * np.array([of_step.get(place, np.nan) for place in places])
+    rows = rows.dropna(subset=["seconds"])
+    scale = alt.Scale(type="log", nice=False) if positive else alt.Scale()
+    return panels(
+        curve_layers(rows, sweeps.by, "training loss", scale, x="seconds"),
+        rows,
+        f"How fast in seconds does each {sweeps.by} reduce the training loss?",
+        f"At what a step takes one run alone; mini-batch loss at each best setting; {timed.seeds}",
+        toggles=["x", "y"] if positive else ["x"],
+    )
+
+
+def generalisation_gap(sweeps: Sweeps) -> alt.FacetChart | None:
+    """How much worse the test part is than examples that were trained on, at each best setting."""
+    metric = sweeps.metric
+    gaps = [generalisation_gap_of(sweep.results) for sweep in sweeps]
+    if not sweeps.one_metric or any(gap is None for gap in gaps):
+        return None
+    with_gaps = [
+        replace(sweep, results=sweep.results.assign(gap=sweeps.scaled(1) * gap))
+        for sweep, gap in zip(sweeps, gaps, strict=True)
+    ]
+    rows = curves(Sweeps(with_gaps, sweeps.by), "gap", logarithmic=False)
+    title = f"gap in {metric.name.partition(' ')[2]}{' (points)' if metric.percent else ''}"
+    return panels(
+        curve_layers(rows, sweeps.by, title, alt.Scale(zero=True)),
+        rows,
+        "How much is learned by heart?",
+        f"Examples trained on against the test part, at each {sweeps.by}'s best setting; {sweeps.seeds}",
+        toggles=["x"],
+    )
+
+
+def curve_layers(
+    rows: pd.DataFrame, by: str, title: str, scale: alt.Scale, x: str = "step"
+) -> list[alt.Chart]:
     """Lines with bands over the steps, from rows as `curves` gives them, and thin ones for single runs."""
     channels = channels_by(rows, by)
-    x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4))
+    across = alt.X(f"{x}:Q", title=x, scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4))
     y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6))
     y["axis"]["labelExpr"] = NUMBER if scale["type"] == "log" else FOUR_DIGITS
     mean = alt.Chart().transform_filter(f"datum.run === {ONE_RUN}")
     one = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
-    shown = tooltips(rows, ["optimizer", "schedule", "setting", "step", "value", "low", "high"])
+    shown = tooltips(
+        rows, ["optimizer", "schedule", "setting", *dict.fromkeys(["step", x]), "value", "low", "high"]
+    )
     return [
-        band(channels, x, y, mean),
-        line(channels, mean, x=x, y=y, tooltip=shown),
+        band(channels, across, y, mean),
+        line(channels, mean, x=across, y=y, tooltip=shown),
         one.mark_line(strokeWidth=1, strokeOpacity=0.55).encode(
-            x=x, y=y, color=channels["color"], detail="run:N", tooltip=shown
+            x=across, y=y, color=channels["color"], detail="run:N", tooltip=shown
         ),
     ]
 
@@ -99,7 +147,7 @@ def learning_rate_sensitivity(sweeps: Sweeps) -> alt.FacetChart | None:
 
     Other hyper-parameters have the values that are best, by validation, at that learning rate.
     """
-    return _sensitivity(sweeps, "lr", "learning rate", "How much does the learning rate matter?")
+    return sensitivity(sweeps, "lr", "learning rate", "How much does the learning rate matter?")
 
 
 def effective_learning_rate(sweeps: Sweeps) -> alt.FacetChart | None:
@@ -111,15 +159,16 @@ def effective_learning_rate(sweeps: Sweeps) -> alt.FacetChart | None:
     if sweeps.by != "optimizer" or not both:
         return None
     title = "Is momentum more than a larger learning rate?"
-    return _sensitivity(sweeps, "effective_lr", "lr / (1 - momentum)", title)
+    return sensitivity(sweeps, "effective_lr", "lr / (1 - momentum)", title)
 
 
-def _sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.FacetChart | None:
+def sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.FacetChart | None:
+    """Final test metric against a column of the settings, all others at their best at each of its values."""
     metric = sweeps.metric
     if field not in sweeps.settings or sweeps.settings[field].isna().all():
         return None
     rows = _best_at_each(sweeps, field).assign(run=ONE_RUN)
-    rates = sorted(set(rows[field]))
+    rates = sorted(set(rows[field].astype(float)))
     logarithmic = rates[0] > 0 and len(rates) > 1
     scale = alt.Scale(type="log", nice=False, padding=12) if logarithmic else alt.Scale(padding=12)
     channels = channels_by(rows, sweeps.by)

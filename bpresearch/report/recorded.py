@@ -8,21 +8,25 @@ import pandas as pd
 import xarray as xr
 
 from bpresearch.report.pictures import curve_layers, curves
-from bpresearch.report.style import DASHES, NUMBER, panels, titled
+from bpresearch.report.style import DASHES, FOUR_DIGITS, NUMBER, panels, titled, tooltips
 from bpresearch.report.sweeps import Sweeps, binned
 from bpresearch.statistics import best_settings
 
 KNOWN = {"train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy"}
 ALONG = ("step", "eval_step")
 MAP_BINS = 30
+BLANK, WIDE = 1e-6, 1e3
+"""Where the values of a map span more than WIDE, its colours are logarithmic, and parts below BLANK of the
+largest value are left blank."""
 
 
 def diagnostics(sweeps: Sweeps) -> dict[str, alt.FacetChart]:
     """A picture for each variable that runs recorded along their steps, at the best settings.
 
     A number has a curve. A number of at least 0 for each layer, such as a norm, has a line for each layer in
-    the network's order, on a logarithmic axis, with gaps where it is 0. What has another dimension, such as a
-    histogram, has a heat map of that dimension against the steps.
+    the network's order, on a logarithmic axis, with gaps where it is 0. A number for each rank, such as the
+    largest eigenvalues, has a line for each. What has another dimension, such as a histogram, has a heat map
+    of that dimension against the steps.
     """
     found: dict[str, alt.FacetChart] = {}
     for name in dict.fromkeys(name for sweep in sweeps for name in _recorded(sweep.results)):
@@ -34,6 +38,8 @@ def diagnostics(sweeps: Sweeps) -> dict[str, alt.FacetChart]:
         positive = bool(finite.min() > 0)
         if values[0].ndim == 2:
             found[name] = _curves(having, name, positive)
+        elif having.sweeps[0].results[name].dims[2] == "rank":
+            found[name] = _ranks(having, name, positive)
         elif finite.min() >= 0 and having.sweeps[0].results[name].dims[2] == "layer":
             found[name] = _layers(having, name)
         else:
@@ -117,6 +123,46 @@ def _layers(sweeps: Sweeps, name: str) -> alt.FacetChart:
     )
 
 
+def _ranks(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:
+    """A line for each rank, from dark, the first, to light: the mean over a bin of steps and over seeds."""
+    rows: list[dict[str, Any]] = []
+    for sweep in sweeps:
+        variable = sweep.results[name]
+        along, ranks = str(variable.dims[1]), variable["rank"].values.tolist()
+        for (optimizer, schedule), setting in best_settings(sweep.results).items():
+            stratum, mine = (schedule, optimizer) if sweeps.by == "optimizer" else (optimizer, schedule)
+            here = {"optimizer": optimizer, "schedule": schedule, "sweep": sweep.name}
+            here["panel"] = sweeps.panel(sweep, mine, stratum)
+            for place, rank in enumerate(ranks):
+                at, means = binned(variable.values[setting.runs, :, place], variable[along].values)
+                rows += [
+                    {"step": float(step), "value": float(value), "rank": rank, **here}
+                    for step, value in zip(at, means.mean(axis=0), strict=True)
+                ]
+    frame, words = pd.DataFrame(rows).dropna(), titled(name)
+    ranks = sorted(set(frame["rank"]))
+    scale = alt.Scale(domain=ranks, range=_shades(len(ranks))[::-1])
+    y_scale = alt.Scale(type="log", nice=False) if positive else alt.Scale(zero=False)
+    y_axis = alt.Axis(format="~g", tickCount=6, labelExpr=NUMBER if positive else FOUR_DIGITS)
+    lines = (
+        alt.Chart()
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4)),
+            y=alt.Y("value:Q", title=words, scale=y_scale, axis=y_axis),
+            color=alt.Color("rank:N", sort=ranks, scale=scale, legend=alt.Legend(title="rank")),
+            tooltip=tooltips(frame, ["optimizer", "schedule", "rank", "step", "value"]),
+        )
+    )
+    return panels(
+        [lines],
+        frame,
+        f"Diagnostic: {words}",
+        f"The mean over seeds at each {sweeps.by}'s best setting",
+        toggles=["x", "y"] if positive else ["x"],
+    )
+
+
 def _shades(count: int) -> list[str]:
     """So many colours in an order that is seen, also without colours: from light to dark."""
     light, dark = np.array([246, 190, 80]), np.array([40, 20, 110])
@@ -142,9 +188,12 @@ def _heat_map(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:
                     for step, value in zip(at, means.mean(axis=0), strict=True)
                 ]
     frame, words = pd.DataFrame(rows), titled(name)
+    seen = frame.value[frame.value > BLANK * frame.value.max()]
+    if not positive and frame.value.min() >= 0 and seen.max() > WIDE * seen.min():
+        frame, positive = frame.assign(value=frame.value.where(frame.value >= seen.min())), True
     numeric = frame["where"].dtype.kind in "if"
     y = alt.Y("where:O", title=titled(other), sort="descending" if numeric else None)
-    y["axis"] = alt.Axis(format=".3~g", labelLimit=120) if numeric else alt.Axis(labelLimit=120)
+    y["axis"] = alt.Axis(labelExpr=FOUR_DIGITS, labelLimit=120) if numeric else alt.Axis(labelLimit=120)
     scale = alt.Scale(scheme="viridis", type="log" if positive else "linear")
     legend = alt.Legend(orient="bottom", gradientLength=220, format=".2~g")
     layer = (

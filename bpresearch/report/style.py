@@ -149,8 +149,8 @@ def tooltips(frame: pd.DataFrame, names: Sequence[str]) -> list[alt.Tooltip]:
 
 def panels(
     layers: Sequence[alt.Chart], frame: pd.DataFrame, title: str, subtitle: str, *, columns: int = 3,
-    height: int | None = None, room: int = 30, independent_y: bool = False, toggles: Sequence[str] = (),
-    **meta: Any,
+    height: int | None = None, room: int = 30, independent_x: bool = False, independent_y: bool = False,
+    toggles: Sequence[str] = (), **meta: Any,
 ) -> alt.FacetChart:  # fmt: skip
     """A picture: layers over one frame, a panel for each value of its column `panel`.
 
@@ -163,7 +163,7 @@ def panels(
         columns: panels in a row at the full width.
         height: of a panel.
         room: pixels to the left of the panels.
-        independent_y: whether every panel has its own vertical scale.
+        independent_x, independent_y: whether every panel has its own horizontal, or vertical, scale.
         toggles: the channels, "x" and "y", that the page can switch between log and linear.
         **meta: more for the page (see page.js).
     """
@@ -180,8 +180,9 @@ def panels(
         .properties(title=alt.TitleParams(title, subtitle=subtitle))
         .add_params(*parameters())
     )
-    if independent_y:
-        chart = chart.resolve_scale(y="independent", yOffset="independent")
+    apart = (["x"] if independent_x else []) + (["y", "yOffset"] if independent_y else [])
+    if apart:
+        chart = chart.resolve_scale(**dict.fromkeys(apart, "independent"))
     return chart.properties(usermeta={"toggles": list(toggles), "columns": columns, "room": room, **meta})
 
 

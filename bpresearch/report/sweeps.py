@@ -42,6 +42,8 @@ class Sweep:
         unfinished: how many of its runs are yet to be done.
         provenance: where the results come from, as `config.json` holds it.
         check: the gradient check of its model, as `gradient_check.json` holds it; empty if there is none.
+        seconds: what a step of the best settings takes, by optimizer and schedule: the median over rounds,
+            the fastest and the slowest, as `seconds_per_step.json` holds it; empty if it was not measured.
     """
 
     name: str
@@ -49,10 +51,11 @@ class Sweep:
     unfinished: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
     check: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[tuple[str, str], Sequence[float]] = field(default_factory=dict)
 
 
 def read(workdir: str | Path, results: xr.Dataset, name: str = "") -> Sweep:
-    """The sweep that a workdir holds, with what lies beside its results: provenance and gradient check.
+    """The sweep that a workdir holds, with what lies beside its results: provenance, gradient check, cost.
 
     Args:
         workdir: the folder.
@@ -63,12 +66,15 @@ def read(workdir: str | Path, results: xr.Dataset, name: str = "") -> Sweep:
         ValueError: what lies beside the results cannot be read, or none of the runs has finished.
     """
     workdir = Path(workdir).expanduser()
-    config, check = (_json(workdir / file) for file in ("config.json", "gradient_check.json"))
+    names = ("config.json", "gradient_check.json", "seconds_per_step.json")
+    config, check, times = (_json(workdir / file) for file in names)
+    seconds = {(first, second): time for first, row in times.items() for second, time in row.items()}
     finished = results.finished.values
     if not finished.any():
         raise ValueError(f"--workdir={workdir}: none of its {len(finished)} runs has finished yet")
     results = results.isel(run=np.flatnonzero(finished))
-    return Sweep(name or workdir.resolve().name, results, int((~finished).sum()), config, check)
+    unfinished = int((~finished).sum())
+    return Sweep(name or workdir.resolve().name, results, unfinished, config, check, seconds)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -122,9 +128,10 @@ class Sweeps:
         ends = np.clip([low, high], 0, 100) if self.metric.percent else (low, high)
         return {"low": float(ends[0]), "high": float(ends[1])}
 
-    def panel(self, sweep: Sweep, *names: str) -> str:
+    def panel(self, sweep: Sweep | str, *names: str) -> str:
         """The title of a panel: the sweep's name, where there are several, and what else it shows."""
-        return " · ".join([*([sweep.name] if len(self) > 1 else []), *names])
+        name = sweep if isinstance(sweep, str) else sweep.name
+        return " · ".join([*([name] if len(self) > 1 else []), *names])
 
     @cached_property
     def axes(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Tables for the console."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -79,6 +79,44 @@ def table(results: xr.Dataset) -> Table:
         caption += " * at the edge of the range: sweep further."
     caption += f" Not shown: {', '.join(left_out)}." if left_out else ""
     grid.caption = escape(caption)
+    return grid
+
+
+def cost_rows(
+    results: xr.Dataset, seconds: Mapping[tuple[str, str], Sequence[float]]
+) -> list[dict[str, str]]:
+    """What training takes at each best setting: a row for each optimizer and schedule that was timed.
+
+    Args:
+        results: of the sweep.
+        seconds: of a step, by optimizer and schedule: the median over rounds, the fastest and the slowest.
+    """
+    best, rows = best_settings(results), []
+    fastest = min(times[0] for times in seconds.values())
+    for (optimizer, schedule), (median, low, high) in seconds.items():
+        values = best[optimizer, schedule].values
+        steps = int(values.get("steps", results.step[-1]))
+        rows.append(
+            {
+                "optimizer": optimizer,
+                "schedule": schedule,
+                "ms a step": f"{1e3 * median:.4g} ({1e3 * low:.4g} to {1e3 * high:.4g})",
+                "over the fastest": f"{median / fastest:.2f}",
+                "s of a run": f"{median * steps:.3g}",
+            }
+        )
+    return rows
+
+
+def cost_table(results: xr.Dataset, seconds: Mapping[tuple[str, str], Sequence[float]]) -> Table:
+    """`cost_rows` for a console; the caption says how they were measured."""
+    rows = cost_rows(results, seconds)
+    caption = "One run alone, without evaluations; median over rounds, fastest and slowest."
+    grid = Table(title="Seconds that training takes", caption=caption)
+    for name in rows[0]:
+        grid.add_column(name, justify="left" if name in ("optimizer", "schedule") else "right")
+    for row in rows:
+        grid.add_row(*map(escape, row.values()))
     return grid
 
 

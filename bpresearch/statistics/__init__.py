@@ -12,6 +12,7 @@ from bpresearch.statistics.comparison import (
     normalised_scores,
     several,
 )
+from bpresearch.statistics.importance import importance
 from bpresearch.statistics.intervals import (
     Interval,
     difference,
@@ -41,6 +42,7 @@ from bpresearch.statistics.settings import (
     chosen_by,
     describe,
     figures,
+    generalisation_gap,
     metric_of,
     ranking,
     settings_of,
@@ -89,7 +91,9 @@ __all__ = [
     "effective_learning_rate",
     "expected_best",
     "figures",
+    "generalisation_gap",
     "holm",
+    "importance",
     "interquartile_mean",
     "interquartile_mean_interval",
     "mean_and_interval",

@@ -62,6 +62,20 @@ def chosen_by(results: xr.Dataset) -> Metric:
     return metric_of(results, "valid" if "valid_loss" in results else "test")
 
 
+def generalisation_gap(results: xr.Dataset) -> xr.DataArray | None:
+    """How much worse each run is, at each evaluation, on the test part than on examples it was trained on.
+
+    In the metric that settings are chosen by: of an accuracy, that of training minus that of the test part;
+    of a loss the other way round. Both are evaluations (no dropout), of as many training examples as are
+    held out. None where the results lack those of training.
+    """
+    test, training = metric_of(results), metric_of(results, "train_eval")
+    if training.variable not in results or test.variable.partition("_")[2] not in training.variable:
+        return None
+    sign = 1 if test.higher_is_better else -1
+    return sign * (results[training.variable] - results[test.variable])
+
+
 @dataclass(frozen=True)
 class Setting:
     """One combination of hyper-parameters.

@@ -1,6 +1,7 @@
 """How many steps training takes to a target that was set before it began."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,9 @@ from jaxtyping import Bool, Float
 
 from bpresearch.statistics.intervals import mean_and_interval
 from bpresearch.statistics.settings import Metric, Setting, chosen_by, ranking
+
+Seconds = Mapping[tuple[str, str], float]
+"""What a step of the best setting takes, by optimizer and schedule."""
 
 
 class Target(NamedTuple):
@@ -66,6 +70,11 @@ class ToTarget(NamedTuple):
         """The median over all runs, those that never get there being the slowest."""
         middle = np.sort(self.steps)[[(len(self.steps) - 1) // 2, len(self.steps) // 2]]
         return float(middle.mean())
+
+    def seconds(self, per_step: Seconds) -> float:
+        """The median in seconds of training, NaN where a step of the setting was not timed."""
+        key = str(self.setting.values["optimizer"]), str(self.setting.values["schedule"])
+        return self.median * per_step.get(key, np.nan)
 
 
 def steps_to_target(results: xr.Dataset, target: Target, by: str = "optimizer") -> dict[str, ToTarget]:
@@ -134,20 +143,32 @@ def time_profile(
     return profiles
 
 
-def target_figures(results: xr.Dataset, target: Target, by: str = "optimizer") -> dict[str, float]:
-    """Flat numbers: `sgd.steps_to_target` (the median), `sgd.steps_held` and `sgd.reached_target`, a share.
+def target_figures(
+    results: xr.Dataset,
+    target: Target,
+    by: str = "optimizer",
+    seconds: Seconds = MappingProxyType({}),
+) -> dict[str, float]:
+    """Flat numbers: `sgd.steps_to_target` (the median), `sgd.steps_held` and `sgd.reached_target`, a share;
+    and `sgd.seconds_to_target` with the `seconds` of a step.
 
-    Steps are left out where the target is not reached.
+    Steps and seconds are left out where the target is not reached.
     """
     flat: dict[str, float] = {}
     for name, found in steps_to_target(results, target, by).items():
         numbers = {"steps_to_target": found.median, "steps_held": found.held}
+        numbers["seconds_to_target"] = found.seconds(seconds)
         flat |= {f"{name}.{key}": value for key, value in numbers.items() if np.isfinite(value)}
         flat[f"{name}.reached_target"] = found.reached / len(found.steps)
     return flat
 
 
-def reaching(results: xr.Dataset, target: Target, by: str = "optimizer") -> str:
+def reaching(
+    results: xr.Dataset,
+    target: Target,
+    by: str = "optimizer",
+    seconds: Seconds = MappingProxyType({}),
+) -> str:
     """Who reaches the target, and how soon, in a sentence."""
     metric = target.of(results)
     value = f"{100 * target.value:g} %" if metric.percent else f"{target.value:g}"
@@ -155,6 +176,8 @@ def reaching(results: xr.Dataset, target: Target, by: str = "optimizer") -> str:
     for name, found in steps_to_target(results, target, by).items():
         count = f"{found.reached} of {len(found.steps)} runs"
         median = f", median {found.median:.0f} steps" if np.isfinite(found.median) else ""
+        time = found.seconds(seconds)
+        median += f" or {time:.3g} s" if np.isfinite(time) else ""
         held = f", the mean from step {found.held:.0f} on" if np.isfinite(found.held) else ""
         parts.append(f"{name}: {count}{median}{held}")
     tested = f"one-sided t test at {100 * target.level:g} %"

@@ -7,7 +7,7 @@ from bpresearch.imports import on_demand
 if TYPE_CHECKING:
     from bpresearch.distribution import Uniform
     from bpresearch.sweep.ask_and_tell import claim, drawn, pretended, search, source_of
-    from bpresearch.sweep.axes import Axes, expand, first_values, grid
+    from bpresearch.sweep.axes import Axes, Every, expand, first_values, grid
     from bpresearch.sweep.confirmation import confirm, read_confirmed
     from bpresearch.sweep.cost import estimate
     from bpresearch.sweep.description import coordinate, describe
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bpresearch.sweep.layout import LAYOUTS, SHARDS
     from bpresearch.sweep.options import Settings
     from bpresearch.sweep.processes import leads, told
+    from bpresearch.sweep.seconds import StepTime, seconds_per_step, time_best_settings
     from bpresearch.sweep.slices import merge
     from bpresearch.sweep.store import read, read_trainings
     from bpresearch.sweep.task import Task
@@ -24,9 +25,11 @@ __all__ = [
     "LAYOUTS",
     "SHARDS",
     "Axes",
+    "Every",
     "Experiment",
     "Interrupted",
     "Settings",
+    "StepTime",
     "Task",
     "Uniform",
     "as_experiment",
@@ -47,7 +50,9 @@ __all__ = [
     "read_trainings",
     "run",
     "search",
+    "seconds_per_step",
     "source_of",
+    "time_best_settings",
     "told",
 ]
 

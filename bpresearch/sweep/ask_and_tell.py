@@ -10,14 +10,14 @@ import xarray as xr
 
 from bpresearch.distribution import Uniform
 from bpresearch.sweep import sample, store
-from bpresearch.sweep.axes import Axes
+from bpresearch.sweep.axes import Axes, Every
 from bpresearch.sweep.choosing import choice_before
 from bpresearch.sweep.description import describe, label
 from bpresearch.sweep.execute import lasting, run
 from bpresearch.sweep.experiment import Experiment, as_experiment
 from bpresearch.sweep.options import Settings
 from bpresearch.sweep.processes import leads, told
-from bpresearch.sweep.prune import rungs_of
+from bpresearch.sweep.prune import check_pruner, numbers_of, rungs_of
 from bpresearch.sweep.task import Task
 
 BATCH = 16
@@ -40,7 +40,8 @@ def search(
     """Trains trials that a sampler of Optuna's draws, each with every seed.
 
     What a trial is judged by is the mean over its seeds of what settings are chosen by, at the end
-    (`Experiment.choose`). A trial with a run that diverged counts as pruned.
+    (`Experiment.choose`). A trial with a run that diverged counts as pruned. Of an axis that is `Every`, a
+    trial has all values, and is judged by the best of them.
 
     Args:
         experiment: what the runs have in common; a `Task` is trained as `Experiment` does by default.
@@ -69,6 +70,7 @@ def search(
     for name, value in (("trials", trials), ("batch", 1 if batch is None else batch)):
         if value < 1:
             raise ValueError(f"{name}={value}: takes at least 1")
+    check_pruner(prune, axes)
     experiment = lasting(as_experiment(experiment), axes, prune)
     source = source_of(axes, sampler, sampler_seed)
     path = Path(workdir).expanduser() if workdir is not None and leads() else None
@@ -157,9 +159,16 @@ class Study:
         curves = {repr(settings): curve for settings, curve in zip(different, reached, strict=True)}
         steps = results.eval_step.values.tolist()
         for trial, its_runs in zip(self.asked, runs, strict=True):
-            curve = np.mean([curves[repr(settings)] for settings in its_runs], axis=0)
+            curve = self.best_of([curves[repr(settings)] for settings in its_runs], its_runs)
             sample.tell(self.study, trial, curve[-1], {step: curve[steps.index(step)] for step in rungs})
         self.journal.save()
+
+    def best_of(self, curves: list[np.ndarray], runs: list[Settings]) -> np.ndarray:
+        """What a trial reached at each evaluation: the mean over seeds, of its best setting if of many."""
+        table, number = np.array(curves), numbers_of(runs)
+        means = [table[number == setting].mean(axis=0) for setting in range(number.max() + 1)]
+        ends = np.array([mean[-1] if self.choice.maximize else -mean[-1] for mean in means])
+        return means[int(np.argmax(np.where(np.isfinite(ends), ends, -np.inf)))]
 
     def values(self) -> list[dict[str, Any]]:
         """What all trials so far have on the axes that were drawn."""
@@ -215,4 +224,6 @@ def claim(workdir: Path, experiment: Experiment, source: Axes | dict[str, Any], 
 def source_of(axes: Axes, sampler: str, sampler_seed: int) -> dict[str, Any]:
     """In JSON, what the trials of a search depend on beside the experiment and their number."""
     drawn = {name: str(v[0]) if isinstance(v[0], Uniform) else label(v) for name, v in axes.items()}
-    return {**drawn, "sampler": sampler, "sampler_seed": sampler_seed}
+    every = [name for name, values in axes.items() if isinstance(values, Every)]
+    factored_out = {"factor_out": every} if every else {}
+    return {**drawn, "sampler": sampler, "sampler_seed": sampler_seed, **factored_out}

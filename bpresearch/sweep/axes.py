@@ -11,6 +11,14 @@ from bpresearch.sweep.options import Settings, inputs_of, scheduled, taken
 Axes = dict[str, list[Any]]
 
 
+class Every(list[Any]):
+    """Values of an axis that a search trains all of in each trial, which is judged by the best of them.
+
+    So a sampler searches the other axes with this one factored out: a schedule's shape, say, at the base
+    learning rate that is best for it.
+    """
+
+
 def grid(**axes: Any) -> Axes:
     """The axes of a sweep: each keyword is a hyper-parameter with one value or many.
 
@@ -32,7 +40,7 @@ def grid(**axes: Any) -> Axes:
     listed = {}
     for name, found in axes.items():
         many = isinstance(found, Iterable) and not isinstance(found, str | tuple)
-        listed[name] = list(found) if many else [found]
+        listed[name] = found if isinstance(found, Every) else list(found) if many else [found]
         if not listed[name]:
             raise ValueError(f"axis {name} has no value")
         if len({repr(value) for value in listed[name]}) < len(listed[name]):

@@ -75,7 +75,7 @@ def run(
             same runs, for models of which few fit into memory.
         checkpoint_every: seconds between two checkpoints of the state of unfinished runs; more where
             saving it would take more than 2 % of the time.
-        prune: `halving`, `hyperband` or `median`: end poor runs early; see `prune.pruner`.
+        prune: `halving`, `hyperband`, `median` or `wilcoxon`: end poor runs early; see `prune.pruner`.
         beside: runs of another sweep, for which the programs are to have room as well, so that the two
             sweeps have the same programs in JAX's compilation cache.
 
@@ -117,6 +117,7 @@ def run(
     values = axes_of(axes) if isinstance(axes, list) else axes
     check(experiment, values)
     check_size(experiment, values)
+    pruning.check_pruner(prune, values)
     experiment = lasting(experiment, values, prune)
     runs = axes if isinstance(axes, list) else expand(axes, experiment.model)
     path = None if workdir is None or not leads() else Path(workdir).expanduser()

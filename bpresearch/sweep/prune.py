@@ -1,7 +1,8 @@
 """Stops poor runs early: at a few rungs the runs that are behind end, and the others close ranks.
 
-A setting, with all its seeds, is judged by the mean of the validation metric at the rung; Optuna's pruners
-decide. The runs that go on are packed into full blocks of the same programs, so no place is left empty.
+A setting, with all its seeds, is judged by the validation metric at the rung, its mean or seed by seed;
+Optuna's pruners decide. The runs that go on are packed into full blocks of the same programs, so no place
+is left empty.
 """
 
 import warnings
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from bpresearch.sweep.axes import Axes
 from bpresearch.sweep.checkpoint import as_before, plain
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.options import Settings
@@ -19,9 +21,27 @@ from bpresearch.sweep.processes import place, told
 from bpresearch.sweep.sample import optuna
 from bpresearch.sweep.stream import Stream
 
-PRUNERS = ("halving", "hyperband", "median")
+BY_MEAN = ("halving", "hyperband", "median")
+PRUNERS = (*BY_MEAN, "wilcoxon")
 RUNGS = (0.125, 0.25, 0.5)
 """Parts of a training after which runs are judged."""
+
+
+P_VALUE, FEWEST_SEEDS = 0.1, 4
+"""Of Wilcoxon's test, and the seeds from which on it can fall below: the least p of n pairs is 2^-n."""
+
+
+def check_pruner(name: str | None, axes: Axes) -> None:
+    """Whether this pruner can judge such runs.
+
+    Raises:
+        ValueError: for paired seeds there are too few.
+    """
+    if name == "wilcoxon" and len(set(axes["seed"])) < FEWEST_SEEDS:
+        raise ValueError(
+            f"prune=wilcoxon: {len(set(axes['seed']))} seeds never tell two settings apart at p < {P_VALUE}: "
+            f"take at least {FEWEST_SEEDS}"
+        )
 
 
 def rungs_of(experiment: Experiment) -> list[int]:
@@ -36,7 +56,7 @@ def pruner(name: str, steps: int) -> Any:
 
     `halving` lets the better half go on at each rung (Jamieson and Talwalkar 2016; Li et al. 2020),
     `hyperband` does so in brackets that begin at different rungs (Li et al. 2018), `median` stops what is
-    behind the median of the others.
+    behind the median of the others. `wilcoxon` compares seed by seed (`paired_survivors`).
     """
     first = max(1, round(RUNGS[0] * steps))
     pruners = optuna().pruners
@@ -93,6 +113,38 @@ def survivors(
     return going_on
 
 
+def paired_survivors(
+    values: Float[np.ndarray, "settings seeds"], *, maximize: bool
+) -> Bool[np.ndarray, " settings"]:
+    """Which settings go on: all that a signed-rank test over seeds does not find worse than the best mean.
+
+    (Wilcoxon 1945, one-sided, p < 0.1.) What a seed does to every setting cancels in the pairs, so that fewer
+    seeds tell settings apart; and where seeds do not, no setting ends, unlike with the other pruners.
+
+    Args:
+        values: the metric of every run at a rung; NaN for runs that diverged or ended before.
+        maximize: whether larger is better.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna().exceptions.ExperimentalWarning)
+        test = optuna().pruners.WilcoxonPruner(p_threshold=P_VALUE, n_startup_steps=0)
+    study = optuna().create_study(pruner=test, direction="maximize" if maximize else "minimize")
+    going_on = np.isfinite(values).all(axis=1)
+    if not going_on.any():
+        return going_on
+    trials = [study.ask() for _ in values]
+    for number in np.flatnonzero(going_on):
+        for pair, value in enumerate(values[number]):
+            trials[number].report(float(value), pair)
+    means = np.where(going_on, values.mean(axis=1), -np.inf if maximize else np.inf)
+    best = int(np.argmax(means) if maximize else np.argmin(means))
+    reported = study.get_trials()
+    study.tell(trials[best], float(means[best]))
+    for number in np.flatnonzero(going_on):
+        going_on[number] = number == best or not test.prune(study, reported[number])
+    return going_on
+
+
 class Kept:
     """The states, on the host, of runs that have come to a rung, by their row in the store."""
 
@@ -136,7 +188,9 @@ def train_in_rungs(
     group, steps, rungs = stream.group, experiment.steps, rungs_of(experiment)
     rows = np.concatenate([one.rows for one in todo])
     of_group = np.concatenate([np.full(len(one.rows), i) for i, one in enumerate(todo)])
-    setting = _numbers([settings for one in todo for settings in one.settings])
+    runs = [settings for one in todo for settings in one.settings]
+    setting = numbers_of(runs)
+    pair = np.unique([settings["seed"] for settings in runs], return_inverse=True)[1]
     metric, maximize = group[stream.choice.variable], stream.choice.maximize
     known = group["finished"][:][rows]
     kept, going_on = Kept(), np.ones(len(rows), bool)
@@ -153,6 +207,10 @@ def train_in_rungs(
 
         def judged(so_far: list[int] = rungs[:count]) -> list[bool]:
             values = metric.oindex[rows, [rung // experiment.eval_every for rung in so_far]]
+            if name == "wilcoxon":
+                table = np.full((setting.max() + 1, pair.max() + 1), np.nan)
+                table[setting, pair] = values[:, -1]
+                return paired_survivors(table, maximize=maximize).tolist()
             means = np.stack([values[setting == i].mean(axis=0) for i in range(setting.max() + 1)])
             return survivors(name, steps, so_far, means.astype(np.float64), maximize=maximize).tolist()
 
@@ -173,7 +231,7 @@ def _end(rows: np.ndarray, step: int, kept: Kept, stream: Stream, steps: int) ->
             del kept.states[row]
 
 
-def _numbers(settings: list[Settings]) -> np.ndarray:
+def numbers_of(settings: list[Settings]) -> np.ndarray:
     """The number of each run's setting: runs that differ in the seed alone have one."""
     numbers: dict[str, int] = {}
     names = [repr({name: value for name, value in run.items() if name != "seed"}) for run in settings]

@@ -13,7 +13,7 @@ from typing import Any
 from bpresearch import files
 from bpresearch.distribution import Uniform
 from bpresearch.imports import extra
-from bpresearch.sweep.axes import Axes, expand
+from bpresearch.sweep.axes import Axes, Every, expand
 from bpresearch.sweep.description import coordinate
 from bpresearch.sweep.options import Settings, taken
 
@@ -121,7 +121,8 @@ def tell(study: Any, trial: Any, value: float, at_rungs: dict[int, float]) -> No
 
 
 def runs_of(trial: Any, axes: Axes, model: Any, *, all_axes: bool) -> list[Settings]:
-    """A trial's runs, one for each seed; what the trial has no value for yet is drawn.
+    """A trial's runs, one for each seed, and for each value of an axis that is `Every`; what the trial has no
+    value for yet is drawn.
 
     Args:
         trial: of Optuna.
@@ -131,13 +132,15 @@ def runs_of(trial: Any, axes: Axes, model: Any, *, all_axes: bool) -> list[Setti
             whole space.
     """
     chosen: dict[str, Any] = {}
-    for name in sorted(axes, key=lambda name: name not in ("optimizer", "model")):
+    whole = {name: values for name, values in axes.items() if name == "seed" or isinstance(values, Every)}
+    drawn = [name for name in axes if name not in whole]
+    for name in sorted(drawn, key=lambda name: name not in ("optimizer", "model")):
         concerned = "optimizer" not in chosen or name in taken(chosen, model, [name])
-        if name != "seed" and (concerned or all_axes):
+        if concerned or all_axes:
             chosen[name] = _suggest(trial, name, axes[name])
-        elif name != "seed":
+        else:
             chosen[name] = axes[name][0]  # becomes NaN
-    return expand({name: [chosen[name]] for name in axes if name != "seed"} | {"seed": axes["seed"]}, model)
+    return expand({name: whole[name] if name in whole else [chosen[name]] for name in axes}, model)
 
 
 def _suggest(trial: Any, name: str, values: list[Any]) -> Any:

@@ -13,6 +13,7 @@ from bpresearch.theory import (
     savings,
     schedules,
     sharpness,
+    spectra,
     taught,
     widths,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "savings",
     "schedules",
     "sharpness",
+    "spectra",
     "take_apart",
     "taught",
     "widths",

@@ -3,6 +3,7 @@
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 from bpresearch import models, optim, sweep
 from bpresearch.data import Dataset
@@ -42,7 +43,7 @@ def halved():
     return runs(prune="halving")
 
 
-@pytest.mark.parametrize("name", prune.PRUNERS)
+@pytest.mark.parametrize("name", prune.BY_MEAN)
 @pytest.mark.parametrize("maximize", [False, True])
 def test_the_better_settings_go_on_whatever_their_order(name, maximize):
     generator = np.random.default_rng(0)
@@ -69,11 +70,44 @@ def test_each_rung_halves_those_that_came_to_it():
 
 
 def test_one_always_goes_on_unless_all_have_diverged():
-    for name in prune.PRUNERS:
+    for name in prune.BY_MEAN:
         assert prune.survivors(name, 80, [10], np.array([[1.0]]), maximize=False).all()
         values = np.array([[np.nan], [2.0]])
         assert prune.survivors(name, 80, [10], values, maximize=False).tolist() == [False, True]
         assert not prune.survivors(name, 80, [10], np.full((3, 1), np.nan), maximize=False).any()
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_paired_seeds_end_what_a_signed_rank_test_finds_worse(maximize):
+    """Against SciPy's test of each setting's differences from the best."""
+    generator = np.random.default_rng(0)
+    seeds, ahead = 20 * generator.normal(size=8), np.linspace(0, 2, 12)
+    values = seeds + ahead[:, None] + 0.5 * generator.normal(size=(12, 8))
+    values[3, 2] = np.nan  # diverged
+    goes = prune.paired_survivors(values if maximize else -values, maximize=maximize)
+    best = int(np.nanargmax(np.where(np.isnan(values).any(1), np.nan, values.mean(1))))
+    expected = [
+        number == best or stats.wilcoxon(row - values[best], alternative="less").pvalue >= 0.1
+        for number, row in enumerate(values)
+    ]
+    expected[3] = False
+    assert goes.tolist() == expected and 0 < sum(expected) < 8
+    unpaired = stats.ttest_ind(values[0], values[best], alternative="less").pvalue
+    assert unpaired > 0.1 and not goes[0]  # what seeds do to both hides the difference
+
+
+def test_seeds_that_do_not_tell_settings_apart_end_none():
+    values = np.array([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.1]])
+    assert prune.paired_survivors(values, maximize=True).all()
+    assert not prune.paired_survivors(np.full((2, 4), np.nan), maximize=True).any()
+
+
+def test_paired_pruning_ends_settings_that_are_worse_with_every_seed():
+    found = sweep.run(experiment(), axes(lr=[1e-4, 0.1], seed=range(4)), quiet=True, prune="wilcoxon")
+    assert found.pruned_at.values[found.lr.values == 1e-4].tolist() == [2] * 4
+    assert (found.pruned_at.values[found.lr.values == 0.1] == -1).all()
+    with pytest.raises(ValueError, match=r"prune=wilcoxon: 2 seeds .* take at least 4"):
+        runs(prune="wilcoxon")
 
 
 def test_rungs_are_at_evaluations():

@@ -92,6 +92,19 @@ def test_the_study_is_optunas_own_and_holds_what_the_results_say(tmp_path, whole
     assert stored.sizes["run"] == 12
 
 
+def test_what_is_factored_out_is_trained_whole_and_trials_are_judged_by_its_best(tmp_path):
+    listed = axes(optimizer=optim.momentum, lr=sweep.Every([1e-4, 0.1, 1.0]))
+    assert isinstance(listed["lr"], sweep.Every)
+    results = sweep.search(experiment(), listed, trials=4, sampler="random", workdir=tmp_path, quiet=True)
+    of_trials = results.valid_accuracy.values[:, -1].reshape(4, 3, 2)
+    np.testing.assert_allclose(results.lr.values.reshape(4, 3, 2)[:, :, 0], [[1e-4, 0.1, 1.0]] * 4)
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
+    study = optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(backend))
+    np.testing.assert_allclose([trial.value for trial in study.trials], of_trials.mean(2).max(1))
+    assert {frozenset(trial.params) for trial in study.trials} == {frozenset(["momentum"])}
+    assert sweep.source_of(listed, "random", 0)["factor_out"] == ["lr"]
+
+
 @pytest.mark.parametrize("stop_at", ["training", "telling"])
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, whole, monkeypatch, stop_at):
     calls = []
