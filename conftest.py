@@ -61,10 +61,13 @@ def pytest_terminal_summary(terminalreporter):
     ended = [report for report in reports if getattr(report, "when", "") == "teardown"]
     noted = [(dict(report.user_properties).get(COMPILED, (0, 0.0)), report.nodeid) for report in ended]
     seconds, programs = sum(seconds for (_, seconds), _ in noted), sum(n for (n, _), _ in noted)
+    if not programs:
+        return
     terminalreporter.section("compilation")
     terminalreporter.write_line(f"{programs} programs in {seconds:.0f} s; most of it:")
     for (n, seconds), name in sorted(noted, key=lambda of: of[0][1], reverse=True)[:10]:
-        terminalreporter.write_line(f"{seconds:6.1f} s {n:4} programs  {name}")
+        if n:
+            terminalreporter.write_line(f"{seconds:6.1f} s {n:4} programs  {name}")
 
 
 def pytest_addoption(parser):

@@ -6,6 +6,7 @@ The base install holds what verification needs; everything else comes with extra
 import ast
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,6 +69,13 @@ def extra(module: str, needed_by: str) -> ModuleType:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise missing(error, needed_by) from error
+
+
+def demand(*modules: str) -> None:
+    """Raises a ModuleNotFoundError if one of these modules is not installed; imports none of them."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
 def on_demand(package: str, file: str) -> Callable[[str], Any]:

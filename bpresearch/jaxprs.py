@@ -1,8 +1,9 @@
 """Traced programs, as versions of JAX keep them: the programs inside an equation, the values of variables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Literal
 
@@ -10,6 +11,23 @@ CALLS = ("jit", "pjit", "closed_call", "core_call")
 """Equations that evaluate a program and say nothing else about it."""
 
 BODIES = ("jaxpr", "call_jaxpr", "call")
+
+
+def traced(f: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any]:
+    """`f` as operations, traced once for arguments of these shapes: its Python does not run again when it is
+    called. And the shapes of what it returns.
+
+    >>> again, shape = traced(lambda x: 2 * x, jax.ShapeDtypeStruct((), "float32"))
+    >>> print(again(jnp.float32(3)), shape.dtype)
+    6.0 float32
+    """
+    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+    structure = jax.tree.structure(shapes)
+
+    def again(*args: Any) -> Any:
+        return structure.unflatten(jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(args)))
+
+    return again, shapes
 
 
 def body(params: dict[str, Any]) -> tuple[Jaxpr, Sequence[Any]]:

@@ -30,6 +30,7 @@ from bpresearch.functional import (
     split,
     with_rngs,
 )
+from bpresearch.jaxprs import traced
 
 
 class Run(NamedTuple):
@@ -334,7 +335,9 @@ def when(
 
     With several runs at a time (not `alone`) a program would compute both sides for those that diverged.
     """
-    otherwise = otherwise or (lambda: blank(jax.eval_shape(then)))
+    if otherwise is None:
+        then, shapes = traced(then)
+        otherwise = lambda: blank(shapes)  # noqa: E731
     inner = (lambda: jax.lax.cond(run.diverged_at < 0, then, otherwise)) if alone else then
     return jax.lax.cond(condition, inner, otherwise)
 

@@ -1,11 +1,14 @@
-"""The other side of scripts/benchmark.py: training loops in Python, as the frameworks' tutorials write them.
+"""The other side of scripts/benchmark.py: the ways to train that one would write otherwise.
 
-Called as `benchmark_loops.py FRAMEWORK TASK BATCH STEPS THREADS`, FRAMEWORK being `nnx` or `torch`. Prints
-"ready" when warm and then, for every line it reads, trains STEPS steps and prints steps a second. Prints
-"missing" where the framework is not installed. JAX runs with its own defaults here. Both use a GPU if there
-is one and JAX_PLATFORMS does not say "cpu".
+Called as `benchmark_loops.py FRAMEWORK TASK BATCH STEPS THREADS RUNS`. FRAMEWORK is `nnx` or `torch`: a loop
+in Python over the steps of one run, as the frameworks' tutorials write it; or `hundred`: all runs by the
+hundred lines of `hundred_lines.py`. Prints "ready" when warm and then, for every line it reads, trains STEPS
+steps (of each run) and prints steps a second; to `hundred` the line says in which form. Prints "missing"
+where the framework is not installed. JAX runs with its own defaults here, but that `hundred` with THREADS
+above 1 has so many devices. All use a GPU if there is one and JAX_PLATFORMS does not say "cpu".
 """
 
+import functools
 import itertools
 import os
 import sys
@@ -29,43 +32,12 @@ def nnx_loop(name, batch, threads):
     import jax.numpy as jnp
     import optax
     from flax import nnx
+    from hundred_lines import MODELS
 
-    if name in WIDTHS:
-        sizes = WIDTHS[name]
-        layers = []
-        for before, after in itertools.pairwise(sizes):
-            layers += [nnx.Linear(before, after, rngs=nnx.Rngs(0)), nnx.relu]
-        model = nnx.Sequential(*layers[:-1])
-    elif name == "mnist1d.residual_mlp":
-
-        class ResidualMLP(nnx.Module):
-            def __init__(self, rngs):
-                self.first = nnx.Linear(40, 100, rngs=rngs)
-                self.second = nnx.Linear(100, 100, rngs=rngs)
-                self.last = nnx.Linear(100, 10, rngs=rngs)
-
-            def __call__(self, x):
-                h = nnx.relu(self.first(x))
-                h = h + nnx.relu(self.second(h))
-                return self.last(h)
-
-        model = ResidualMLP(nnx.Rngs(0))
-    elif name == "mnist1d.bidirectional_gru":
-        forward, backward = (nnx.RNN(nnx.GRUCell(1, 6, rngs=nnx.Rngs(0))) for _ in range(2))
-        flatten = lambda x: x.reshape(len(x), -1)  # noqa: E731
-        recurrence = nnx.Bidirectional(forward, backward)
-        model = nnx.Sequential(recurrence, flatten, nnx.Linear(480, 10, rngs=nnx.Rngs(0)))
-    else:
-        layers = []
-        for before, kernel in ((1, 5), (25, 3), (25, 3)):
-            layers += [
-                nnx.Conv(before, 25, (kernel,), strides=2, padding=1, rngs=nnx.Rngs(0)),
-                nnx.relu,
-            ]
-        flatten = lambda x: x.reshape(len(x), -1)  # noqa: E731
-        model = nnx.Sequential(*layers, flatten, nnx.Linear(125, 10, rngs=nnx.Rngs(0)))
+    shape, build = MODELS[name]
+    model = build(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.sgd(1e-2, momentum=0.9), wrt=nnx.Param)
-    x = jax.random.normal(jax.random.key(0), (4000, *SHAPES[name]))
+    x = jax.random.normal(jax.random.key(0), (4000, *shape))
     y = jnp.arange(4000) % 10
 
     @nnx.jit
@@ -81,6 +53,26 @@ def nnx_loop(name, batch, threads):
         for index in order:
             loss = step(model, optimizer, x[index], y[index])
         loss.block_until_ready()
+
+    return train
+
+
+def hundred_lines(name, batch, threads, runs):
+    """All runs in compiled programs; returns `(form, order) -> None`, which trains all on those examples."""
+    import jax
+    import jax.numpy as jnp
+
+    if threads > 1:
+        jax.config.update("jax_num_cpu_devices", threads)
+    from hundred_lines import MODELS, trainer
+
+    trainers = functools.cache(functools.partial(trainer, name))
+    x = jax.random.normal(jax.random.key(0), (4000, *MODELS[name][0]))
+    y = jnp.arange(4000) % 10
+    seeds, rates = jnp.arange(runs) % 5, jnp.geomspace(1e-3, 1e-2, runs)
+
+    def train(form, orders):
+        trainers(form)(seeds, rates, orders, x, y).block_until_ready()
 
     return train
 
@@ -152,19 +144,29 @@ def torch_loop(name, batch, threads):
 
 def main():
     framework, name = sys.argv[1:3]
-    batch, steps, threads = (int(word) for word in sys.argv[3:])
+    batch, steps, threads, runs = (int(word) for word in sys.argv[3:])
     try:
-        train = {"nnx": nnx_loop, "torch": torch_loop}[framework](name, batch, threads)
+        if framework == "hundred":
+            runs = -(-runs // threads) * threads  # an equal share for each device
+            train = hundred_lines(name, batch, threads, runs)
+            forms = ("spread_vmap", "spread_scan") if threads > 1 else ("vmap", "scan")
+            seeds = np.arange(runs) % 5  # runs of one seed meet the same batches
+            order = np.random.default_rng(0).integers(0, 4000, (5, steps, batch))[seeds]
+            for form in forms:  # compiles for this many steps
+                train(form, order)
+        else:
+            one = {"nnx": nnx_loop, "torch": torch_loop}[framework](name, batch, threads)
+            train, runs = lambda form, order: one(order), 1
+            order = np.random.default_rng(0).integers(0, 4000, (steps, batch))
+            one(order[:50])
     except ImportError:
         print("missing", flush=True)
         return
-    order = np.random.default_rng(0).integers(0, 4000, (steps, batch))
-    train(order[:50])
     print("ready", flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
         begun = time.perf_counter()
-        train(order)
-        print(steps / (time.perf_counter() - begun), flush=True)
+        train(line.strip(), order)
+        print(runs * steps / (time.perf_counter() - begun), flush=True)
     os._exit(0)  # the parent has gone; nothing is left to be tidied up
 
 

@@ -8,6 +8,8 @@ best setting of each optimizer and schedule and writes the results and a report,
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -16,7 +18,7 @@ from absl import flags
 from flax import nnx
 from rich.console import Console
 
-from bpresearch import chainrule, files, report, statistics, sweep, verify
+from bpresearch import chainrule, files, statistics, sweep, verify
 from bpresearch.command.axes import positive
 from bpresearch.command.running import start_from_flags
 from bpresearch.command.start import output_file
@@ -31,6 +33,7 @@ from bpresearch.command.sweep import (
 from bpresearch.command.target import checked_target
 from bpresearch.command.task import define_task_flags, described
 from bpresearch.functional import as_pair
+from bpresearch.imports import demand
 
 FLAGS = flags.FLAGS
 
@@ -59,6 +62,7 @@ def define_flags() -> None:
 
 
 def main() -> int:
+    demand("altair", "jinja2", "vl_convert")  # which are loaded while programs train
     axes = axes_from_flags()
     json_file = output_file("json")
     start_from_flags()
@@ -73,11 +77,21 @@ def main() -> int:
     console = Console()
     console.print(described(experiment), markup=False)
 
-    check = None if FLAGS.dry_run or FLAGS.replay is not None else check_gradients(experiment, axes)
-    if check:
-        console.print(check.summary(), markup=False)
+    trains = not FLAGS.dry_run and FLAGS.replay is None
     folders = study_folders(workdir)
-    studies = [sweep_from_flags(experiment, axes, at, study=k) for k, at in enumerate(folders.values(), 1)]
+    with ThreadPoolExecutor() as beside:  # what needs no results is done while programs train
+        checked = beside.submit(told_of_gradients, experiment, axes, console) if trains else None
+        if checked and jax.process_count() > 1:
+            checked.result()  # processes compute in the same order
+        loaded = beside.submit(load_report) if trains else None
+        studies = [
+            sweep_from_flags(experiment, axes, at, study=k) for k, at in enumerate(folders.values(), 1)
+        ]
+        check = checked.result() if checked else None
+        if loaded:
+            loaded.result()
+    from bpresearch import report
+
     results = studies[0]
     if check:
         files.write(workdir / "gradient_check.json", check.to_json())
@@ -135,6 +149,25 @@ def study_folders(workdir: Path) -> dict[str, Path]:
         )
     others = {f"study {number}": workdir / f"study-{number}" for number in range(2, count + 1)}
     return {"study 1": workdir} | others
+
+
+def load_report() -> None:
+    """Loads what tables and the report are made with: these have intervals where there are several seeds."""
+    report = import_module("bpresearch.report")
+    if FLAGS.confirm_seeds > 1 or not FLAGS.seed.isdecimal():
+        import_module("scipy.stats")
+    if FLAGS.report:
+        report.page.load()
+
+
+def told_of_gradients(
+    experiment: sweep.Experiment, axes: sweep.Axes, console: Console
+) -> verify.Report | None:
+    """The gradient check, told on the console."""
+    check = check_gradients(experiment, axes)
+    if check:
+        console.print(check.summary(), markup=False)
+    return check
 
 
 def check_gradients(experiment: sweep.Experiment, axes: sweep.Axes) -> verify.Report | None:

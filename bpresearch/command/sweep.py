@@ -287,6 +287,7 @@ def sweep_from_flags(
 
     sweep.told(begin)
     options |= {"quiet": FLAGS.quiet or not sweep.leads(), "checkpoint_every": FLAGS.checkpoint_every}
+    options["programs"] = {}
     seeds = FLAGS.confirm_seeds
     if searched:
         results = sweep.search(

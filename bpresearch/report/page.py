@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import vl_convert
 from markupsafe import Markup
 
 from bpresearch import files
+from bpresearch.platform import cache_folder
 from bpresearch.report.style import (
     DASHES,
     SHAPES,
@@ -172,10 +175,30 @@ def in_script(value: Any) -> str:
 
 @cache
 def _vega() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one script, from vl-convert, so without a network."""
+    """Vega, Vega-Lite and Vega-Embed in one script, from vl-convert, so without a network.
+
+    It is kept on disk: putting it together takes a second.
+    """
+    versions = f"{version('vl-convert-python')}-{vega_lite_version()}"
+    kept = cache_folder() / f"vega-{versions}.js"
+    with suppress(OSError, UnicodeError):
+        return kept.read_text(encoding="utf-8")
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
     # In a script element, only these begin something else; in JavaScript's strings they mean the same.
-    return re.sub(r"<(?=/script|script|!--)", r"\\x3c", bundle, flags=re.IGNORECASE)
+    script = re.sub(r"<(?=/script|script|!--)", r"\\x3c", bundle, flags=re.IGNORECASE)
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        files.write(kept, script)
+    return script
+
+
+def load() -> None:
+    """Starts what draws pictures and pages, so that the first need not wait for it.
+
+    It takes a second or two, and can be done in a thread while programs train.
+    """
+    _vega()
+    png(svg({"data": {"values": []}, "mark": "point"}))
 
 
 def save(chart: alt.TopLevelMixin, path: str | Path) -> Path:

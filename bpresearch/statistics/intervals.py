@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # which loads scipy.stats, a second, when it is first used
 from jaxtyping import Float, Int
-from scipy import stats
 
 
 class Interval(NamedTuple):
@@ -47,8 +47,8 @@ def _student(mean: float, error: float, freedom: float | int, seeds: int, level:
     """Student's interval of a mean with this standard error."""
     if error == 0:
         return Interval(mean, 0.0, seeds, float(mean == 0))
-    half = stats.t.ppf((1 + level) / 2, freedom) * error
-    return Interval(mean, float(half), seeds, float(2 * stats.t.sf(abs(mean) / error, freedom)))
+    half = scipy.stats.t.ppf((1 + level) / 2, freedom) * error
+    return Interval(mean, float(half), seeds, float(2 * scipy.stats.t.sf(abs(mean) / error, freedom)))
 
 
 def prediction(values: Float[np.ndarray, " seeds"], level: float = 0.95) -> Interval:

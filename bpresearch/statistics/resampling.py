@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import optimize, stats
 
 from bpresearch.statistics.intervals import Interval, mean_and_interval
 
@@ -34,7 +34,7 @@ def interquartile_mean(scores: Scores) -> float:
     """The mean of the middle half of all runs of all tasks: fewer outliers than the mean, less noise than
     the median.
     """
-    return float(stats.trim_mean(np.concatenate(scores), 0.25))
+    return float(scipy.stats.trim_mean(np.concatenate(scores), 0.25))
 
 
 def probability_of_improvement(scores: Scores, others: Scores) -> float:
@@ -53,7 +53,7 @@ def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def interquartile_mean_interval(scores: Scores, level: float = 0.95, seed: int = 0) -> Range:
     """The interquartile mean with its stratified bootstrap interval; NaN with less than 5 runs of a task."""
     drawn = _resampled(scores, np.random.default_rng(seed))
-    ends = _bounds(stats.trim_mean(np.concatenate(drawn, 1), 0.25, axis=1), scores, level)
+    ends = _bounds(scipy.stats.trim_mean(np.concatenate(drawn, 1), 0.25, axis=1), scores, level)
     return Range(interquartile_mean(scores), *ends)
 
 
@@ -72,7 +72,7 @@ def probability_of_improvement_interval(scores: Scores, others: Scores, level: f
     counts = [(len(x), len(y)) for x, y in zip(scores, others, strict=True)]
     if min(sum(m for m, _ in counts), sum(n for _, n in counts)) < FEWEST:
         return Range(estimate, np.nan, np.nan)
-    z = stats.norm.ppf((1 + level) / 2)
+    z = scipy.stats.norm.ppf((1 + level) / 2)
 
     def beyond(t: float) -> float:
         inner = (1 - t) / (2 - t) + t / (1 + t)
@@ -80,8 +80,8 @@ def probability_of_improvement_interval(scores: Scores, others: Scores, level: f
         return abs(t - estimate) - float(z * np.sqrt(sum(variances)) / len(counts))
 
     inside = float(np.clip(estimate, 1e-9, 1 - 1e-9))  # at 0 and 1 the equation holds, too
-    low = 0.0 if estimate == 0 else optimize.brentq(beyond, 0, inside)
-    high = 1.0 if estimate == 1 else optimize.brentq(beyond, inside, 1)
+    low = 0.0 if estimate == 0 else scipy.optimize.brentq(beyond, 0, inside)
+    high = 1.0 if estimate == 1 else scipy.optimize.brentq(beyond, inside, 1)
     return Range(estimate, low, high)
 
 
@@ -101,8 +101,8 @@ def _bounds(resampled: Float[np.ndarray, " resamples"], scores: Scores, level: f
     if counts.min() < FEWEST:
         return np.nan, np.nan
     freedom = int((counts - 1).sum())
-    widened = np.sqrt(counts.sum() / freedom) * stats.t.ppf((1 + level) / 2, freedom)
-    tail = 100 * stats.norm.sf(widened)
+    widened = np.sqrt(counts.sum() / freedom) * scipy.stats.t.ppf((1 + level) / 2, freedom)
+    tail = 100 * scipy.stats.norm.sf(widened)
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return float(low), float(high)
 
@@ -117,7 +117,7 @@ def performance_profile(
     """
     above = np.mean([(x[:, None] > thresholds).mean(axis=0) for x in scores], axis=0)
     runs = len(scores) ** 2 / sum(1 / len(x) for x in scores)
-    z2 = stats.norm.ppf((1 + level) / 2) ** 2
+    z2 = scipy.stats.norm.ppf((1 + level) / 2) ** 2
     centre = (above + z2 / (2 * runs)) / (1 + z2 / runs)
     half = np.sqrt(z2 * (above * (1 - above) / runs + z2 / (4 * runs**2))) / (1 + z2 / runs)
     return np.stack([above, centre - half, centre + half])

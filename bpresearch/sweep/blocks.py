@@ -1,16 +1,16 @@
-"""Trains a block of runs: chunk after chunk of one program's calls."""
+"""A job trains the runs of a group: block after block of runs, chunk after chunk of their steps."""
 
-import functools
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bpresearch.sweep import checkpoint
-from bpresearch.sweep.chunks import NO_PART, Pace, batches, chunks, tables, window
+from bpresearch.sweep.chunks import NO_PART, Pace, Part, batches, chunks, tables, window
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.options import Settings, constants
 from bpresearch.sweep.population import Common, Inputs, Population
@@ -39,86 +39,119 @@ def blocks_of(group: Block, size: int) -> Iterator[Block]:
         yield Block(group.settings[part], group.rows[part])
 
 
-def train_block(experiment: Experiment, *what: Any, **how: Any) -> None:
-    """Trains a block's runs, as `_train_block` does, in the experiment's format."""
-    with experiment.in_format():
-        _train_block(experiment, *what, **how)
+class Feed:
+    """What a program takes for the runs of a block, each in its place.
 
-
-def _train_block(
-    experiment: Experiment,
-    program: Population,
-    block: Block,
-    data: dict[str, Any],
-    pace: Pace,
-    stream: Stream,
-    stop: threading.Event,
-    *,
-    path: Path | None = None,
-    checkpoint_every: float | int = 20,
-    kept: Kept | None = None,
-    until: int | None = None,
-) -> None:
-    """Trains a block's runs and gives their results to the stream.
-
-    With `kept` the runs go on from where it has them, until `until` steps, and it keeps them there.
+    Args:
+        experiment: what the runs have in common.
+        program: theirs.
+        block: which runs.
+        data: all parts of the data.
     """
-    settings = block.settings
-    places, counts = program.places(len(settings))
-    common = functools.partial(place, sharding=program.everywhere)
 
-    def per_run(values: Any) -> Any:
+    def __init__(self, experiment: Experiment, program: Population, block: Block, data: dict[str, Any]):
+        settings = block.settings
+        self.experiment, self.program, self.batch_size = experiment, program, settings[0]["batch_size"]
+        self.places, counts = program.places(len(settings))
+        self.counts = place(np.int32(counts), program.runs)
+        self.data = place(data, program.everywhere)
+        seeds = sorted({run["seed"] for run in settings})
+        self.slots = self.per_run(np.array([seeds.index(run["seed"]) for run in settings], np.int32))
+        self.seeds = seeds + seeds[-1:] * (program.seeds - len(seeds))
+        self.keys = self.per_run(np.array([run["seed"] for run in settings], np.uint32))
+        values = [constants(run) for run in settings]
+        self.fixed = {
+            name: self.per_run(np.array([v[name] for v in values], np.float32)) for name in values[0]
+        }
+        self.tables = tables(experiment, settings)
+
+    def per_run(self, values: Any) -> Any:
         """One value for each run, each put into its place."""
         values = np.asarray(values)
-        placed = np.zeros((program.size, *values.shape[1:]), values.dtype)
-        placed[places] = values
-        return place(placed, program.runs)
+        placed = np.zeros((self.program.size, *values.shape[1:]), values.dtype)
+        placed[self.places] = values
+        return place(placed, self.program.runs)
 
-    seeds = sorted({s["seed"] for s in settings})
-    slots = per_run(np.array([seeds.index(s["seed"]) for s in settings], np.int32))
-    seeds += seeds[-1:] * (program.seeds - len(seeds))
-    keys = per_run(np.array([s["seed"] for s in settings], np.uint32))
-    values_of = [constants(s) for s in settings]
-    fixed = {n: per_run(np.array([v[n] for v in values_of], np.float32)) for n in values_of[0]}
-    values = tables(experiment, settings)
-    data = common(data)
-    counts = place(np.int32(counts), program.runs)
-    first_values = {name: per_run(found[:, 0]) for name, found in values.items()}
-    state = program.start(counts, keys, fixed | first_values)
-    step = 0
-    if kept:
-        state, step = kept.put(block.rows, places, state), kept.step
-    else:
-        state, step = checkpoint.resumed(path, state, block.rows)
-    before, pause = 0, checkpoint_every
-    saved = begun = time.monotonic()
-    for chunk in chunks(experiment, step, pace, until):
-        filled = chunk + [NO_PART] * (experiment.parts_in_a_chunk - len(chunk))
+    def start(self) -> Any:
+        """The runs before their first step."""
+        first = {name: self.per_run(table[:, 0]) for name, table in self.tables.items()}
+        return self.program.start(self.counts, self.keys, self.fixed | first)
+
+    def advance(self, runs: Any, chunk: list[Part]) -> tuple[Any, Any, Any]:
+        """The runs after the parts of a chunk, their losses, and what was measured."""
+        filled = chunk + [NO_PART] * (self.experiment.parts_in_a_chunk - len(chunk))
         first, last, evaluation = (np.array(column) for column in zip(*filled, strict=True))
-        orders = batches(experiment, seeds, settings[0]["batch_size"], filled)
-        now = {name: per_run(window(experiment, found, filled)) for name, found in values.items()}
-        numbers = common((np.int32(first), np.int32(last), evaluation))
-        state, losses, measured = program.advance(
-            counts,
-            state,
-            Inputs(keys, slots, now, fixed),
-            Common(numbers[0], numbers[1], numbers[2], place(orders, program.orders), data),
-        )
-        over = chunk[-1].first > experiment.steps
-        diverged_at = state.diverged_at if over else None
-        stream.add(Call(block.rows, places, chunk, losses, measured, diverged_at))
-        if before:  # its results have just been collected
-            pace.took(before, time.monotonic() - begun)
-        before, begun = len(chunk), time.monotonic()
-        stopped, due = anywhere(stop.is_set(), leads() and begun - saved > pause)
-        if stopped or (due and not over):
-            stream.flush()  # the results are never behind the checkpoint
-            if not kept and not over:
-                saved = time.monotonic()
-                checkpoint.save(path, state, block.rows, chunk[-1].last)
-                pause = max(checkpoint_every, 50 * (time.monotonic() - saved))
-            before, saved = 0, time.monotonic()
-        if stopped:
-            raise Interrupted
-    if kept:
-        kept.keep(block.rows, places, state)
+        orders = batches(self.experiment, self.seeds, self.batch_size, filled)
+        now = {n: self.per_run(window(self.experiment, table, filled)) for n, table in self.tables.items()}
+        numbers = place((np.int32(first), np.int32(last), evaluation), self.program.everywhere)
+        inputs = Inputs(self.keys, self.slots, now, self.fixed)
+        common = Common(*numbers, place(orders, self.program.orders), self.data)
+        return self.program.advance(self.counts, runs, inputs, common)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Trains the runs of a group, block by block.
+
+    Attributes:
+        experiment: what the runs have in common.
+        program: theirs.
+        data: all parts of the data.
+        pace: how many parts a call of the program does.
+        stream: takes the results.
+        stop: set by a signal.
+        path: the workdir, for checkpoints; None saves none.
+        checkpoint_every: seconds between two checkpoints, at least.
+    """
+
+    experiment: Experiment
+    program: Population
+    data: dict[str, Any]
+    pace: Pace
+    stream: Stream
+    stop: threading.Event
+    path: Path | None = None
+    checkpoint_every: float | int = 20
+
+    def train(self, block: Block, kept: Kept | None = None, until: int | None = None) -> None:
+        """Trains a block's runs and gives their results to the stream.
+
+        With `kept` the runs go on from where it has them, until `until` steps, and it keeps them there.
+
+        Raises:
+            Interrupted: a signal came; what is done is saved.
+        """
+        with self.experiment.in_format():
+            feed = Feed(self.experiment, self.program, block, self.data)
+            runs = feed.start()
+            if kept:
+                runs, step = kept.put(block.rows, feed.places, runs), kept.step
+            else:
+                runs, step = checkpoint.resumed(self.path, runs, block.rows)
+            runs = self._advance(feed, block, runs, step, until, saves=not kept)
+            if kept:
+                kept.keep(block.rows, feed.places, runs)
+
+    def _advance(self, feed: Feed, block: Block, runs: Any, step: int, until: int | None, saves: bool) -> Any:
+        """The runs after the steps from `step` on; with a checkpoint now and then, if it saves any."""
+        before, pause = 0, self.checkpoint_every
+        saved = begun = time.monotonic()
+        for chunk in chunks(self.experiment, step, self.pace, until):
+            runs, losses, measured = feed.advance(runs, chunk)
+            over = chunk[-1].first > self.experiment.steps
+            diverged_at = runs.diverged_at if over else None
+            self.stream.add(Call(block.rows, feed.places, chunk, losses, measured, diverged_at))
+            if before:  # its results have just been collected
+                self.pace.took(before, time.monotonic() - begun)
+            before, begun = len(chunk), time.monotonic()
+            stopped, due = anywhere(self.stop.is_set(), leads() and begun - saved > pause)
+            if stopped or (due and not over):
+                self.stream.flush()  # the results are never behind the checkpoint
+                if saves and not over:
+                    saved = time.monotonic()
+                    checkpoint.save(self.path, runs, block.rows, chunk[-1].last)
+                    pause = max(self.checkpoint_every, 50 * (time.monotonic() - saved))
+                before, saved = 0, time.monotonic()
+            if stopped:
+                raise Interrupted
+        return runs

@@ -9,14 +9,16 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from bpresearch.sweep.processes import agreed, fetch, place
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 
 def save(workdir: Path | None, state: Any, rows: np.ndarray, step: int) -> None:
@@ -32,6 +34,8 @@ def save(workdir: Path | None, state: Any, rows: np.ndarray, step: int) -> None:
     before = list(folder.iterdir()) if folder.exists() else []
     name = f"{int(rows[0])}-{step}"
     shutil.rmtree(folder / name, ignore_errors=True)
+    import orbax.checkpoint as ocp  # half a second, and a short sweep needs none of it
+
     arguments = ocp.args.Composite(state=ocp.args.StandardSave(leaves), what=ocp.args.JsonSave(what))
     with _checkpointer() as checkpointer:
         try:
@@ -105,8 +109,10 @@ def discard(workdir: Path) -> None:
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
 
 
-def _checkpointer() -> ocp.Checkpointer:
+def _checkpointer() -> "ocp.Checkpointer":
     """Orbax's, for this process alone: without its options it waits for all processes of a sweep."""
+    import orbax.checkpoint as ocp
+
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every step, and twice of errors
     number = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(

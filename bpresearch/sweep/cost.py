@@ -9,7 +9,7 @@ import numpy as np
 
 from bpresearch.sweep import store
 from bpresearch.sweep.axes import Axes, expand, groups
-from bpresearch.sweep.blocks import Block, Interrupted, blocks_of, train_block
+from bpresearch.sweep.blocks import Block, Interrupted, Job, blocks_of
 from bpresearch.sweep.checks import axes_of, check
 from bpresearch.sweep.choosing import choice_of
 from bpresearch.sweep.chunks import Pace, parts_of
@@ -76,9 +76,10 @@ class Rehearsal:
             stop.set()  # after the first chunk, which is one part
         begun = time.perf_counter()
         stream = Stream(self.experiment, self.choice, self.group, lambda **_: None)
+        job = Job(self.experiment, self.program, self.data, Pace(most), stream, stop)
         with contextlib.suppress(Interrupted):
             for block in self.blocks[:1] if first_part_only else self.blocks:
-                train_block(self.experiment, self.program, block, self.data, Pace(most), stream, stop)
+                job.train(block)
         stream.flush()
         return time.perf_counter() - begun
 

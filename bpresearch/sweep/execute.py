@@ -19,7 +19,7 @@ from bpresearch.platform import available_cores
 from bpresearch.sweep import checkpoint, functions, slices, store
 from bpresearch.sweep import prune as pruning
 from bpresearch.sweep.axes import Axes, expand, group_of, groups
-from bpresearch.sweep.blocks import Block, Interrupted, blocks_of, train_block
+from bpresearch.sweep.blocks import Block, Interrupted, Job, blocks_of
 from bpresearch.sweep.checks import axes_of, check, check_size
 from bpresearch.sweep.choosing import Choice, choice_of
 from bpresearch.sweep.chunks import Pace
@@ -27,7 +27,7 @@ from bpresearch.sweep.description import coordinates, describe, label
 from bpresearch.sweep.experiment import Experiment, as_experiment
 from bpresearch.sweep.layout import LAYOUTS, SHARDS, memory, planned
 from bpresearch.sweep.options import Settings
-from bpresearch.sweep.population import measured_variables
+from bpresearch.sweep.population import Population, measured_variables
 from bpresearch.sweep.processes import leads, least
 from bpresearch.sweep.progress import progress
 from bpresearch.sweep.stream import Stream
@@ -49,6 +49,7 @@ def run(
     checkpoint_every: float | int = 20,
     prune: str | None = None,
     beside: Sequence[Settings] = (),
+    programs: dict[Any, Population] | None = None,
 ) -> xr.Dataset:
     """Trains every combination of the axes' values, in compiled programs that each train many runs.
 
@@ -78,6 +79,7 @@ def run(
         prune: `halving`, `hyperband`, `median` or `wilcoxon`: end poor runs early; see `prune.pruner`.
         beside: runs of another sweep, for which the programs are to have room as well, so that the two
             sweeps have the same programs in JAX's compilation cache.
+        programs: a dict that keeps the compiled programs for the next sweep of the same experiment.
 
     Returns:
         A dataset with dimensions `run`, `step` and `eval_step`, every axis a coordinate on `run`, and
@@ -135,9 +137,10 @@ def run(
         finished = group["finished"][:]
         todo = [block for block in _groups(runs, rows) if prune or not finished[block.rows].all()]
         if not finished[rows].all():
-            stages = {"path": path, "checkpoint_every": checkpoint_every}
+            saving = {"path": path, "checkpoint_every": checkpoint_every}
             try:
-                _train(experiment, choice, todo, data, group, stages, quiet, options, prune, beside)
+                how = {"prune": prune, "beside": beside, "programs": programs}
+                _train(experiment, choice, todo, data, group, saving, quiet, options, **how)
             except OSError as error:
                 raise store.unwritable(path, error) from error
         if path and group["finished"][:].all():
@@ -189,13 +192,14 @@ def _train(
     todo: list[Block],
     data: Examples,
     group: zarr.Group,
-    stages: dict[str, Any],
+    saving: dict[str, Any],
     quiet: bool,
     options: dict[str, Any],
     prune: str | None = None,
     beside: Sequence[Settings] = (),
+    programs: dict[Any, Population] | None = None,
 ) -> None:
-    finished, path = group["finished"][:], stages["path"]
+    finished, path = group["finished"][:], saving["path"]
     experiments = [experiment.of(block.settings[0]) for block in todo]
     missing = [int((~finished[block.rows]).sum()) for block in todo]
     runs = sum(missing)
@@ -208,27 +212,35 @@ def _train(
         report(note=f"compiling {len(todo)} program{'s' if len(todo) > 1 else ''} for {runs} runs")
         options = options | {"available": least(memory())}  # the same programs in every process
         parts = [data.of(block.settings[0]) for block in todo]
-        others = [[s for s in beside if group_of(s) == group_of(block.settings[0])] for block in todo]
-        programs = [
-            pool.submit(planned, of_group, block.settings, of_part, beside=other, **options)
-            for of_group, block, of_part, other in zip(experiments, todo, parts, others, strict=True)
-        ]
+        known = {} if programs is None else programs
+        others: dict[Any, list[Settings]] = {}
+        for settings in beside:
+            others.setdefault(group_of(settings), []).append(settings)
+
+        def program_of(of_group: Experiment, block: Block, of_part: dict[str, Any]) -> Population:
+            name = group_of(block.settings[0])
+            if name not in known or not known[name].has_room_for(block.settings):
+                other = others.get(name, [])
+                known[name] = planned(of_group, block.settings, of_part, beside=other, **options)
+            return known[name]
+
+        ready = [pool.submit(program_of, *what) for what in zip(experiments, todo, parts, strict=True)]
         stream = Stream(experiment, choice, group, report)
         paces = [Pace(one.parts_in_a_chunk, steady=jax.process_count() > 1) for one in experiments]
 
-        def train(number: int, runs: Block, **stage: Any) -> None:
-            program = programs[number].result()
-            how = (experiments[number], program)
+        def train(number: int, runs: Block, **rung: Any) -> None:
+            program = ready[number].result()
+            job = Job(experiments[number], program, parts[number], paces[number], stream, stop, **saving)
             for block in blocks_of(runs, program.size):
                 if not finished[block.rows].all():
-                    train_block(*how, block, parts[number], paces[number], stream, stop, **stage)
+                    job.train(block, **rung)
 
         try:
             if prune:
                 pruning.train_in_rungs(prune, experiment, todo, train, stream)
             else:
                 for number, one in enumerate(todo):
-                    train(number, one, **stages)
+                    train(number, one)
             stream.flush()
         except Interrupted as error:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,7 @@ How many places hold a run is an input of the program, so a program serves any n
 room for, and never compiles its loop over runs away when there is one.
 """
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bpresearch.evaluation import evaluate
+from bpresearch.jaxprs import traced
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.options import Settings, constants, scheduled
 from bpresearch.train import Chunk, Measured, Moment, blank, make_run, next_step, start
@@ -27,6 +29,10 @@ RUNS, EVERYWHERE = PartitionSpec("devices"), PartitionSpec()
 BATCHES = PartitionSpec(None, None, None, "devices")
 SHARED_STEP = 25
 """Up to so many steps between evaluations, training takes over the step that the diagnostics looked at."""
+
+TRACING = threading.Lock()
+"""Programs are traced one after another, by Python, and compiled at the same time: so the first is ready, and
+trains, as early as it can."""
 
 
 class Population(NamedTuple):
@@ -51,6 +57,10 @@ class Population(NamedTuple):
     runs: NamedSharding
     everywhere: NamedSharding
     orders: NamedSharding
+
+    def has_room_for(self, settings: list[Settings]) -> bool:
+        """Whether any of these runs can be trained together."""
+        return len({run["seed"] for run in settings}) <= self.seeds or self.seeds == self.size
 
     def places(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `runs` runs in arrays of `size` rows, and how many each device has.
@@ -114,18 +124,24 @@ def population(
     )
 
     def start_all(counts, seeds, hyperparameters):
-        one = lambda _, inputs: programs.start(*inputs)  # noqa: E731
         inputs = (seeds, hyperparameters)
-        return each(one, 1, counts[0], blank(jax.eval_shape(jax.vmap(partial(one, None)), inputs)), inputs)
+        one, found = traced(programs.start, *rows_of(inputs))
+        return each(lambda _, row: one(*row), 1, counts[0], blank(rows_of(found, len(seeds))), inputs)
 
     def advance_all(counts, runs, inputs, common):
-        def one(carried, inputs):
+        def one(run, inputs):
             order = common.orders[inputs.slots]
             chunk = Chunk(inputs.seeds, common.first, common.last, common.evaluation, order, *inputs[2:])
-            return programs.advance(carried[0], chunk, common.data)
+            return programs.advance(run, chunk, common.data)
 
-        found = jax.eval_shape(jax.vmap(one), (runs,), inputs)
-        return each(one, width, counts[0], (runs, *blank(found[1:])), inputs)
+        one, found = traced(one, *rows_of((runs, inputs)))
+        return each(
+            lambda carried, row: one(carried[0], row),
+            width,
+            counts[0],
+            (runs, *blank(rows_of(found[1:], len(inputs.seeds)))),
+            inputs,
+        )
 
     if spread == "runs":
         shard = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
@@ -143,9 +159,11 @@ def population(
     common = placed(common, everywhere)._replace(orders=placed(common.orders, split_batches))
     shares = mesh.size if spread == "runs" else 1
     counts = jax.ShapeDtypeStruct((shares,), jnp.int32, sharding=runs)
-    begin = first_program.lower(counts, keys, hyper)
-    state = placed(jax.eval_shape(first_program, counts, keys, hyper), runs)
-    compiled = compile_with_fewer_copies(program.lower(counts, state, inputs, common))
+    with TRACING:
+        begin = first_program.lower(counts, keys, hyper)
+        state = placed(jax.eval_shape(first_program, counts, keys, hyper), runs)
+        lowered = program.lower(counts, state, inputs, common)
+    compiled = compile_with_fewer_copies(lowered)
     return Population(begin.compile(), compiled, size, seeds, width, runs, everywhere, split_batches)
 
 
@@ -187,6 +205,15 @@ def each(function: Callable[..., Any], width: int, count: Any, carried: Any, inp
         return jax.tree.map(put, carried, found)
 
     return jax.lax.fori_loop(0, -(-count // width), body, carried)
+
+
+def rows_of(arrays: Any, count: int | None = None) -> Any:
+    """The shapes of one row of these arrays; with a count, of so many rows of arrays like these."""
+
+    def shape(array: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape[1:] if count is None else (count, *array.shape), array.dtype)
+
+    return jax.tree.map(shape, arrays)
 
 
 def shapes(

@@ -8,7 +8,7 @@ from scipy import stats
 from bpresearch import models, optim, sweep
 from bpresearch.data import Dataset
 from bpresearch.optim import schedules
-from bpresearch.sweep import execute, prune
+from bpresearch.sweep import blocks, prune
 
 pytest.importorskip("optuna")
 
@@ -136,7 +136,7 @@ def test_the_winner_is_that_of_the_full_sweep(whole, halved):
 
 
 def test_a_pruned_sweep_that_was_stopped_goes_on_to_the_same_results(tmp_path, halved, monkeypatch):
-    train, calls = execute.train_block, []
+    train, calls = blocks.Job.train, []
 
     def stop_at_the_third(*arguments, **stage):
         calls.append(1)
@@ -144,7 +144,7 @@ def test_a_pruned_sweep_that_was_stopped_goes_on_to_the_same_results(tmp_path, h
             raise sweep.Interrupted
         train(*arguments, **stage)
 
-    monkeypatch.setattr(execute, "train_block", stop_at_the_third)
+    monkeypatch.setattr(blocks.Job, "train", stop_at_the_third)
     with pytest.raises(sweep.Interrupted, match="of 16 runs are done"):
         runs(prune="halving", workdir=tmp_path)
     monkeypatch.undo()

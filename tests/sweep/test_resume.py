@@ -18,7 +18,7 @@ import xarray as xr
 import zarr
 
 from bpresearch import sweep
-from bpresearch.sweep import checkpoint, execute, layout, stream
+from bpresearch.sweep import blocks, checkpoint, execute, layout, stream
 from bpresearch.sweep.store import locked
 from tests.sweep.toy import axes, experiment
 
@@ -45,15 +45,15 @@ def test_finished_runs_are_not_done_again(tmp_path, results, monkeypatch):
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     results = sweep.run(experiment(), axes(), quiet=True, layout="map")
     monkeypatch.setattr(layout, "RUNS_IN_A_BLOCK", 4)
-    train_block, calls = execute.train_block, []
+    train, calls = blocks.Job.train, []
 
     def stop_at_the_third(*arguments, **options):
         calls.append(1)
         if len(calls) == 3:
             raise sweep.Interrupted
-        train_block(*arguments, **options)
+        train(*arguments, **options)
 
-    monkeypatch.setattr(execute, "train_block", stop_at_the_third)
+    monkeypatch.setattr(blocks.Job, "train", stop_at_the_third)
     with pytest.raises(sweep.Interrupted, match=r"8 of 16 runs are done, saved in .*same command"):
         sweep.run(experiment(), axes(), tmp_path / "w", quiet=True, layout="map")
     calls[:] = [1] * 3
