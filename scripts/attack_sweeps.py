@@ -221,7 +221,12 @@ def in_a_fork(call: Callable[[], Any], output: Path) -> int:
 
 def apart(call: Callable[[], Any]) -> tuple[int | None, str]:
     """Exit code and output of a process of its own that starts JAX and calls this."""
-    return together([lambda: (platform.start("cpu"), call())[1]])[0]
+
+    def started() -> Any:
+        platform.start("cpu")
+        return call()
+
+    return together([started])[0]
 
 
 def do_kills(count: int, draw: random.Random, folder: Path) -> list[str]:
