@@ -37,10 +37,11 @@ def check_pruner(name: str | None, axes: Axes) -> None:
     Raises:
         ValueError: for paired seeds there are too few.
     """
-    if name == "wilcoxon" and len(set(axes["seed"])) < FEWEST_SEEDS:
+    seeds = len(set(axes.get("seed", [])))
+    if name == "wilcoxon" and seeds < FEWEST_SEEDS:
         raise ValueError(
-            f"prune=wilcoxon: {len(set(axes['seed']))} seeds never tell two settings apart at p < {P_VALUE}: "
-            f"take at least {FEWEST_SEEDS}"
+            f"prune=wilcoxon: {seeds} seeds never tell two settings apart at p < {P_VALUE}: take at least "
+            f"{FEWEST_SEEDS}"
         )
 
 
