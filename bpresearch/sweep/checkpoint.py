@@ -9,16 +9,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bpresearch.sweep.processes import agreed, fetch, place
-
-if TYPE_CHECKING:
-    import orbax.checkpoint as ocp
 
 
 def save(workdir: Path | None, state: Any, rows: np.ndarray, step: int) -> None:
@@ -109,7 +106,7 @@ def discard(workdir: Path) -> None:
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
 
 
-def _checkpointer() -> "ocp.Checkpointer":
+def _checkpointer() -> Any:
     """Orbax's, for this process alone: without its options it waits for all processes of a sweep."""
     import orbax.checkpoint as ocp
 

@@ -139,7 +139,7 @@ def run(
         if not finished[rows].all():
             saving = {"path": path, "checkpoint_every": checkpoint_every}
             try:
-                how = {"prune": prune, "beside": beside, "programs": programs}
+                how: dict[str, Any] = {"prune": prune, "beside": beside, "programs": programs}
                 _train(experiment, choice, todo, data, group, saving, quiet, options, **how)
             except OSError as error:
                 raise store.unwritable(path, error) from error
