@@ -27,10 +27,10 @@ from bpresearch import autodiff, chainrule, data, models, optim, report, statist
 data.published_mnist1d()  # drawn once for all
 gc.freeze()  # else each fork would copy what it looks through for garbage
 for line in sys.stdin:
-    folder, said, commands = json.loads(line)
+    folder, said, commands, environment = json.loads(line)
     for number, command in enumerate(commands):
         if os.fork() == 0:
-            os.chdir(folder)
+            os.chdir(folder), os.environ.clear(), os.environ.update(environment)
             sys.argv, sys.path[0] = command, os.path.dirname(command[0])
             with open(f"{said}/{number}.out", "w") as out, open(f"{said}/{number}.err", "w") as err:
                 os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2), os.dup2(os.open(os.devnull, 0), 0)
@@ -38,6 +38,10 @@ for line in sys.stdin:
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
+
+
+COMMANDS_HAVE = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"}
+"""Variables of the environment, beside those of the test itself."""
 
 
 class Ended(NamedTuple):
@@ -53,7 +57,7 @@ def command_server():
     """A process that has imported everything, and runs each command in a fork of itself."""
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | COMMANDS_HAVE,
     )  # fmt: skip
     with server:
         yield server
@@ -67,7 +71,8 @@ def run_commands(command_server, tmp_path_factory):
     def run(folder: Path, *commands: tuple[str, ...]) -> list[Ended]:
         said = tmp_path_factory.mktemp("said")
         full = [[str(ROOT / script), *map(str, flags)] for script, *flags in commands]
-        print(json.dumps([str(folder), str(said), full]), file=command_server.stdin, flush=True)
+        request = [str(folder), str(said), full, dict(os.environ | COMMANDS_HAVE)]
+        print(json.dumps(request), file=command_server.stdin, flush=True)
         codes = [int(command_server.stdout.readline()) for _ in commands]
         texts = [
             [(said / f"{number}.{kind}").read_text() for kind in ("out", "err")]
