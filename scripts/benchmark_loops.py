@@ -32,7 +32,7 @@ def nnx_loop(name, batch, threads):
     import jax.numpy as jnp
     import optax
     from flax import nnx
-    from hundred_lines import MODELS
+    from hundred_lines import MODELS  # type: ignore[import-not-found]
 
     shape, build = MODELS[name]
     model = build(nnx.Rngs(0))

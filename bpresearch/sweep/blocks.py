@@ -83,9 +83,11 @@ class Feed:
         first, last, evaluation = (np.array(column) for column in zip(*filled, strict=True))
         orders = batches(self.experiment, self.seeds, self.batch_size, filled)
         now = {n: self.per_run(window(self.experiment, table, filled)) for n, table in self.tables.items()}
-        numbers = place((np.int32(first), np.int32(last), evaluation), self.program.everywhere)
+        first, last, evaluation = place(
+            (np.int32(first), np.int32(last), evaluation), self.program.everywhere
+        )
         inputs = Inputs(self.keys, self.slots, now, self.fixed)
-        common = Common(*numbers, place(orders, self.program.orders), self.data)
+        common = Common(first, last, evaluation, place(orders, self.program.orders), self.data)
         return self.program.advance(self.counts, runs, inputs, common)
 
 
