@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from bpresearch.chainrule.registry import rule
+from bpresearch.chainrule.registry import DoesNotApply, rule
 from bpresearch.chainrule.rules.broadcast import along, cotangent, no_derivative
 
 
@@ -96,6 +96,8 @@ class MulticlassSparsemaxLossRule:
     """
 
     def forward(loss, scores, labels, /):
+        if (scores.ndim, labels.ndim) != (2, 1):  # Optax takes some others, and sums over what it should not
+            raise DoesNotApply(f"scores are (batch, classes) and labels (batch,), not {scores.shape}")
         return loss(scores, labels), (jax.vmap(optax.projections.projection_simplex)(scores), labels)
 
     def backward(loss, residuals, values_bar):

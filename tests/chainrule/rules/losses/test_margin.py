@@ -43,6 +43,15 @@ def test_every_option(problems, assert_rules_right):
     assert assert_rules_right(problems) <= 1e-12
 
 
+@pytest.mark.parametrize(("shape", "labels"), [((2, 3, 3), (2, 3)), ((4, 3), (4, 1))])
+def test_a_sparsemax_of_other_shapes_than_its_paper_has_goes_by_primitives(
+    shape, labels, normal, assert_engines_agree
+):
+    """Optax takes scores that are matrices, and labels in a column, and gives some number for them."""
+    model, z = nnx.Sequential(nnx.identity), normal(0, *shape)
+    assert assert_engines_agree(model, losses.multiclass_sparsemax_loss, z, jnp.zeros(labels, int)) <= 1e-12
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_rounding(dtype, problems, assert_rules_sound_in):
     names = ["hinge", "multiclass hinge", "sparsemax", "triplet"]
