@@ -11,14 +11,13 @@ from bpresearch import report
 from bpresearch.statistics import Target
 
 EVIL = "</script><script>window.evil=1</script><img src=x onerror=window.evil=2>"
+OPTIMIZERS, SCHEDULES = ("sgd", "momentum"), ("constant", "cosine")
 
 
 @pytest.fixture(scope="module")
 def results():
     """A sweep with everything that a report shows: three axes, diverged runs, a diagnostic."""
-    runs = list(
-        itertools.product(("sgd", "momentum"), ("constant", "cosine"), (0.01, 0.1, 1.0), (0.5, 0.9), range(3))
-    )
+    runs = list(itertools.product(OPTIMIZERS, SCHEDULES, (0.01, 0.1, 1.0), (0.5, 0.9), range(3)))
     optimizer, schedule, lr, beta, seed = (np.array(values) for values in zip(*runs, strict=True))
     random, steps = np.random.default_rng(0), np.arange(1, 41)
     off = np.abs(np.log10(lr / 0.1)) + 0.2 * (optimizer == "sgd") + 0.3 * (schedule == "constant")
@@ -37,6 +36,7 @@ def results():
             "nothing": (("run", "step"), np.full_like(loss, np.nan)),
             "diverged_at": ("run", np.where(lost, 21, -1)),
             "finished": ("run", np.ones(len(runs), bool)),
+            "train_eval_accuracy": (("run", "eval_step"), accuracy + 0.05),
             **{name: (dims, accuracy) for name, dims in curves.items()},
             **{name.replace("accuracy", "loss"): (dims, 2 - accuracy) for name, dims in curves.items()},
         },
@@ -74,7 +74,8 @@ CHECK = {
 
 @pytest.fixture(scope="module")
 def page(results, tmp_path_factory):
-    sweep = report.Sweep("first", results, provenance={"command": "made up"}, check=CHECK)
+    seconds = {key: (2e-4, 1e-4, 3e-4) for key in itertools.product(OPTIMIZERS, SCHEDULES)}
+    sweep = report.Sweep("first", results, provenance={"command": "made up"}, check=CHECK, seconds=seconds)
     target = Target("accuracy", 0.5)
     return report.write(sweep, tmp_path_factory.mktemp("report"), target=target, drawings=False)
 
@@ -83,7 +84,8 @@ def page(results, tmp_path_factory):
 def test_every_picture_is_drawn_and_nothing_is_said_or_loaded(browser, page, width, dark):
     browser.open(page, width, dark)
     figures = browser.run("return window.rendered.figures")
-    wanted = {*report.PICTURES} - {"target_profiles"} | {"gradient_norm", "update_norm", "gradient_errors"}
+    others = {"target_profiles", "horizon"}  # of several tasks, and of several lengths
+    wanted = {*report.PICTURES} - others | {"gradient_norm", "update_norm", "gradient_errors"}
     assert set(figures) == wanted
     for figure in figures:
         box = browser.run(
