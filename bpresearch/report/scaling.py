@@ -37,7 +37,7 @@ def horizon(sweeps: Sweeps) -> alt.FacetChart | None:
 
 
 def ranking(sweeps: Sweeps) -> alt.FacetChart | None:
-    """How far each is behind the one that leads, at each evaluation; None where nothing is compared.
+    """How far each is behind the one that leads, at each evaluation; None where nothing is compared, or once.
 
     Of each one's best setting with a schedule, the mean over seeds. As a schedule lowers the rate, those
     catch up whose rates were high: lines that cross are rankings that a shorter training would have given.
@@ -54,9 +54,9 @@ def ranking(sweeps: Sweeps) -> alt.FacetChart | None:
         for stratum, courses in strata.items():
             if len(courses) > 1:
                 rows += _behind(sweeps, sweep, stratum, courses)
-    if not rows:
-        return None
     frame = pd.DataFrame(rows)
+    if not len(frame) or frame.step.nunique() < 2:  # a line takes two
+        return None
     unit = "points" if sweeps.metric.percent else sweeps.metric.name
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4))
     y = alt.Y("behind:Q", title=f"behind the leader ({unit})", scale=alt.Scale(reverse=True))

@@ -84,7 +84,7 @@ def page(results, tmp_path_factory):
 def test_every_picture_is_drawn_and_nothing_is_said_or_loaded(browser, page, width, dark):
     browser.open(page, width, dark)
     figures = browser.run("return window.rendered.figures")
-    others = {"target_profiles", "horizon"}  # of several tasks, and of several lengths
+    others = {"target_profiles", "horizon", "ranking"}  # of several tasks, lengths, and evaluations
     wanted = {*report.PICTURES} - others | {"gradient_norm", "update_norm", "gradient_errors"}
     assert set(figures) == wanted
     for figure in figures:

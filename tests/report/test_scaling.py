@@ -64,6 +64,7 @@ def test_the_ranking_on_the_way_is_the_distance_to_the_leader(made_up):
     assert rows["sgd", 20] == (0, 1) and rows["momentum", 20][0] == pytest.approx(10)
     assert rows["momentum", 40] == (0, 1) and rows["sgd", 40] == (pytest.approx(10), 2)
     assert scaling.ranking(sweeps(made_up(optimizers=("sgd",)))) is None
+    assert scaling.ranking(sweeps(made_up())) is None  # one evaluation, at the end: no way to it
 
 
 def test_shapes_are_compared_at_the_rate_that_is_best_for_each(made_up):
