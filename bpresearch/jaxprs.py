@@ -22,10 +22,15 @@ def traced(f: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any]:
     6.0 float32
     """
     closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-    structure = jax.tree.structure(shapes)
+    leaves, structure = jax.tree.flatten(shapes)
 
     def again(*args: Any) -> Any:
-        return structure.unflatten(jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(args)))
+        values = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(args))
+        arrays = [  # a number that stands in the program itself comes out as a Python number
+            value if isinstance(value, jax.Array) else jnp.asarray(value, leaf.dtype)
+            for value, leaf in zip(values, leaves, strict=True)
+        ]
+        return structure.unflatten(arrays)
 
     return again, shapes
 

@@ -58,7 +58,7 @@ def test_a_fresh_run_is_that_of_a_sweep_with_its_seed(workdir):
 def test_what_is_confirmed_is_not_trained_again_and_more_seeds_are_added(workdir, runs, monkeypatch):
     tuned = sweep.read(workdir)
     trained = []
-    monkeypatch.setattr(execute, "_train", lambda _, choice, todo, *rest: trained.append(todo))
+    monkeypatch.setattr(execute, "_train", lambda _, choice, todo, *rest, **how: trained.append(todo))
     found = sweep.confirm(experiment(), runs, tuned, workdir=workdir, **SIX)
     xr.testing.assert_identical(found.load().drop_attrs(), sweep.read_confirmed(workdir).drop_attrs())
     assert trained == []
