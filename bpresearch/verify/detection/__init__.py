@@ -1,1 +1,3 @@
 """How good the verifier is: planted faults, cases around every rule, random models, other checkers."""
+
+from bpresearch.verify.detection import mutations as mutations  # which adds its faults to `faults.FAULTS`

@@ -57,6 +57,16 @@ def test_a_planted_fault_is_what_its_number_says(tanh):
         np.testing.assert_allclose(*errors, atol=1e-12)
 
 
+def test_a_layers_statistics_move_once_whatever_is_planted():
+    """A fault in what BatchNorm's forward keeps: the layer computes for both, and its averages are one's."""
+    case = case_of(target("BatchNorm"))
+    plants = [faults_of(case)[name] for name in ("epsilon_dropped", "scaled")]
+    check = verify.prepare(case.model, case.loss_fn, case.x, case.y, "float64", ["rule"], plants)
+    assert check(case.model, case.x, case.y).passed
+    for fault in range(2):
+        assert check(case.model, case.x, case.y, fault=fault).culprits == (case.where,)
+
+
 @pytest.mark.parametrize("name", ["SimpleCell", pytest.param("LSTMCell", marks=pytest.mark.full)])
 def test_faults_inside_a_transformation_are_told_apart_by_their_numbers(name):
     """The rule of a cell is met inside a loop, and asked there."""
