@@ -101,6 +101,7 @@ import jax.numpy as jnp
 import bpresearch as bp
 
 bp.verify.assert_gradients(jnp.sin, jnp.arange(3.0))
+assert "sign_wrong" in bp.verify.FAULTS  # of a module that nothing here imports
 for part in ("chainrule", "models", "optim", "data"):
     getattr(bp, part)
 print(bp.data.load("spirals").name)
