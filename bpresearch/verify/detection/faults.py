@@ -256,7 +256,7 @@ def scaled(rule, layer, residuals, y_bar, **options):
 
 def _without_epsilon(rule, layer, *inputs, **options):
     """What the layer itself computes, and what a layer whose epsilon is 0 would keep."""
-    bare = nnx.merge(*nnx.split(layer), copy=True)
+    bare = nnx.clone(layer)
     bare.epsilon = 0.0
     return rule.forward(layer, *inputs, **options)[0], rule.forward(bare, *inputs, **options)[1]
 

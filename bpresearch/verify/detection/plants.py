@@ -81,14 +81,11 @@ def _switched_forward(rules: list[Rule], index: Callable[[], jax.Array]) -> Call
     which = jnp.asarray([list(different).index(rule.forward) for rule in rules])
 
     def forward(layer, *inputs, **options):
-        # All are computed, in front of the switch, for a layer may change its state as it computes: once, by
-        # the first of them.
-        layers = [layer, *(_copy(layer) for _ in list(different)[1:])]
-        answers = [f(at, *inputs, **options) for f, at in zip(different, layers, strict=True)]
+        # All are computed, in front of the switch, for a layer may change its state as it computes. The first
+        # changes it, the others that of a copy.
+        others = range(len(different) - 1)
+        copies = [nnx.clone(layer) if isinstance(layer, nnx.Module) else layer for _ in others]
+        answers = [f(at, *inputs, **options) for f, at in zip(different, [layer, *copies], strict=True)]
         return lax.switch(which[index()], [lambda answer=answer: answer for answer in answers])
 
     return forward
-
-
-def _copy(layer: Any) -> Any:
-    return nnx.merge(*nnx.split(layer), copy=True) if isinstance(layer, nnx.Module) else layer

@@ -40,7 +40,7 @@ class Architecture:
 
     def draw(self, rng: np.random.Generator) -> tuple[nnx.Module, Any, Any]:
         """The model with random parameters, inputs and targets, of scales between 1e-3 and 1e3."""
-        model = nnx.merge(*nnx.split(self.model))
+        model = nnx.clone(self.model)
         perturb(model, rng, 10 ** rng.uniform(-3, 0))
         if self.integers:
             x: Any = rng.integers(0, self.integers, self.shape)
@@ -126,7 +126,7 @@ class TracedArchitecture:
     def draw(self, rng: np.random.Generator) -> tuple[nnx.Module, Any, Any]:
         """The model with other parameters and data, of other scales; with its own where those overflow."""
         for _ in range(5):
-            model = nnx.merge(*nnx.split(self.model))
+            model = nnx.clone(self.model)
             perturb(model, rng, 10 ** rng.uniform(-3, 0))
             batch = {name: _redrawn(leaf, rng) for name, leaf in self.batch.items()}
             if is_finite(model, self.loss_fn.loss, batch):

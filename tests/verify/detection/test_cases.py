@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from bpresearch import chainrule, verify
 from bpresearch.verify.detection import random_models
@@ -87,6 +88,18 @@ def test_right_gradients_of_random_models_are_not_rejected():
 def test_random_models_are_drawn_alike_from_the_same_seed():
     one, two = (random_models.random_architecture(np.random.default_rng(5)) for _ in range(2))
     assert (one.layers, one.shape, one.outputs) == (two.layers, two.shape, two.outputs)
+
+
+@pytest.mark.parametrize("kind", [random_models.random_architecture, random_models.traced_architecture])
+def test_a_draw_leaves_the_architecture_as_it_is(kind):
+    """Flax's merge gives a model whose variables are the first one's; draws would add up."""
+    rng = np.random.default_rng(5)
+    weights = lambda model: jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))  # noqa: E731
+    architecture = next(one for one in iter(lambda: kind(rng), None) if weights(one.model))
+    before = list(map(np.array, weights(architecture.model)))
+    drawn = [weights(architecture.draw(rng)[0]) for _ in range(2)]
+    assert all(map(np.array_equal, before, weights(architecture.model)))
+    assert not any(map(np.array_equal, *drawn))
 
 
 def test_a_loss_that_takes_no_targets_of_a_shape_is_not_chosen():
