@@ -24,7 +24,7 @@ def time_to_target(sweeps: Sweeps) -> alt.FacetChart | None:
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=6))
     title = "How soon is the target reached?"
     subtitle = f"Runs at each {sweeps.by}'s best setting that have had {_told(sweeps)} by then"
-    return _shares(frame, sweeps.by, x, "runs at the target (%)", title, subtitle)
+    return _shares(sweeps, frame, x, "runs at the target (%)", title, subtitle)
 
 
 def target_profiles(sweeps: Sweeps) -> alt.FacetChart | None:
@@ -45,11 +45,16 @@ def target_profiles(sweeps: Sweeps) -> alt.FacetChart | None:
     x = alt.X("ratio:Q", title="steps over those of the fastest", scale=alt.Scale(type="log", nice=False))
     title = "Which is fastest over all tasks?"
     subtitle = f"Sweeps in which the median run has {_told(sweeps)} in so many times the fewest steps"
-    return _shares(frame, sweeps.by, x, "tasks at the target (%)", title, subtitle)
+    return _shares(sweeps, frame, x, "tasks at the target (%)", title, subtitle)
 
 
-def _shares(frame: pd.DataFrame, by: str, x: alt.X, of: str, title: str, subtitle: str) -> alt.FacetChart:
-    """Shares that rise in steps along x, a line for each value of `by`."""
+def _shares(
+    sweeps: Sweeps, frame: pd.DataFrame, x: alt.X, of: str, title: str, subtitle: str
+) -> alt.FacetChart:
+    """Shares that rise in steps along x, a line for each value of `by`, with the colour of other pictures."""
+    by = sweeps.by
+    order = list(dict.fromkeys(str(name) for sweep in sweeps for name in sweep.results[by].values))
+    frame = frame.sort_values(by, key=lambda names: names.map(order.index), kind="stable")
     y = alt.Y("share:Q", title=of, scale=alt.Scale(domain=[0, 100]))
     shown = tooltips(frame, [by, str(x.shorthand).partition(":")[0], "share"])
     lines = line(channels_by(frame, by), step=True, x=x, y=y, tooltip=shown)
