@@ -3,11 +3,14 @@
 Measures, in one run and in turn: bpresearch's populations; the same runs as a skilled JAX user trains them
 (`hundred_lines.py`), `jit(vmap(scan))` over all of them or `jit(scan)` one after another, whichever is
 faster, and the faster of the same two spread over one device for each core; a loop over `nnx.jit` steps; and
-PyTorch's eager loop in one process and in two at once (where PyTorch is installed: EXTRAS=torch scripts/run
-FILE). On an accelerator, all of these run there, and the same populations on the machine's CPU beside them.
-Compilation is not counted. Each ratio is the median over rounds; the machine should do nothing else.
+where PyTorch is installed (EXTRAS=torch scripts/run FILE) its eager loop in one process and in two at once,
+its loop with `torch.compile` where there is a C++ compiler, and all runs by `torch.func`'s `vmap` where the
+layers have one. On an accelerator, all of these run there, and the same populations on the machine's CPU
+beside them. Compilation is not counted. Each ratio is the median over rounds; the machine should do nothing
+else.
 """
 
+import functools
 import itertools
 import os
 import statistics
@@ -30,7 +33,7 @@ from bpresearch import command as shared
 from bpresearch.optim import schedules
 from bpresearch.sweep.cost import Rehearsal
 
-flags.DEFINE_bool("quick", False, "fewer steps and rounds: done within 50 s")
+flags.DEFINE_bool("quick", False, "fewer steps and rounds, and spread over devices the perceptron alone")
 flags.DEFINE_string("json", None, "file for the figures, as one flat object")
 flags.DEFINE_string("only", "", "tasks whose name starts with this")
 flags.DEFINE_string("platform", None, "cpu, gpu, tpu; by default the best there is")
@@ -92,7 +95,11 @@ class Others:
             subprocess.Popen([sys.executable, *command], stdin=pipe, stdout=pipe, text=True, env=environment)
             for _ in range(processes)
         ]
-        self.ready = {self._read(process) for process in self.processes} == {"ready"}
+
+    @functools.cached_property
+    def ready(self) -> bool:
+        """Whether the framework is there; waits until all is compiled."""
+        return {self._read(process) for process in self.processes} == {"ready"}
 
     def __call__(self) -> float:
         rates = {form: self._rate(form) for form in self.forms}
@@ -128,7 +135,11 @@ def python_loop(framework: str, name: str, batch: int, steps: int, processes: in
 
 
 def hundred_lines(name: str, batch: int, steps: int, runs: int, devices: int = 1) -> Others:
-    """The runs as a skilled JAX user trains them, on one device or on several."""
+    """The runs as a skilled JAX user trains them, on one device or on several.
+
+    A fifth of the steps is enough: they are all alike, nothing is evaluated, and there are four forms.
+    """
+    steps //= 5
     forms = ("spread_vmap", "spread_scan") if devices > 1 else ("vmap", "scan")
     return Others([LOOPS, "hundred", name, *map(str, (batch, steps, devices, runs))], forms=forms)
 
@@ -180,6 +191,8 @@ PEERS = {
     "nnx_jit": "nnx.jit loop",
     "torch": "PyTorch",
     "two_torch": "two PyTorch",
+    "torch_compile": "torch.compile",
+    "torch_vmap": "torch.func",
     "cpu": "CPU",
 }
 
@@ -198,27 +211,34 @@ def main() -> None:
         shared.positive("runs")
     figures: dict[str, float] = {}
     seconds: list[list[float]] = []  # of one step of each model of experiments/mnist1d_table.py: theirs, ours
+    cores = platform.available_cores()
     accelerated = jax.default_backend() != "cpu"
     shown = [peer for peer in PEERS if accelerated or peer != "cpu"]
     table = Table("task", "steps/s", *(PEERS[peer] for peer in shown), title="Training steps a second")
     for name, task in chosen.items():
         dataset, model, options, batch, runs = task
         runs = flags.FLAGS.runs or runs
-        population = ours(dataset, model, options, batch, runs, steps)
-        population()
         if flags.FLAGS.served:
+            population = ours(dataset, model, options, batch, runs, steps)
+            population()
             return serve(population)
-        others = {
+        others = {  # they get ready side by side, and while ours is compiled
             "hundred_lines": hundred_lines(name, batch, steps, runs),
             "nnx_jit": python_loop("nnx", name, batch, steps),
             "torch": python_loop("torch", name, batch, steps),
         }
+        others["torch_compile"] = python_loop("torch_compile", name, batch, steps)
+        others["torch_vmap"] = Others(
+            [LOOPS, "torch_vmap", name, *map(str, (batch, steps // 5, cores, runs))]
+        )
         if name == "mlp":
             others["two_torch"] = python_loop("torch", name, batch, steps, processes=2)
         if accelerated:
             others["cpu"] = on_cpu(name)
-        elif (cores := platform.available_cores()) > 1:
+        elif cores > 1 and (name == "mlp" or not quick):
             others["hundred_lines_spread"] = hundred_lines(name, batch, steps, runs, cores)
+        population = ours(dataset, model, options, batch, runs, steps)
+        population()
         others = {key: other for key, other in others.items() if other.ready}
         rates: dict[str, list] = {"ours": [], "fraction_of_peak": [], **{key: [] for key in others}}
         for _ in range(rounds):

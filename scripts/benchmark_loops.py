@@ -1,11 +1,12 @@
 """The other side of scripts/benchmark.py: the ways to train that one would write otherwise.
 
-Called as `benchmark_loops.py FRAMEWORK TASK BATCH STEPS THREADS RUNS`. FRAMEWORK is `nnx` or `torch`: a loop
-in Python over the steps of one run, as the frameworks' tutorials write it; or `hundred`: all runs by the
-hundred lines of `hundred_lines.py`. Prints "ready" when warm and then, for every line it reads, trains STEPS
-steps (of each run) and prints steps a second; to `hundred` the line says in which form. Prints "missing"
-where the framework is not installed. JAX runs with its own defaults here, but that `hundred` with THREADS
-above 1 has so many devices. All use a GPU if there is one and JAX_PLATFORMS does not say "cpu".
+Called as `benchmark_loops.py FRAMEWORK TASK BATCH STEPS THREADS RUNS`. FRAMEWORK is `nnx`, `torch` or
+`torch_compile`: a loop in Python over the steps of one run, as the frameworks' tutorials write it;
+`torch_vmap`: all runs by `torch.func`; or `hundred`: all runs by the hundred lines of `hundred_lines.py`.
+Prints "ready" when warm and then, for every line it reads, trains STEPS steps (of each run) and prints steps
+a second; to `hundred` the line says in which form. Prints "missing" where the framework is not installed, or
+has no way to train the task so. JAX runs with its own defaults here, but that `hundred` with THREADS above 1
+has so many devices. All use a GPU if there is one and JAX_PLATFORMS does not say "cpu".
 """
 
 import functools
@@ -77,13 +78,9 @@ def hundred_lines(name, batch, threads, runs):
     return train
 
 
-def torch_loop(name, batch, threads):
-    """An eager loop; returns `order -> None`, which trains on those examples."""
-    import torch
+def torch_model(name):
+    """The model of a task in PyTorch, and the shape of an example."""
     from torch import nn
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
 
     class ResidualMLP(nn.Module):
         def __init__(self):
@@ -109,34 +106,77 @@ def torch_loop(name, batch, threads):
             return self.last(self.gru(x)[0].flatten(1))
 
     shape = SHAPES[name]
+    if name == "mnist1d.residual_mlp":
+        return ResidualMLP(), shape
+    if name == "mnist1d.bidirectional_gru":
+        return BidirectionalGRU(), shape
+    layers = []
     if name in WIDTHS:
-        sizes = WIDTHS[name]
-        layers = []
-        for before, after in itertools.pairwise(sizes):
+        for before, after in itertools.pairwise(WIDTHS[name]):
             layers += [nn.Linear(before, after), nn.ReLU()]
-        model = nn.Sequential(*layers[:-1])
-    elif name == "mnist1d.residual_mlp":
-        model = ResidualMLP()
-    elif name == "mnist1d.bidirectional_gru":
-        model = BidirectionalGRU()
-    else:
-        layers = []
-        for before, kernel in ((1, 5), (25, 3), (25, 3)):
-            layers += [nn.Conv1d(before, 25, kernel, stride=2, padding=1), nn.ReLU()]
-        model, shape = nn.Sequential(*layers, nn.Flatten(), nn.Linear(125, 10)), shape[::-1]
+        return nn.Sequential(*layers[:-1]), shape
+    for before, kernel in ((1, 5), (25, 3), (25, 3)):
+        layers += [nn.Conv1d(before, 25, kernel, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(125, 10)), shape[::-1]
+
+
+def torch_data(shape, threads):
+    """Examples on the device that is used, after settling how many threads compute."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
     on_gpu = torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu"
     device = torch.device("cuda" if on_gpu else "cpu")
-    model.to(device)
-    x, y = torch.randn(4000, *shape, device=device), torch.arange(4000, device=device) % 10
+    return torch.randn(4000, *shape, device=device), torch.arange(4000, device=device) % 10
+
+
+def torch_loop(name, batch, threads, compiled=False):
+    """A loop over steps, eager or with `torch.compile`; returns `order -> None`, which trains on these."""
+    import torch
+
+    model, shape = torch_model(name)
+    x, y = torch_data(shape, threads)
+    model.to(x.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
-    loss_fn = nn.CrossEntropyLoss()
+    loss_fn = torch.nn.CrossEntropyLoss()
+    forward = torch.compile(model) if compiled else model
 
     def train(order):
-        for index in torch.from_numpy(order).to(device):
+        for index in torch.from_numpy(order).to(x.device):
             optimizer.zero_grad()
-            loss_fn(model(x[index]), y[index]).backward()
+            loss_fn(forward(x[index]), y[index]).backward()
             optimizer.step()
-        if on_gpu:
+        if x.is_cuda:
+            torch.cuda.synchronize()
+
+    return train
+
+
+def torch_vmap(name, batch, threads, runs):
+    """All runs at once by `torch.func`; returns `orders -> None`, which trains all on those examples."""
+    import torch
+    from torch.func import functional_call, grad, stack_module_state, vmap
+
+    models = [torch_model(name) for _ in range(runs)]
+    base, shape = models[0]
+    x, y = torch_data(shape, threads)
+    base.to(x.device)
+    params, buffers = stack_module_state([model.to(x.device) for model, _ in models])
+    params = {key: value.detach() for key, value in params.items()}
+    momentum = {key: torch.zeros_like(value) for key, value in params.items()}
+
+    def loss(params, buffers, x, y):
+        return torch.nn.functional.cross_entropy(functional_call(base, (params, buffers), (x,)), y)
+
+    gradients = vmap(grad(loss))
+
+    def train(orders):
+        for index in torch.from_numpy(orders).to(x.device).transpose(0, 1):
+            for key, value in gradients(params, buffers, x[index], y[index]).items():
+                momentum[key].mul_(0.9).add_(value)
+                params[key].sub_(momentum[key], alpha=1e-2)
+        if x.is_cuda:
             torch.cuda.synchronize()
 
     return train
@@ -154,12 +194,26 @@ def main():
             order = np.random.default_rng(0).integers(0, 4000, (5, steps, batch))[seeds]
             for form in forms:  # compiles for this many steps
                 train(form, order)
+        elif framework == "torch_vmap":
+            every = torch_vmap(name, batch, threads, runs)
+            train = lambda form, orders: every(orders)  # noqa: E731
+            order = np.random.default_rng(0).integers(0, 4000, (runs, steps, batch))
+            every(order[:, :2])
         else:
-            one = {"nnx": nnx_loop, "torch": torch_loop}[framework](name, batch, threads)
+            loops = {
+                "nnx": nnx_loop,
+                "torch": torch_loop,
+                "torch_compile": functools.partial(torch_loop, compiled=True),
+            }
+            one = loops[framework](name, batch, threads)
             train, runs = lambda form, order: one(order), 1
             order = np.random.default_rng(0).integers(0, 4000, (steps, batch))
             one(order[:50])
     except ImportError:
+        print("missing", flush=True)
+        return
+    except (NotImplementedError, RuntimeError) as error:  # no compiler; a layer without vmap
+        print(f"{framework} cannot train {name}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
         print("missing", flush=True)
         return
     print("ready", flush=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bpresearch.imports import MissingExtraError
-from bpresearch.report.style import band, channels_by, line, panels, titled, tooltips
+from bpresearch.report.style import band, line, panels, titled, tooltips
 from bpresearch.report.sweeps import Sweeps
 from bpresearch.statistics import (
     budget_curves,
@@ -43,7 +43,7 @@ def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
     frame = pd.DataFrame(rows)
     if frame.trials.max() < 2:
         return None
-    channels = channels_by(frame, by)
+    channels = sweeps.channels(frame)
     x = alt.X("trials:Q", title="settings tried", scale=alt.Scale(type="log", nice=False))
     x["axis"] = alt.Axis(format="d", tickCount=6)
     y = alt.Y("value:Q", title=sweeps.metric.title, scale=alt.Scale(zero=False))
@@ -78,7 +78,7 @@ def importances(sweeps: Sweeps) -> alt.FacetChart | None:
     if not rows:
         return None
     frame = pd.DataFrame(rows)
-    colour = channels_by(frame, sweeps.by)["color"]
+    colour = sweeps.channels(frame)["color"]
     colour["legend"] = None
     bars = (
         alt.Chart()
@@ -117,7 +117,7 @@ def profiles(sweeps: Sweeps) -> alt.FacetChart | None:
             pd.DataFrame({"score": thresholds, "share": share, "low": below, "high": above, by: name})
         )
     frame = pd.concat(rows, ignore_index=True).assign(panel="")
-    channels = channels_by(frame, by)
+    channels = sweeps.channels(frame)
     x = alt.X("score:Q", title="score (0: untrained, 1: best setting of all)")
     x["scale"] = alt.Scale(nice=False, zero=False)
     x["axis"] = alt.Axis(tickCount=6)
@@ -149,7 +149,7 @@ def interquartile_means(sweeps: Sweeps) -> alt.FacetChart | None:
     y = alt.Y(f"{by}:N", title=None, sort=[row[by] for row in rows], axis=alt.Axis(labelLimit=160))
     scale = alt.Scale(zero=False, padding=10)
     title = "interquartile mean of the score"
-    channels = channels_by(frame, by)
+    channels = sweeps.channels(frame)
     colour = channels["color"]
     colour["legend"] = None
     tip = tooltips(frame, [by, "estimate", "low", "high"])

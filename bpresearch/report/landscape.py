@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.report.style import PICKED, axis_at, channels_by, dotted_line, panels, titled, tooltips
+from bpresearch.report.style import PICKED, axis_at, dotted_line, panels, titled, tooltips
 from bpresearch.report.sweeps import Sweeps, coarse
 
 MOST_LINES = 400
@@ -27,7 +27,7 @@ def all_runs(sweeps: Sweeps) -> alt.FacetChart | None:
     rows["panel"] = ""
     choices = _choices(sweeps, rows)
     across = "lr" if "lr" in choices else next(iter(choices))
-    channels = channels_by(rows, sweeps.by)
+    channels = sweeps.channels(rows)
     brush = alt.selection_interval(name="brush", encodings=["x", "y"])
     logarithmic = across == "lr" and rows.lr.min() > 0
     scale = alt.Scale(type="log", padding=16) if logarithmic else alt.Scale(padding=16, zero=False)
@@ -248,7 +248,7 @@ def diverged(sweeps: Sweeps) -> alt.FacetChart | None:
     )
     frame = rows.reset_index()
     frame["share"] *= 100
-    channels = channels_by(frame, sweeps.by)
+    channels = sweeps.channels(frame)
     positive = frame.lr.min() > 0
     shared: dict[str, Any] = {
         "x": alt.X("lr:Q", title="learning rate", axis=axis_at(frame.lr),

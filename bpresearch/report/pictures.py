@@ -12,7 +12,6 @@ from bpresearch.report.style import (
     NUMBER,
     axis_at,
     band,
-    channels_by,
     dotted_line,
     line,
     panels,
@@ -39,7 +38,7 @@ def loss_curves(sweeps: Sweeps) -> alt.FacetChart:
     rows = curves(sweeps, "train_loss", positive)
     scale = alt.Scale(type="log", nice=False) if positive else alt.Scale()
     return panels(
-        curve_layers(rows, sweeps.by, "training loss", scale),
+        curve_layers(sweeps, rows, "training loss", scale),
         rows,
         f"How fast does each {sweeps.by} reduce the training loss?",
         f"Mini-batch loss at each {sweeps.by}'s best setting; {sweeps.seeds}",
@@ -61,7 +60,7 @@ def loss_over_seconds(sweeps: Sweeps) -> alt.FacetChart | None:
     rows = rows.dropna(subset=["seconds"])
     scale = alt.Scale(type="log", nice=False) if positive else alt.Scale()
     return panels(
-        curve_layers(rows, sweeps.by, "training loss", scale, x="seconds"),
+        curve_layers(sweeps, rows, "training loss", scale, x="seconds"),
         rows,
         f"How fast in seconds does each {sweeps.by} reduce the training loss?",
         f"At what a step takes one run alone; mini-batch loss at each best setting; {timed.seeds}",
@@ -82,7 +81,7 @@ def generalisation_gap(sweeps: Sweeps) -> alt.FacetChart | None:
     rows = curves(Sweeps(with_gaps, sweeps.by), "gap", logarithmic=False)
     title = f"gap in {metric.name.partition(' ')[2]}{' (points)' if metric.percent else ''}"
     return panels(
-        curve_layers(rows, sweeps.by, title, alt.Scale(zero=True)),
+        curve_layers(sweeps, rows, title, alt.Scale(zero=True)),
         rows,
         "How much is learned by heart?",
         f"Examples trained on against the test part, at each {sweeps.by}'s best setting; {sweeps.seeds}",
@@ -91,10 +90,10 @@ def generalisation_gap(sweeps: Sweeps) -> alt.FacetChart | None:
 
 
 def curve_layers(
-    rows: pd.DataFrame, by: str, title: str, scale: alt.Scale, x: str = "step"
+    sweeps: Sweeps, rows: pd.DataFrame, title: str, scale: alt.Scale, x: str = "step"
 ) -> list[alt.Chart]:
     """Lines with bands over the steps, from rows as `curves` gives them, and thin ones for single runs."""
-    channels = channels_by(rows, by)
+    channels = sweeps.channels(rows)
     across = alt.X(f"{x}:Q", title=x, scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=4))
     y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6))
     y["axis"]["labelExpr"] = NUMBER if scale["type"] == "log" else FOUR_DIGITS
@@ -171,7 +170,7 @@ def sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.Facet
     rates = sorted(set(rows[field].astype(float)))
     logarithmic = rates[0] > 0 and len(rates) > 1
     scale = alt.Scale(type="log", nice=False, padding=12) if logarithmic else alt.Scale(padding=12)
-    channels = channels_by(rows, sweeps.by)
+    channels = sweeps.channels(rows)
     x = alt.X(f"{field}:Q", title=label, scale=scale, axis=axis_at(rates))
     y = alt.Y("value:Q", title=metric.title, scale=alt.Scale(zero=False))
     others = [name for name in sweeps.axes if name not in ("optimizer", "schedule", field)]

@@ -65,7 +65,7 @@ def _curves(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:
     rows, words = curves(sweeps, name, positive), titled(name)
     scale = alt.Scale(type="log", nice=False) if positive else alt.Scale(zero=False)
     return panels(
-        curve_layers(rows, sweeps.by, words, scale),
+        curve_layers(sweeps, rows, words, scale),
         rows,
         f"Diagnostic: {words}",
         f"At each {sweeps.by}'s best setting; {sweeps.seeds}",

@@ -63,7 +63,7 @@ def ranking(sweeps: Sweeps) -> alt.FacetChart | None:
     y["axis"] = alt.Axis(format="~g", labelExpr=FOUR_DIGITS, tickCount=6)
     shown = tooltips(frame, [by, "step", "behind", "place"])
     return panels(
-        [line(channels_by(frame, by), x=x, y=y, tooltip=shown)],
+        [line(sweeps.channels(frame), x=x, y=y, tooltip=shown)],
         frame,
         "Does the ranking change while training goes on and its rate decays?",
         f"{sweeps.metric.name} at each evaluation, at each {by}'s best setting; 0: the one that leads",
@@ -122,21 +122,22 @@ def best_rates(sweeps: Sweeps) -> alt.FacetChart | None:
 
 
 def _rates(sweeps: Sweeps, sweep: Sweep) -> list[dict[str, Any]]:
-    """The best rate of each optimizer and schedule at each value of each numeric axis."""
+    """The best rate of each optimizer and schedule at each value of each axis that is a size."""
     results = tuning(sweep.results)
     metric = chosen_by(results)
     sign = -1 if metric.higher_is_better else 1
     settings, rows = settings_of(results), []
     schedules = {str(setting.values["schedule"]) for setting in settings}
     for axis in axes_of(results):
-        if axis == "lr" or results[axis].dtype.kind not in "if":
+        sizes = {} if axis == "lr" else _sizes(results[axis].values)
+        if not sizes:
             continue
         groups: dict[tuple[str, str, float], dict[float, float]] = {}
         for setting in settings:
-            rate, at = setting.values.get("lr"), setting.values.get(axis)
-            if rate is None or at is None or not rate > 0:
+            rate, value = setting.values.get("lr"), setting.values.get(axis)
+            if rate is None or value is None or not rate > 0:
                 continue
-            key = str(setting.values["optimizer"]), str(setting.values["schedule"]), float(at)
+            key = str(setting.values["optimizer"]), str(setting.values["schedule"]), sizes[value]
             losses = groups.setdefault(key, {})
             loss = sign * float(setting.chosen_by.mean())
             losses[rate] = np.nanmin([losses.get(rate, np.inf), loss if np.isfinite(loss) else np.inf])
@@ -152,6 +153,18 @@ def _rates(sweeps: Sweeps, sweep: Sweep) -> list[dict[str, Any]]:
                          "edge": "yes" if best in (0, len(rates) - 1) else "no", "sweep": sweep.name,
                          "optimizer": optimizer, "schedule": schedule})  # fmt: skip
     return [row for row in rows if len({r["at"] for r in rows if r["axis"] == row["axis"]}) > 1]
+
+
+def _sizes(values: np.ndarray) -> dict[Any, float]:
+    """What number each value of an axis is: itself; of widths "64,64", 64. None of others."""
+    if values.dtype.kind in "if":
+        return {value: float(value) for value in values.tolist()}
+    texts = [str(value) for value in values.tolist()]
+    parts = [set(text.split(",")) for text in texts if text]
+    layers = {text.count(",") for text in texts if text}
+    if len(layers) > 1 or not all(len(part) == 1 and min(part).isdecimal() for part in parts):
+        return {}
+    return {text: float(text.split(",")[0]) for text in texts if text}
 
 
 def shapes(sweeps: Sweeps) -> alt.FacetChart | None:
@@ -172,22 +185,35 @@ def shapes(sweeps: Sweeps) -> alt.FacetChart | None:
                 kind="stable",
             )
             best = order.drop_duplicates([sweeps.by, axis]).sort_index()
-            place = np.argsort(np.argsort(best[axis].to_numpy(), kind="stable"), kind="stable")
+            sizes = _sizes(best[axis].to_numpy())
+            at = best[axis].map(sizes) if sizes else best[axis].astype(str)
             labels = [f"{v:.4g}" if isinstance(v, float | int) else str(v) for v in best[axis]]
+            # Names, of schedules say, have no order that a line could follow: each is a line of its own.
+            of_line = best[sweeps.by] if sizes else best[sweeps.by] + " " + at
             frames.append(
-                best.assign(at=labels, place=place, panel=sweeps.panel(sweep, titled(axis)), run=ONE_RUN)
-            )
+                best.assign(
+                    at=labels, place=at.rank(method="dense"), named=not sizes, of_line=of_line,
+                    panel=sweeps.panel(sweep, titled(axis)), run=ONE_RUN,
+                )
+            )  # fmt: skip
     if not frames:
         return None
     frame = pd.concat(frames, ignore_index=True)
-    kept = [sweeps.by, "at", "place", "panel", "sweep", "value", "low", "high", "lr"]
-    channels = channels_by(frame, sweeps.by)
+    kept = [sweeps.by, "at", "place", "named", "of_line", "panel", "sweep", "value", "low", "high", "lr"]
+    channels = sweeps.channels(frame)
     x = alt.X("at:O", title=None, sort=alt.EncodingSortField("place", op="min"))
     x["axis"] = alt.Axis(labelAngle=0, labelLimit=90)
     y = alt.Y("value:Q", title=sweeps.metric.title, scale=alt.Scale(zero=False))
     shown = tooltips(frame, [sweeps.by, "at", "lr", "value", "low", "high"])
+    lines = [alt.Detail(f"{sweeps.by}:N"), alt.Detail("of_line:N")]
+    intervals = alt.Chart().transform_filter("datum.named").mark_rule(strokeWidth=5, opacity=0.25)
+    low = alt.Y("low:Q", title=y["title"], scale=y["scale"])
     return panels(
-        [band(channels, x, y), *dotted_line(channels, x=x, y=y, tooltip=shown)],
+        [
+            band(channels, x, y).encode(detail=lines),
+            intervals.encode(x=x, y=low, y2="high:Q", color=channels["color"]),
+            *dotted_line(channels, x=x, y=y, tooltip=shown, detail=lines),
+        ],
         frame[kept],
         "What does each setting gain, at the learning rate that is best for it?",
         f"Final {sweeps.metric.name}, all else at its best; {sweeps.tuning_seeds}",

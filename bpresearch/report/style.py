@@ -67,15 +67,23 @@ def parameters() -> list[alt.Parameter]:
     return [alt.param(name=name, value=value) for name, value in names.items()]
 
 
-def channels_by(frame: pd.DataFrame, field: str) -> dict[str, Any]:
-    """The channels that tell a column's values apart: colour and, on lines, dash; shape for points."""
-    names = list(dict.fromkeys(frame[field]))
-    kind = f"{field}:N"
+def channels_by(frame: pd.DataFrame, field: str, names: Sequence[str] = ()) -> dict[str, Any]:
+    """The channels that tell a column's values apart: colour and, on lines, dash; shape for points.
+
+    Args:
+        frame: the rows.
+        field: the column.
+        names: all values that it has in any picture, so that each looks alike in all; by default the frame's.
+    """
+    here = set(frame[field])
+    names = list(names or dict.fromkeys(frame[field]))
+    kind, legend = f"{field}:N", alt.Legend(values=[name for name in names if name in here])
+    shared = {"title": field, "legend": legend}
     return {
-        "color": alt.Color(kind, scale=alt.Scale(domain=names), title=field),
+        "color": alt.Color(kind, scale=alt.Scale(domain=names), **shared),
         "detail": alt.Detail(kind),
-        "dash": alt.StrokeDash(kind, scale=alt.Scale(domain=names, range=DASHES), title=field),
-        "shape": alt.Shape(kind, scale=alt.Scale(domain=names, range=SHAPES), title=field),
+        "dash": alt.StrokeDash(kind, scale=alt.Scale(domain=names, range=DASHES), **shared),
+        "shape": alt.Shape(kind, scale=alt.Scale(domain=names, range=SHAPES), **shared),
     }
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
+from bpresearch.report.style import channels_by
 from bpresearch.statistics import (
     Metric,
     Target,
@@ -132,6 +133,15 @@ class Sweeps:
         """The title of a panel: the sweep's name, where there are several, and what else it shows."""
         name = sweep if isinstance(sweep, str) else sweep.name
         return " · ".join([*([name] if len(self) > 1 else []), *names])
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of what is compared, in the order of the sweeps."""
+        return list(dict.fromkeys(str(name) for sweep in self for name in sweep.results[self.by].values))
+
+    def channels(self, frame: pd.DataFrame) -> dict[str, Any]:
+        """The channels that tell apart what is compared, each alike in every picture."""
+        return channels_by(frame, self.by, self.names)
 
     @cached_property
     def axes(self) -> list[str]:

@@ -4,7 +4,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from bpresearch.report.style import channels_by, line, panels, tooltips
+from bpresearch.report.style import line, panels, tooltips
 from bpresearch.report.sweeps import Sweeps
 from bpresearch.statistics import reached_by, steps_to_target, time_profile
 
@@ -51,13 +51,10 @@ def target_profiles(sweeps: Sweeps) -> alt.FacetChart | None:
 def _shares(
     sweeps: Sweeps, frame: pd.DataFrame, x: alt.X, of: str, title: str, subtitle: str
 ) -> alt.FacetChart:
-    """Shares that rise in steps along x, a line for each value of `by`, with the colour of other pictures."""
-    by = sweeps.by
-    order = list(dict.fromkeys(str(name) for sweep in sweeps for name in sweep.results[by].values))
-    frame = frame.sort_values(by, key=lambda names: names.map(order.index), kind="stable")
+    """Shares that rise in steps along x, a line for each of what is compared."""
     y = alt.Y("share:Q", title=of, scale=alt.Scale(domain=[0, 100]))
-    shown = tooltips(frame, [by, str(x.shorthand).partition(":")[0], "share"])
-    lines = line(channels_by(frame, by), step=True, x=x, y=y, tooltip=shown)
+    shown = tooltips(frame, [sweeps.by, str(x.shorthand).partition(":")[0], "share"])
+    lines = line(sweeps.channels(frame), step=True, x=x, y=y, tooltip=shown)
     return panels([lines], frame, title, subtitle, height=280)
 
 

@@ -33,6 +33,26 @@ def test_the_best_rate_follows_the_width(made_up):
     assert (frame.edge == "no").all()
 
 
+def test_widths_of_equal_layers_are_a_size(made_up):
+    parts = {
+        widths: made_up(rates=RATES, best=best, schedules=("constant",))
+        for widths, best in (("8,8", 1.0), ("64,64", 0.1))
+    }
+    frame = scaling.best_rates(sweeps(together("widths", parts))).data
+    assert dict(zip(frame["at"], frame.lr, strict=True)) == {8: 1.0, 64: 0.1}
+    deeper = {"8,8": parts["8,8"], "64": parts["64,64"]}  # another depth as well: not one number
+    assert scaling.best_rates(sweeps(together("widths", deeper))) is None
+
+
+def test_what_is_compared_looks_alike_in_every_picture(made_up):
+    few = sweeps(made_up(optimizers=("sgd", "momentum", "adam")))
+    all_three = few.channels(few.settings)
+    late = few.channels(few.settings[few.settings.optimizer != "sgd"])
+    for channel in ("color", "dash", "shape"):
+        assert late[channel]["scale"]["domain"] == all_three[channel]["scale"]["domain"]
+        assert late[channel]["legend"]["values"] == ["momentum", "adam"]
+
+
 def test_between_rates_the_best_is_that_of_a_parabola_of_the_loss(made_up):
     parts = {}
     for width in (1, 4):

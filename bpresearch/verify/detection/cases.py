@@ -298,8 +298,11 @@ def perturb(model: nnx.Module, rng: np.random.Generator, scale: float = 0.3) -> 
             variable[...] = (value + scale * rng.normal(size=value.shape)).astype(value.dtype)
 
 
-def cases() -> tuple[list[Case], list[str]]:
-    """The case of every rule but those in WITHOUT_CASE, and what is said of others that have none."""
+def cases(seed: int = 0) -> tuple[list[Case], list[str]]:
+    """The case of every rule but those in WITHOUT_CASE, and what is said of others that have none.
+
+    The seed draws weights and data.
+    """
     found, missing = [], []
     seen: set[Any] = set()
     for target, rule in chainrule.registered().items():
@@ -308,7 +311,7 @@ def cases() -> tuple[list[Case], list[str]]:
             continue
         seen.add((id(rule), name))
         try:
-            found.append(case_of(target))
+            found.append(case_of(target, seed))
         except NoCaseError as error:
             missing.append(str(error))
     return found, missing
