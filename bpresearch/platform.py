@@ -5,7 +5,9 @@ import gc
 import hashlib
 import os
 import platform as machine
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ XLA_OPTIONS = {
     "xla_gpu_deterministic_ops": "true",  # the same bits in every call and after every compile
 }
 """Options of XLA, unless the environment's XLA_FLAGS sets them."""
+T = TypeVar("T")
 DTYPES = {"float32": jnp.float32, "float64": jnp.float64, "bfloat16": jnp.bfloat16}
 
 
@@ -122,3 +125,37 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+SETTINGS: dict[str, Callable[..., contextlib.AbstractContextManager[Any]]] = {
+    "jax_debug_infs": jax.debug_infs,
+    "jax_debug_nans": jax.debug_nans,
+    "jax_default_device": jax.default_device,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_default_prng_impl": jax.default_prng_impl,
+    "jax_enable_x64": jax.enable_x64,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+    "jax_threefry_partitionable": jax.threefry_partitionable,
+}
+"""What a `with` of JAX's sets, for its own thread alone, that changes what a program computes."""
+
+
+def with_these_settings(function: Callable[..., T]) -> Callable[..., T]:
+    """The function for another thread, in which JAX's settings are those of this one.
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> with ThreadPoolExecutor(1) as pool, jax.enable_x64(True):
+    ...     one_half = bp.platform.with_these_settings(lambda: jnp.asarray(0.5).dtype.name)
+    ...     pool.submit(one_half).result()
+    'float64'
+    """
+    here = {name: getattr(jax.config, name) for name in SETTINGS}
+
+    def run(*args: Any) -> T:
+        with contextlib.ExitStack() as stack:
+            for name, value in here.items():
+                stack.enter_context(SETTINGS[name](value))
+            return function(*args)
+
+    return run

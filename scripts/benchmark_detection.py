@@ -6,8 +6,8 @@ bpresearch.verify.detection). A fault counts if it changes some gradient by 1e-6
 side by side: bpresearch (verify.model), jax.test_util.check_grads in float32 and float64, and
 torch.autograd.gradcheck, slow and fast, where PyTorch is installed. Then random models with right gradients
 are verified, chains of layers and models as users write them, in three precisions and at scales from 1e-3 to
-1e3. A new seed is drawn and printed each time: of the weights and data of all of them. Exit code 1 if bpresearch missed a fault, named another layer,
-or rejected a right gradient.
+1e3. A new seed is drawn and printed each time: of the weights and data of all of them. Exit code 1 if
+bpresearch missed a fault, named another layer, or rejected a right gradient.
 """
 
 import json

@@ -130,7 +130,7 @@ def _renamed(value: Any, labels: Mapping[str, str], key: str = "") -> Any:
             for name, inner in value.items()
         }
     if isinstance(value, list):
-        named = key in ("domain", "sort")
+        named = key in ("domain", "sort", "values")
         return [
             _called(item, labels) if named and isinstance(item, str) else _renamed(item, labels, key)
             for item in value

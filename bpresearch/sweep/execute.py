@@ -15,7 +15,7 @@ import xarray as xr
 import zarr
 
 from bpresearch.distribution import Uniform
-from bpresearch.platform import available_cores
+from bpresearch.platform import available_cores, with_these_settings
 from bpresearch.sweep import checkpoint, functions, slices, store
 from bpresearch.sweep import prune as pruning
 from bpresearch.sweep.axes import Axes, expand, group_of, groups
@@ -224,7 +224,8 @@ def _train(
                 known[name] = planned(of_group, block.settings, of_part, beside=other, **options)
             return known[name]
 
-        ready = [pool.submit(program_of, *what) for what in zip(experiments, todo, parts, strict=True)]
+        made = with_these_settings(program_of)
+        ready = [pool.submit(made, *what) for what in zip(experiments, todo, parts, strict=True)]
         stream = Stream(experiment, choice, group, report)
         paces = [Pace(one.parts_in_a_chunk, steady=jax.process_count() > 1) for one in experiments]
 

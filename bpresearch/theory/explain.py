@@ -48,6 +48,7 @@ class Explanation:
         gradient: by `jax.grad`.
         anatomy: the gradient taken apart.
         rounding: what rounding does to gradients of the size of the model's largest.
+        normalized: the paths of `nnx.BatchNorm` layers that took their running statistics.
     """
 
     weight: str
@@ -55,6 +56,7 @@ class Explanation:
     gradient: float
     anatomy: Anatomy
     rounding: float
+    normalized: tuple[str, ...] = ()
 
     @property
     def total(self) -> float:
@@ -88,7 +90,13 @@ class Explanation:
 
     def sentences(self) -> list[str]:
         """The answer in words: is the derivative that of the activation or that of the loss?"""
-        return in_words(self.weight, self.anatomy.kinds, self.number)
+        told = in_words(self.weight, self.anatomy.kinds, self.number)
+        if self.normalized:
+            told.append(
+                f"nnx.BatchNorm at {', '.join(self.normalized)} takes its running statistics here, as in "
+                "evaluation: with those of the batch no path would belong to one example."
+            )
+        return told
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
@@ -129,7 +137,8 @@ def explain(
 
     The gradient of a weight is a sum over paths and, for each path, a product of factors: what the weight
     was multiplied with (input), weights and derivatives of activations on the way, the derivative of the
-    loss. The sum over all paths stands beside what `jax.grad` says.
+    loss. The sum over all paths stands beside what `jax.grad` says. `nnx.BatchNorm` takes its running
+    statistics, as in evaluation, and the answer says so.
 
     Args:
         model: any NNX model; it is not changed.
@@ -150,15 +159,27 @@ def explain(
     loss_fn, inputs, targets = (TrainingLoss(loss), (), x) if y is None else (loss, x, y)
     with jax.enable_x64(True):
         wide = verify.cast_model(model, "float64")
+        normalized = _taking_running_statistics(wide)
         inputs, targets = verify.cast((inputs, targets), "float64")
         _, grads = gradient_by_jax(wide, loss_fn)(inputs, targets)
         path, index = element(grads, weight)
         anatomy = take_apart(wide, loss_fn, inputs, targets, path, index, paths=paths)
         gradient = float(leaf_at(grads, path)[index])
         largest = max(float(np.max(np.abs(leaf), initial=0)) for leaf in jax.tree.leaves(grads))
-    return Explanation(
-        element_name(path, index), type(model).__name__, gradient, anatomy, largest * sys.float_info.epsilon
-    )
+    name, rounding = element_name(path, index), largest * sys.float_info.epsilon
+    return Explanation(name, type(model).__name__, gradient, anatomy, rounding, normalized)
+
+
+def _taking_running_statistics(model: nnx.Module) -> tuple[str, ...]:
+    """Has each `nnx.BatchNorm` that would take those of the batch do so; their paths."""
+    layers = [
+        (format_path(path), layer)
+        for path, layer in nnx.iter_modules(model)
+        if isinstance(layer, nnx.BatchNorm) and not layer.use_running_average
+    ]
+    for _, layer in layers:
+        layer.use_running_average = True
+    return tuple(path for path, _ in layers)
 
 
 def element_name(path: tuple[Any, ...], index: tuple[int, ...]) -> str:

@@ -225,7 +225,8 @@ def _sentence(report: Report) -> str:
         checked = [f"{len(report.rows)} comparisons"]
         checked += [f"{len(report.undecided)} of them undecided"] if report.undecided else []
         for oracle in ("autodiff", "finite differences"):
-            errors = [row.error for row in report.rows if row.oracle == oracle and row.passed]
+            right = [row for row in report.rows if row.oracle == oracle and row.passed]
+            errors = [row.error for row in right if not _is_zero(row)]
             checked += (
                 [f"{oracle} agree{'s' * (oracle == 'autodiff')} to {max(errors):.0e}"] if errors else []
             )
@@ -275,9 +276,16 @@ def _table(rows: Iterable[Row], heading: str) -> list[str]:
     return lines
 
 
+def _is_zero(row: Row) -> bool:
+    """Whether the leaf is zero within what rounding does, so that an error has no size to be relative to."""
+    return bool(row.passed and row.tolerance >= 1 and row.oracle in VALUES)
+
+
 def _number(row: Row | None) -> str:
     if row is None:
         return "-"
+    if _is_zero(row):
+        return "zero"
     if row.passed is None and row.error != row.error:
         return "?"
     if row.oracle == "rounding":

@@ -240,6 +240,19 @@ def test_diagnostics_are_variables_with_their_own_dimensions(results):
     np.testing.assert_array_equal(measured.train_loss[chosen], untouched)
 
 
+def test_programs_are_traced_with_the_settings_of_the_thread_that_calls():
+    seen = set()
+
+    def loss(outputs, targets):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets)
+
+    settings = sweep.grid(optimizer=optim.sgd, schedule=schedules.constant, lr=0.1, batch_size=10, seed=0)
+    with jax.default_matmul_precision("highest"):
+        sweep.run(experiment(loss=loss), settings, quiet=True)
+    assert seen == {"highest"}
+
+
 def test_optimizers_that_need_the_loss_get_it():
     def polyak(learning_rate):
         return optax.polyak_sgd(scaling=learning_rate / 50, max_learning_rate=1.0)

@@ -125,6 +125,20 @@ def test_a_training_loss_has_paths_too():
     assert found.gradient == pytest.approx(float(gradient), rel=1e-5)
 
 
+def test_batch_norm_takes_its_running_statistics_and_the_answer_says_so():
+    model = nnx.Sequential(
+        nnx.Linear(7, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.tanh,
+        nnx.Linear(3, 2, rngs=nnx.Rngs(1)),
+    )  # fmt: skip
+    x, y = np.random.default_rng(0).normal(size=(4, 7)), np.zeros((4, 2))
+    found = bp.explain(model, SQUARED, x, y, "layers.0.kernel[1,2]")
+    assert found.agrees and found.number == 4 * 2
+    assert "nnx.BatchNorm at layers.1 takes its running statistics" in " ".join(str(found).split())
+    assert not model.layers[1].use_running_average
+    model.eval()
+    assert bp.explain(model, SQUARED, x, y, "layers.0.kernel[1,2]").gradient == found.gradient
+
+
 def test_the_explanation_reads_as_a_table():
     model = Branched()
     text = str(bp.explain(model, SQUARED, X, T, "out.bias[1]"))

@@ -47,6 +47,20 @@ def twice_rounded(x):
     return jax.lax.scan(step, x, length=2)[0]
 
 
+def test_what_has_no_part_in_the_loss_is_not_held_constant():
+    """As the running statistics of layers that normalize in a loop; they silenced differences once."""
+
+    def averaging(x):
+        def step(x, _):
+            return jnp.tanh(x), jax.lax.stop_gradient(x.mean())
+
+        return jax.lax.scan(step, x, length=2)[0]
+
+    model = nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), averaging)
+    report = verify.model(model, SQUARES, *batch(), dtype="float64", oracles=["finite differences"])
+    assert report.passed and not report.notes, str(report)
+
+
 class StraightThroughRule:
     def forward(layer, x):
         return jnp.round(x), ()
