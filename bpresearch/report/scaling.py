@@ -11,7 +11,7 @@ from bpresearch.report.style import (
     FOUR_DIGITS,
     NUMBER,
     band,
-    channels_by,
+    colour_of,
     dotted_line,
     line,
     panels,
@@ -101,16 +101,21 @@ def best_rates(sweeps: Sweeps) -> alt.FacetChart | None:
     frame = pd.DataFrame([row for sweep in sweeps for row in _rates(sweeps, sweep)])
     if not len(frame):
         return None
-    frame = frame.assign(panel=[sweeps.panel(row.sweep, titled(row.axis)) for row in frame.itertuples()])
-    channels = channels_by(frame, "of")
-    channels["color"]["title"] = channels["shape"]["title"] = None
+    several = frame[sweeps.stratum].nunique() > 1
+    frame = frame.assign(
+        panel=[
+            sweeps.panel(row["sweep"], titled(row["axis"]), *([row[sweeps.stratum]] if several else []))
+            for row in frame.to_dict("records")
+        ]
+    )
+    channels = sweeps.channels(frame)
     logarithmic = bool(frame["at"].min() > 0)
     scale = alt.Scale(type="log", nice=False, padding=12) if logarithmic else alt.Scale(padding=12)
     x = alt.X("at:Q", title=None, scale=scale)
     x["axis"] = alt.Axis(format="~g", labelExpr=FOUR_DIGITS, tickCount=5)
     y = alt.Y("lr:Q", title="best learning rate", scale=alt.Scale(type="log", nice=False, padding=12))
     y["axis"] = alt.Axis(format="~g", labelExpr=NUMBER, tickCount=5)
-    shown = tooltips(frame, ["of", "at", "lr", "edge"])
+    shown = tooltips(frame, ["optimizer", "schedule", "at", "lr", "edge"])
     return panels(
         dotted_line(channels, x=x, y=y, tooltip=shown),
         frame,
@@ -127,7 +132,6 @@ def _rates(sweeps: Sweeps, sweep: Sweep) -> list[dict[str, Any]]:
     metric = chosen_by(results)
     sign = -1 if metric.higher_is_better else 1
     settings, rows = settings_of(results), []
-    schedules = {str(setting.values["schedule"]) for setting in settings}
     for axis in axes_of(results):
         sizes = {} if axis == "lr" else _sizes(results[axis].values)
         if not sizes:
@@ -148,8 +152,7 @@ def _rates(sweeps: Sweeps, sweep: Sweep) -> list[dict[str, Any]]:
                 continue
             best = int(np.argmin(found))
             rate = descent.lowest(rates, found)[0] if found[np.isfinite(found)].min() > 0 else rates[best]
-            name = optimizer if len(schedules) == 1 else f"{optimizer}, {schedule}"
-            rows.append({"axis": column(axis), "at": at, "lr": float(rate), "of": name,
+            rows.append({"axis": column(axis), "at": at, "lr": float(rate),
                          "edge": "yes" if best in (0, len(rates) - 1) else "no", "sweep": sweep.name,
                          "optimizer": optimizer, "schedule": schedule})  # fmt: skip
     return [row for row in rows if len({r["at"] for r in rows if r["axis"] == row["axis"]}) > 1]
@@ -206,12 +209,13 @@ def shapes(sweeps: Sweeps) -> alt.FacetChart | None:
     y = alt.Y("value:Q", title=sweeps.metric.title, scale=alt.Scale(zero=False))
     shown = tooltips(frame, [sweeps.by, "at", "lr", "value", "low", "high"])
     lines = [alt.Detail(f"{sweeps.by}:N"), alt.Detail("of_line:N")]
-    intervals = alt.Chart().transform_filter("datum.named").mark_rule(strokeWidth=5, opacity=0.25)
+    intervals = alt.Chart().transform_filter("datum.named")
+    intervals = intervals.mark_rule(strokeWidth=5, opacity=0.25, stroke=colour_of(channels))
     low = alt.Y("low:Q", title=y["title"], scale=y["scale"])
     return panels(
         [
             band(channels, x, y).encode(detail=lines),
-            intervals.encode(x=x, y=low, y2="high:Q", color=channels["color"]),
+            intervals.encode(x=x, y=low, y2="high:Q", detail=channels["detail"]),
             *dotted_line(channels, x=x, y=y, tooltip=shown, detail=lines),
         ],
         frame[kept],

@@ -90,14 +90,10 @@ def channels_by(frame: pd.DataFrame, field: str, names: Sequence[str] = ()) -> d
 def band(
     channels: dict[str, Any], x: alt.X, y: alt.Y, base: alt.Chart | None = None, step: bool = False
 ) -> alt.Chart:
-    """An area between the columns `low` and `high` around the line of `y`.
-
-    It has its line's colour by an expression, as a channel would change the legend's symbols.
-    """
-    fill = alt.expr(f"scale('color', {_datum(channels)})")
+    """An area between the columns `low` and `high` around the line of `y`."""
     low = alt.Y("low:Q", title=y["title"], scale=y["scale"], axis=y["axis"])
     area = (base or alt.Chart()).mark_area(
-        opacity=0.18, fill=fill, interpolate="step-after" if step else "linear"
+        opacity=0.18, fill=colour_of(channels), interpolate="step-after" if step else "linear"
     )
     return area.encode(x=x, y=low, y2="high:Q", detail=channels["detail"])
 
@@ -120,6 +116,11 @@ def dotted_line(channels: dict[str, Any], base: alt.Chart | None = None, **encod
     encoding |= {"color": channels["color"]}
     points = base.mark_point(size=42, filled=True, opacity=1).encode(shape=channels["shape"], **encoding)
     return [base.mark_line(strokeWidth=2, strokeDash=dash).encode(**encoding), points]
+
+
+def colour_of(channels: dict[str, Any]) -> alt.Expr:
+    """The colour of a row, for marks that shall not change the legend's symbols as a channel would."""
+    return alt.expr(f"scale('color', {_datum(channels)})")
 
 
 def _datum(channels: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ def together(axis, parts):
 def test_the_best_rate_follows_the_width(made_up):
     parts = {width: made_up(rates=RATES, best=1 / width, schedules=("constant",)) for width in (1, 10, 100)}
     frame = scaling.best_rates(sweeps(together("width", parts))).data
-    assert set(frame.panel) == {"width"} and set(frame.of) == {"sgd", "momentum"}
+    assert set(frame.panel) == {"width"} and set(frame.optimizer) == {"sgd", "momentum"}
     np.testing.assert_allclose(frame.lr, 1 / frame["at"])
     assert (frame.edge == "no").all()
 
