@@ -65,13 +65,13 @@ def main() -> int:
     demand("altair", "jinja2", "vl_convert")  # which are loaded while programs train
     axes = axes_from_flags()
     json_file = output_file("json")
-    start_from_flags()
-    experiment = experiment_from_flags()
-    target = checked_target(experiment, axes)
     if FLAGS.cost and FLAGS.distributed:
         raise ValueError(
             "--cost: times one process alone; take it without --distributed, in the same workdir"
         )
+    start_from_flags()
+    experiment = experiment_from_flags()
+    target = checked_target(experiment, axes)
     study_folders(Path())  # a number that is none is found before any work is done
     workdir = workdir_from_flags("compare_optimizers", experiment, axes)
     console = Console()

@@ -94,11 +94,6 @@ def check(experiment: Experiment, axes: Axes) -> None:
     for name in OWN_AXES:
         if name not in axes:
             raise ValueError(f"the axes lack {name}: give it one value or many")
-    if label(experiment.loss) == "cosine_similarity":
-        raise ValueError(
-            "loss=cosine_similarity: is largest where outputs are right, and training makes it small: take "
-            "cosine_distance"
-        )
     for name, values in axes.items():
         if any(isinstance(value, Uniform) for value in values):
             raise ValueError(f"axis {name} is a distribution: sweep.search draws from it")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from bpresearch.autodiff import gradient as autodiff_gradient
@@ -61,6 +62,11 @@ class Experiment(Task):
             raise ValueError(f"validation={self.validation}: takes a fraction of at least 0 and below 1")
         if self.training_examples < 1:
             raise ValueError(f"validation={self.validation} leaves no example to train on")
+        if self.loss is optax.losses.cosine_similarity:
+            raise ValueError(
+                "loss=cosine_similarity: is largest where outputs are right, and training makes it small: "
+                "take cosine_distance"
+            )
 
     @property
     def training_examples(self) -> int:

@@ -160,7 +160,10 @@ def test_missing_axes_are_named(missing):
         sweep.run(experiment(), found, quiet=True)
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"eval_every": 0}, {"validation": 1.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"steps": 0}, {"eval_every": 0}, {"validation": 1.0}, {"loss": optax.losses.cosine_similarity}],
+)
 def test_experiments_that_cannot_be_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         experiment(**changes)
