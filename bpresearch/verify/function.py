@@ -227,7 +227,7 @@ def _kept(
     key = texts, constants, replace(options, seed=0, reference=None, surrogate=None)
     if key not in _programs:
         _programs[key] = derivative, second_derivative(derivative)
-        while len(_programs) > 32:
+        while len(_programs) > 8:  # the processor's programs take mappings, of which a process has 65,530
             _programs.popitem(last=False)
     _programs.move_to_end(key)
     return _programs[key]

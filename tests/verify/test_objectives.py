@@ -1,6 +1,8 @@
 """Correct gradients are accepted, wrong ones are not, and nothing of the caller's is changed."""
 
+import gc
 import json
+import weakref
 from types import SimpleNamespace
 
 import jax
@@ -352,3 +354,18 @@ def test_hints():
     check = verify.prepare(model, LABELS, x, y, "float64", ["rule"], list(hints))
     for number, (fault, said) in enumerate(hints.items()):
         assert check(model, x, y, fault=number).hints == said, fault
+
+
+def test_a_verification_leaves_no_program_behind():
+    """Programs take a processor's mappings; those of some ten models were all that a process may have."""
+    model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.tanh)
+    x, y = np.ones((2, 3)), np.zeros((2, 2))
+
+    def loss(outputs, targets):
+        return optax.losses.squared_error(outputs, targets)
+
+    verify.model(model, loss, x, y, oracles=["autodiff", "finite differences"])
+    programs = weakref.ref(loss)  # theirs hold it
+    del loss
+    gc.collect()
+    assert programs() is None

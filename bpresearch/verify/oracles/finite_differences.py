@@ -5,7 +5,7 @@ What is measured in which way, and the estimates made of it. The numerics are in
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from bpresearch.verify.directions import Directions
 from bpresearch.verify.ladder import coordinate_derivatives, directional_derivatives, richardson
 from bpresearch.verify.plain import HeldInLoopError, holding_constants
 from bpresearch.verify.precision import compiled
-from bpresearch.verify.question import NotAskedError, Question, first_line
+from bpresearch.verify.question import Derivative, NotAskedError, Question, first_line
 from bpresearch.verify.spread import Spreads
 from bpresearch.verify.verdict import COARSEST, Estimates
 
@@ -70,8 +70,8 @@ def measure(question: Question, together: bool = False, spread: bool = False) ->
     Raises:
         NotAskedError: values are held constant inside a loop, or the function cannot be evaluated so.
     """
-    function, others = question.derivative.scalar, (question.others, question.y_bars[0])
-    arguments = function, question.point, question.found, question.directions, question.seed
+    others = question.others, question.y_bars[0]
+    arguments = question.derivative, question.point, question.found, question.directions, question.seed
     try:
         return _measure(*arguments, together, others, spread)
     except HeldInLoopError as error:
@@ -81,7 +81,7 @@ def measure(question: Question, together: bool = False, spread: bool = False) ->
 
 
 def _measure(
-    function: Callable[..., Array],
+    derivative: Derivative,
     point: list[Array],
     gradient: Sequence[np.ndarray],
     directions: Directions,
@@ -99,7 +99,10 @@ def _measure(
         shared = tuple(leaf for leaf in short if point[leaf].size <= SHARED)
         groups = (*alone, *filter(None, [shared]))
         bound = any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves((point, others)))
-        program = _short_way(function, groups, spread and len(jax.local_devices()) > 1 and not bound)
+        is_spread = spread and len(jax.local_devices()) > 1 and not bound
+        program = derivative.programs.get(way := ("short way", groups, is_spread))
+        if program is None:
+            program = derivative.programs[way] = _short_way(derivative.scalar, groups, is_spread)
         here, answers = jax.device_get(program(point, others))
         for group, answer in zip(groups, answers, strict=True):
             mine = np.isin(directions.leaf, group)
@@ -114,7 +117,7 @@ def _measure(
         count = 2 ** math.ceil(math.log2(climbed.size)) if takes_it else climbed.size
         padded = np.resize(climbed, count)
         chosen = Directions(directions.leaf[padded], directions.coordinate[padded])
-        ladder = _ladder(function, together)
+        ladder = derivative.program(("ladder", together), lambda: _ladder(derivative.scalar, together))
         on_device = [jnp.asarray(g) for g in gradient]
         answer = jax.device_get(ladder(point, on_device, chosen, np.uint32(seed % 2**32), others))
         eps = float(jnp.finfo(answer["here"].dtype).eps)
@@ -124,19 +127,17 @@ def _measure(
     return found
 
 
-@lru_cache(maxsize=16)
 def _ladder(function: Callable[..., Array], together: bool) -> Any:
-    """`directional_derivatives` of `function(point, *others)`, compiled once for so many directions."""
+    """`directional_derivatives` of `function(point, *others)`."""
 
     def program(point, gradient, directions, seed, others):
         return directional_derivatives(
             lambda point: function(point, *others), point, gradient, directions, seed, together
         )
 
-    return compiled(program)
+    return program
 
 
-@lru_cache(maxsize=16)
 def _short_way(function: Callable[..., Array], groups: tuple[tuple[int, ...], ...], spread: bool) -> Any:
     """`coordinate_derivatives` in every coordinate of groups of leaves, on one device or spread over all."""
 
