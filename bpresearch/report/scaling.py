@@ -101,13 +101,9 @@ def best_rates(sweeps: Sweeps) -> alt.FacetChart | None:
     frame = pd.DataFrame([row for sweep in sweeps for row in _rates(sweeps, sweep)])
     if not len(frame):
         return None
-    several = frame[sweeps.stratum].nunique() > 1
-    frame = frame.assign(
-        panel=[
-            sweeps.panel(row["sweep"], titled(row["axis"]), *([row[sweeps.stratum]] if several else []))
-            for row in frame.to_dict("records")
-        ]
-    )
+    stratum = [sweeps.stratum] if frame[sweeps.stratum].nunique() > 1 else []
+    rows = frame.to_dict("records")
+    frame["panel"] = [sweeps.panel(r["sweep"], titled(r["axis"]), *(r[s] for s in stratum)) for r in rows]
     channels = sweeps.channels(frame)
     logarithmic = bool(frame["at"].min() > 0)
     scale = alt.Scale(type="log", nice=False, padding=12) if logarithmic else alt.Scale(padding=12)
@@ -138,10 +134,10 @@ def _rates(sweeps: Sweeps, sweep: Sweep) -> list[dict[str, Any]]:
             continue
         groups: dict[tuple[str, str, float], dict[float, float]] = {}
         for setting in settings:
-            rate, value = setting.values.get("lr"), setting.values.get(axis)
-            if rate is None or value is None or not rate > 0:
+            rate, at = setting.values.get("lr"), sizes.get(setting.values.get(axis))
+            if rate is None or at is None or not rate > 0:
                 continue
-            key = str(setting.values["optimizer"]), str(setting.values["schedule"]), sizes[value]
+            key = str(setting.values["optimizer"]), str(setting.values["schedule"]), at
             losses = groups.setdefault(key, {})
             loss = sign * float(setting.chosen_by.mean())
             losses[rate] = np.nanmin([losses.get(rate, np.inf), loss if np.isfinite(loss) else np.inf])

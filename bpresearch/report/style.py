@@ -118,7 +118,7 @@ def dotted_line(channels: dict[str, Any], base: alt.Chart | None = None, **encod
     return [base.mark_line(strokeWidth=2, strokeDash=dash).encode(**encoding), points]
 
 
-def colour_of(channels: dict[str, Any]) -> alt.Expr:
+def colour_of(channels: dict[str, Any]) -> alt.ExprRef:
     """The colour of a row, for marks that shall not change the legend's symbols as a channel would."""
     return alt.expr(f"scale('color', {_datum(channels)})")
 
