@@ -9,6 +9,7 @@ has no way to train the task so. JAX runs with its own defaults here, but that `
 has so many devices. All use a GPU if there is one and JAX_PLATFORMS does not say "cpu".
 """
 
+import copy
 import functools
 import itertools
 import os
@@ -158,11 +159,10 @@ def torch_vmap(name, batch, threads, runs):
     import torch
     from torch.func import functional_call, grad, stack_module_state, vmap
 
-    models = [torch_model(name) for _ in range(runs)]
-    base, shape = models[0]
+    base, shape = torch_model(name)
     x, y = torch_data(shape, threads)
     base.to(x.device)
-    params, buffers = stack_module_state([model.to(x.device) for model, _ in models])
+    params, buffers = stack_module_state([copy.deepcopy(base) for _ in range(runs)])
     params = {key: value.detach() for key, value in params.items()}
     momentum = {key: torch.zeros_like(value) for key, value in params.items()}
 
@@ -200,12 +200,9 @@ def main():
             order = np.random.default_rng(0).integers(0, 4000, (runs, steps, batch))
             every(order[:, :2])
         else:
-            loops = {
-                "nnx": nnx_loop,
-                "torch": torch_loop,
-                "torch_compile": functools.partial(torch_loop, compiled=True),
-            }
-            one = loops[framework](name, batch, threads)
+            is_nnx = framework == "nnx"
+            of_torch = functools.partial(torch_loop, compiled=framework == "torch_compile")
+            one = (nnx_loop if is_nnx else of_torch)(name, batch, threads)
             train, runs = lambda form, order: one(order), 1
             order = np.random.default_rng(0).integers(0, 4000, (steps, batch))
             one(order[:50])

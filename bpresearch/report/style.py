@@ -78,7 +78,7 @@ def channels_by(frame: pd.DataFrame, field: str, names: Sequence[str] = ()) -> d
     here = set(frame[field])
     names = list(names or dict.fromkeys(frame[field]))
     kind, legend = f"{field}:N", alt.Legend(values=[name for name in names if name in here])
-    shared = {"title": field, "legend": legend}
+    shared: dict[str, Any] = {"title": field, "legend": legend}
     return {
         "color": alt.Color(kind, scale=alt.Scale(domain=names), **shared),
         "detail": alt.Detail(kind),
