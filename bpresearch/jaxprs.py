@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import Jaxpr, Literal
 
 CALLS = ("jit", "pjit", "closed_call", "core_call")
@@ -52,3 +53,40 @@ def sizes(params: dict[str, Any]) -> tuple[int, int]:
 def read(v: Any, values: dict[Any, Any]) -> Any:
     """The value of a variable, or of a literal."""
     return jnp.asarray(v.val, v.aval.dtype) if isinstance(v, Literal) else values[v]
+
+
+def where_going(going: jax.Array, new: Any, old: Any, axis: int = 0) -> jax.Array:
+    """What a loop's step gives where it goes on, and what was there where it is over.
+
+    `going` says it for each of the loops that `jax.vmap` made one; their axes are those from `axis` on.
+    """
+    trailing = jnp.ndim(new) - axis - going.ndim
+    return jnp.where(going.reshape(*[1] * axis, *going.shape, *[1] * trailing), new, old)
+
+
+def while_loop(
+    goes_on: Callable[[Any], jax.Array],
+    step: Callable[[Any], Any],
+    carry: Any,
+    where: Callable[[jax.Array, Any, Any], Any] = lambda going, new, old: jax.tree.map(
+        lambda n, o: where_going(going, n, o), new, old
+    ),
+) -> Any:
+    """`lax.while_loop`, also where `goes_on` gives an answer for each of several loops in one.
+
+    So it is in a traced program where `jax.vmap` met a condition that differs from example to example.
+
+    Args:
+        goes_on: of the carry; a scalar, or several.
+        step: the next carry.
+        carry: at first.
+        where: `(going, new, old) -> carry`, of several loops; by default their axes lead those of each leaf.
+
+    >>> print(while_loop(lambda x: x < 10, lambda x: 2 * x, jnp.array([1, 3, 20])))
+    [16 12 20]
+    """
+    if not jax.eval_shape(goes_on, carry).shape:
+        return lax.while_loop(goes_on, step, carry)
+    return lax.while_loop(
+        lambda carry: jnp.any(goes_on(carry)), lambda carry: where(goes_on(carry), step(carry), carry), carry
+    )

@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from bpresearch.chainrule.primitives import Equation, Value, is_floating
 from bpresearch.chainrule.rules.lax.loops import sizes
-from bpresearch.jaxprs import read
+from bpresearch.jaxprs import read, where_going
 from bpresearch.verify.precision import compares
 
 NAN, INF = "NaN", "Inf"
@@ -303,9 +303,9 @@ def _while(equation: Equation) -> Iterator[tuple[int, Call]]:
     a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
     goes_on, body = (_body(p[name]) for name in ("cond_jaxpr", "body_jaxpr"))
     carry, step = list(ins[b:]), 0
-    while goes_on(*ins[:a], *carry)[0]:
+    while jnp.any(going := goes_on(*ins[:a], *carry)[0]):
         args = [*ins[a:b], *carry]
-        carry = body(*args)
+        carry = [where_going(going, new, old) for new, old in zip(body(*args), carry, strict=True)]
         yield step, Call(body, args, carry)
         step += 1
 

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
-from bpresearch.jaxprs import body, read
+from bpresearch.jaxprs import body, read, where_going, while_loop
 from bpresearch.verify.moves import (
     DECISIONS,
     EXACT,
@@ -213,8 +213,12 @@ class Rounding:
             outs = self.evaluate(p["body_jaxpr"], [*of_body, *map(laned, init, state)])
             return self.step + jnp.uint32(1), [self._fixed(y, x) for y, x in zip(outs, init, strict=True)]
 
+        def where(going, new, old):  # the axis of the lanes comes before those of the loops
+            pairs = zip(new[1], old[1], init, strict=True)
+            return new[0], [where_going(going, n, o, axis=int(is_inexact(x))) for n, o, x in pairs]
+
         start = outer * jnp.uint32(7919), [self._fixed(x, x) for x in init]
-        _, last = lax.while_loop(goes_on, body, start)
+        _, last = while_loop(goes_on, body, start, where)
         self.step = outer
         return list(map(laned, init, last))
 

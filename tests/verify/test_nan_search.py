@@ -48,6 +48,18 @@ def test_what_is_meant_and_harmless_is_not_reported(f):
     assert report.to_json()["found"] is False
 
 
+def test_a_while_loop_under_vmap_is_searched_step_by_step():
+    def halved(carry):
+        x, y = carry
+        return x / 2, y / jnp.where(x > 5, x, 0.0)  # 0 / 0 in the second step of the second loop
+
+    def f(x):
+        return jax.vmap(lambda x: lax.while_loop(lambda c: c[0] > 3, halved, (x, 0 * x))[1])(x)
+
+    said = str(find_nan(f, jnp.array([2.0, 8.0])))
+    assert "div" in said and "test_nan_search.py" in said
+
+
 def test_a_harmless_infinity_does_not_hide_what_is_wrong():
     def f(x):
         mask = jnp.log(jnp.array([1.0, 0.0, 1.0]))

@@ -40,6 +40,9 @@ COMPUTATIONS = {
     "one less a saturated square": lambda x: 1 - jnp.tanh(4 * x) ** 2,
     "chaos": recurrence,
     "loop": looped,
+    "loops that end at different steps": jax.vmap(
+        lambda v: lax.while_loop(lambda c: c < 10, lambda c: 1.7 * c + jnp.sin(c), 1 + v**2)
+    ),
     "branch": lambda x: lax.cond(x[0] > 0, jnp.exp, jnp.sin, x),
     "quotients": lambda x: jnp.cumsum(x) / (1 + x**2) - x / (1 + x**2),
     "solve": lambda x: jnp.linalg.solve(jnp.outer(x[:4], x[4:8]) + 2 * jnp.eye(4), x[:4]),

@@ -17,7 +17,7 @@ from bpresearch.chainrule import engine, tangents
 from bpresearch.chainrule.halves import depending, halves, run
 from bpresearch.chainrule.primitives import Static, is_floating, primitive, zeros
 from bpresearch.chainrule.sums import step_by_step
-from bpresearch.jaxprs import sizes
+from bpresearch.jaxprs import sizes, while_loop
 
 
 def carried(params, flags):
@@ -200,7 +200,7 @@ class WhileRule:
                 for y, dot, before in zip(outs, found, carry_dot, strict=True)
             ]
 
-        return lax.while_loop(goes_on, step, (list(init), init_dot))
+        return while_loop(goes_on, step, (list(init), init_dot))
 
 
 def _carried_by_while(params, flags):

@@ -197,6 +197,18 @@ def test_tangents_go_along_a_while_loop(w):
     assert found[0][2] == expected[0][2] and found[1][2].dtype == jax.dtypes.float0
 
 
+def test_tangents_go_along_a_while_loop_that_ends_at_different_steps_under_vmap():
+    def f(x):
+        return jax.vmap(lambda v: lax.while_loop(lambda c: c[0] < 10, grown, (v, 2 * v)))(x)
+
+    def grown(carry):
+        return 1.5 * carry[0], jnp.sin(carry[1])
+
+    x = np.array([1.0, 2.0, 30.0])
+    found, expected = chainrule.jvp(f, (x,), (x,)), jax.jvp(f, (x,), (x,))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-15), found, expected)
+
+
 def test_a_while_loop_has_no_way_back_and_says_where_it_is():
     def f(x):
         return lax.while_loop(lambda c: c < 10.0, lambda c: 2 * c, x)
