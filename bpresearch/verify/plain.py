@@ -23,11 +23,17 @@ from bpresearch.verify.moves import INLINED
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 LOOPS = ("scan", "while", "cond")
+IMPLICIT = ("random_gamma",)
+"""Draw by rejection; the derivative is at a fixed quantile (Figurnov et al. 2018), not at fixed bits."""
 CALLBACKS = ("pure_callback", "io_callback", "ffi_call")
 
 
-class HeldInLoopError(ValueError):
-    """A value is held constant in the body of a loop or branch, where it cannot be fixed from outside."""
+class NotOfValuesError(ValueError):
+    """The derivative is not that of the values, so that differences of these say nothing of it.
+
+    A value is held constant in the body of a loop or branch, where it cannot be fixed from outside; or
+    numbers are drawn whose derivative is that of their distribution.
+    """
 
 
 def without_custom_rules(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,15 +54,18 @@ def holding_constants(function: Callable[[Any], Any], point: Any) -> Callable[[A
     to whoever differentiates: so they must be to oracles that look at values near `point`.
 
     Raises:
-        HeldInLoopError: it happens in the body of a loop or branch.
+        NotOfValuesError: it happens in the body of a loop or branch, or numbers are drawn from a gamma
+            distribution.
     """
     traced = jax.make_jaxpr(function)(point)
     # Of what has a part in the result: the running statistics of `nnx.BatchNorm` are stopped, and have none.
     live = partial_eval.dce_jaxpr_consts(traced.jaxpr, [True] * len(traced.jaxpr.outvars))[0]
+    if any(e.primitive.name in IMPLICIT for e in _equations(live)):
+        raise NotOfValuesError("it draws gamma variates, whose derivative is not that of the numbers drawn")
     if not any(map(_stops, _equations(live))):
         return function
     if any(e.primitive.name in LOOPS and any(map(_stops, _equations_inside(e))) for e in _equations(live)):
-        raise HeldInLoopError("it holds values constant inside a loop, which differences of values do not")
+        raise NotOfValuesError("it holds values constant inside a loop, which differences of values do not")
     flat = jax.make_jaxpr(lambda *leaves: evaluate(traced, list(leaves)))(*jax.tree.leaves(point))
     holds = _holds(flat.jaxpr)
     if not any(holds):

@@ -61,6 +61,19 @@ def test_what_has_no_part_in_the_loss_is_not_held_constant():
     assert report.passed and not report.notes, str(report)
 
 
+def test_the_derivative_of_gamma_variates_is_no_difference_of_them():
+    """JAX gives that at a fixed quantile; the numbers come by rejection."""
+
+    def drawn(x):
+        return jax.random.gamma(jax.random.key(0), jnp.exp(x))
+
+    model = nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), drawn)
+    report = verify.model(
+        model, SQUARES, *batch(), dtype="float64", oracles=["autodiff", "finite differences"]
+    )
+    assert report.passed and "draws gamma variates" in str(report), str(report)
+
+
 class StraightThroughRule:
     def forward(layer, x):
         return jnp.round(x), ()

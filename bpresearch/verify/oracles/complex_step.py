@@ -20,7 +20,7 @@ import numpy as np
 
 from bpresearch.verify.oracles import Answer, Body, Measures
 from bpresearch.verify.oracles.forward_mode import along_directions, inner
-from bpresearch.verify.plain import HeldInLoopError, holding_constants, without_custom_rules
+from bpresearch.verify.plain import NotOfValuesError, holding_constants, without_custom_rules
 from bpresearch.verify.question import NotAskedError, Question, product
 from bpresearch.verify.verdict import Estimates
 
@@ -42,7 +42,7 @@ def body(question: Question) -> Body:
 
         try:
             function = holding_constants(scalar, point)
-        except HeldInLoopError as error:
+        except NotOfValuesError as error:
             raise NotAskedError(str(error)) from error
         here, gradient = function(point), derivative.gradient(point, others, y_bars[0])
 

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from bpresearch.verify.directions import Directions
 from bpresearch.verify.ladder import coordinate_derivatives, directional_derivatives, richardson
-from bpresearch.verify.plain import HeldInLoopError, holding_constants
+from bpresearch.verify.plain import NotOfValuesError, holding_constants
 from bpresearch.verify.precision import compiled
 from bpresearch.verify.question import Derivative, NotAskedError, Question, first_line
 from bpresearch.verify.spread import Spreads
@@ -74,7 +74,7 @@ def measure(question: Question, together: bool = False, spread: bool = False) ->
     arguments = question.derivative, question.point, question.found, question.directions, question.seed
     try:
         return _measure(*arguments, together, others, spread)
-    except HeldInLoopError as error:
+    except NotOfValuesError as error:
         raise NotAskedError(str(error)) from error
     except (NotImplementedError, TypeError, ValueError) as error:
         raise NotAskedError(first_line(error)) from error

@@ -27,7 +27,7 @@ from jax import lax
 
 from bpresearch.verify.ladder import STEPS, richardson, step_scale
 from bpresearch.verify.oracles.finite_differences import SAFETY, resolution
-from bpresearch.verify.plain import HeldInLoopError, holding_constants
+from bpresearch.verify.plain import NotOfValuesError, holding_constants
 from bpresearch.verify.question import Question
 
 name = "kinks"
@@ -94,7 +94,7 @@ def look(
         masks = [_mask(found.size, padded, bent) for bent in (bend > least, bend < -least)]
         answer = jax.device_get(program(*arguments, padded, masks, found))
         answer |= {name: _sides(question, leaf, answer[name]) for name in ("single", "joint")}
-    except (HeldInLoopError, NotImplementedError, TypeError, ValueError):
+    except (NotOfValuesError, NotImplementedError, TypeError, ValueError):
         return None
     return _judged(question, leaf, elements, expected, answer)
 
