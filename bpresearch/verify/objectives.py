@@ -48,6 +48,7 @@ def model(
     missed: float = MISSED,
     seed: int = 0,
     plant: str | Plant | None = None,
+    tolerance: float | None = None,
 ) -> Report:
     """Verifies the chain-rule gradient of a model, for every parameter and its input, and every layer's rule.
 
@@ -79,9 +80,12 @@ def model(
         plant: a fault to plant, to see what is reported: a name from `verify.FAULTS`, with
             `@layers.2` after it for a certain layer, `@tanh` for a primitive or `@file.py:12` for a line, or
             a function `(equation, rule) -> rule` (see `chainrule.replacing`).
+        tolerance: a relative error that is right whatever its cause, where the model holds a solver: "right
+            to 1e-4".
 
     Raises:
-        ValueError: unknown `dtype`, order, oracle or fault, or a fault that fits no equation of the model.
+        ValueError: a tolerance not between 0 and 1; unknown `dtype`, order, oracle or fault, or a fault that
+            fits no equation of the model.
         NoPrimitiveRuleError: an operation in the model or the loss has no rule.
 
     >>> model, loss = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), optax.losses.squared_error
@@ -90,8 +94,13 @@ def model(
     """
     if order not in (1, 2):
         raise ValueError(f"order {order} is not 1 or 2")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"tolerance {tolerance} is not between 0 and 1")
     prepared = prepare(model, loss_fn, x, y, dtype, oracles, () if plant is None else (plant,))
-    report = prepared(model, x, y, every_coordinate_up_to=every_coordinate_up_to, missed=missed, seed=seed)
+    report = prepared(
+        model, x, y, every_coordinate_up_to=every_coordinate_up_to, missed=missed, seed=seed,
+        tolerance=tolerance or 0.0,
+    )  # fmt: skip
     if order == 1:
         return report
     with jax.enable_x64(True):
@@ -275,19 +284,21 @@ class Prepared:
         every_coordinate_up_to: int = 64,
         missed: float = MISSED,
         seed: int = 0,
+        tolerance: float = 0.0,
     ) -> Report:
         """The report on a model of the structure that this was prepared for, with one of several plants.
 
         Args:
             model: of the same structure, as `x` and `y` are.
             fault: number of the plant; below zero none is planted, unless there is but one.
-            every_coordinate_up_to, missed, seed: as `bpresearch.verify.model` takes them.
+            every_coordinate_up_to, missed, seed, tolerance: as `bpresearch.verify.model` takes them.
         """
         # What is not finite is looked at where it is judged.
         with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             low, high = self._casts(model, x, y)
             number = jnp.int32(fault)
             question = self._question(number, high, every_coordinate_up_to, missed, seed)
+            question = replace(question, tolerance=tolerance)
             trap, local = "", list[Row]()
             if "rule" in self.oracles:  # first: where one is wrong, what follows from it needs no measuring
                 blamed = self.blame(number, high, seed)

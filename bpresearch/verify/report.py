@@ -233,9 +233,21 @@ def _sentence(report: Report) -> str:
         return f"The gradient is right: {', '.join(checked)}."
     if report.culprits:
         return f"The gradient is wrong: the mistake is in the rule of {', '.join(report.culprits)}."
-    paths = tuple(dict.fromkeys(row.path for row in report.rows if row.passed is False))
+    wrong = [row for row in report.rows if row.passed is False]
+    paths = tuple(dict.fromkeys(row.path for row in wrong))
     chained = any(row.oracle == "rule" for row in report.rows)
-    return f"The gradient is wrong at {_list(paths)}{', though no rule of a layer is' if chained else ''}."
+    return (
+        f"The gradient is wrong at {_list(paths)}{', though no rule of a layer is' if chained else ''}."
+        + _of_a_solver(wrong)
+    )
+
+
+def _of_a_solver(wrong: list[Row]) -> str:
+    """What to do where differences alone disagree, and by little, as with a solver that stops early."""
+    worst = max((row.error for row in wrong), default=math.inf)
+    if {row.oracle for row in wrong} - {"finite differences", "taylor"} or not worst < 1e-2:
+        return ""
+    return f" Only differences of values disagree, by {worst:.0e}: give `tolerance` if a solver is as rough."
 
 
 def _list(paths: tuple[str, ...]) -> str:

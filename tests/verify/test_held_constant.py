@@ -74,6 +74,23 @@ def test_the_derivative_of_gamma_variates_is_no_difference_of_them():
     assert report.passed and "draws gamma variates" in str(report), str(report)
 
 
+def test_a_solver_that_stops_early_is_right_to_its_tolerance():
+    """A square root by Newton's steps until they change little, with the derivative of the exact one."""
+
+    @jax.custom_vjp
+    def root(x):
+        return jax.lax.while_loop(
+            lambda c: jnp.any(jnp.abs(c * c - x) > 0.02 * x), lambda c: (c + x / c) / 2, 1 + 0 * x
+        )
+
+    root.defvjp(lambda x: (root(x), x), lambda x, y_bar: (y_bar / 2 / jnp.sqrt(x),))
+    model = nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), lambda x: root(2 + jnp.tanh(x)))
+    asked = dict(dtype="float64", oracles=["autodiff", "finite differences"])
+    report = verify.model(model, SQUARES, *batch(), **asked)
+    assert report.passed is False and "give `tolerance`" in " ".join(str(report).split()), str(report)
+    assert verify.model(model, SQUARES, *batch(), **asked, tolerance=0.03).passed
+
+
 class StraightThroughRule:
     def forward(layer, x):
         return jnp.round(x), ()
