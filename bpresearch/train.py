@@ -8,7 +8,7 @@ same shape, and a sweep is a map of this function over runs.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import ArrayLike, Float, Int, Integer
 
+from bpresearch.branches import Branch, whole
 from bpresearch.functional import (
     Loss,
     Params,
@@ -30,7 +31,6 @@ from bpresearch.functional import (
     split,
     with_rngs,
 )
-from bpresearch.jaxprs import traced
 
 
 class Run(NamedTuple):
@@ -130,18 +130,18 @@ Diagnostic = Callable[[Moment], dict[str, Measured]]
 
 
 class Chunk(NamedTuple):
-    """What a run takes for some of its steps, which come in parts; the first axis of an array is the part."""
+    """What a run takes for some of its steps, in segments; the first axis of an array is the segment."""
 
     seed: Integer[Array, ""]
-    first: Int[Array, " parts"]
-    """Number, from 1, of a part's first step."""
-    last: Int[Array, " parts"]
+    first: Int[Array, " segments"]
+    """Number, from 1, of a segment's first step."""
+    last: Int[Array, " segments"]
     """Of its last; no step is taken after it."""
     evaluation: Any
-    """Whether the run is measured before the part."""
-    order: Int[Array, "parts steps batch"]
+    """Whether the run is measured before the segment."""
+    order: Int[Array, "segments steps batch"]
     """Which examples each step takes."""
-    scheduled: dict[str, Float[Array, "parts steps"]]
+    scheduled: dict[str, Float[Array, "segments steps"]]
     """The hyper-parameters that have a value for each step: `learning_rate`, and others."""
     hyperparameters: dict[str, Array]
     """The optimizer's other hyper-parameters."""
@@ -163,7 +163,7 @@ def make_run(
     shared: bool,
     alone: bool,
 ) -> Programs:
-    """One training, from its seed to its last step.
+    """One training, from its seed to its last step: evaluations, and segments of steps between them.
 
     Args:
         training: what is trained.
@@ -172,43 +172,40 @@ def make_run(
             diagnostics, too: then a run has the same bits with and without them.
         alone: whether the program takes one run at a time. Then a run that has diverged is skipped.
     """
-
-    def begin(seed: Array, hyperparameters: dict[str, Array]) -> Run:
-        return start(training, seed, hyperparameters)
+    branch = Branch(alone)
 
     def advance(run: Run, chunk: Chunk, data: dict[str, Any]) -> tuple[Run, Array, dict[str, Array]]:
-        fixed = chunk.hyperparameters
+        examples, fixed = data["train"], chunk.hyperparameters
         at_first = {name: values[0, 0] for name, values in chunk.scheduled.items()} | fixed
         initial = start(training, chunk.seed, at_first).params  # computed only if a diagnostic uses it
 
-        def part(run: Run, steps: tuple[Any, ...]) -> tuple[Run, tuple[Array, dict[str, Array]]]:
-            first, last, evaluation, order, scheduled = steps
+        def segment(run: Run, inputs: tuple[Any, ...]) -> tuple[Run, tuple[Array, dict[str, Array]]]:
+            first, last, evaluation, order, scheduled = inputs
             now = {name: values[0] for name, values in scheduled.items()} | fixed
-            examples = data["train"]
+            healthy, trains = run.diverged_at < 0, first <= last
 
             def first_step() -> Step:
                 return whole(next_step(training, run, examples, order[0], now))
 
-            some = first <= last
-            begun = when((some | evaluation) if shared else evaluation, run, first_step, alone)
-            moment = Moment(training, run, chunk.seed, initial, first - 1, examples, order[0], now, begun)
-            metrics = when(evaluation, run, lambda: measure(moment, data), alone)
-            run, losses = when(
-                some,
-                run,
-                lambda: train(
-                    training, run, examples, order, scheduled, fixed, first, last, begun if shared else None
-                ),
-                alone,
-                otherwise=lambda: (run, jnp.full(order.shape[0], jnp.nan, jnp.float32)),
-            )
+            def measured() -> dict[str, Array]:
+                moment = Moment(training, run, chunk.seed, initial, first - 1, examples, order[0], now, step)
+                return measure(moment, data)
+
+            def trained() -> tuple[Run, Array]:
+                taken_over = step if shared else None
+                return train(training, run, examples, order, scheduled, fixed, first, last, taken_over)
+
+            step = branch((trains | evaluation) if shared else evaluation, healthy, first_step)
+            metrics = branch(evaluation, healthy, measured)
+            no_losses = jnp.full(order.shape[0], jnp.nan, jnp.float32)
+            run, losses = branch(trains, healthy, trained, otherwise=lambda: (run, no_losses))
             return run, (losses, metrics)
 
-        parts = (chunk.first, chunk.last, chunk.evaluation, chunk.order, chunk.scheduled)
-        run, (losses, metrics) = jax.lax.scan(part, run, parts)
+        segments = (chunk.first, chunk.last, chunk.evaluation, chunk.order, chunk.scheduled)
+        run, (losses, metrics) = jax.lax.scan(segment, run, segments)
         return run, losses, metrics
 
-    return Programs(begin, advance)
+    return Programs(partial(start, training), advance)
 
 
 def start(
@@ -322,41 +319,6 @@ def batch_of(training: Training, data: Any, index: Int[Array | np.ndarray, " bat
 def batch_loss(training: Training, params: Params, state: State, batch: tuple[Any, Any]) -> Float[Array, ""]:
     """The mean loss of a batch `(x, y)` in training; the model's new state is dropped."""
     return objective(training.loss)(merge(training.graphdef, params, state), params, *batch)
-
-
-def when(
-    condition: Any,
-    run: Run,
-    then: Callable[[], Any],
-    alone: bool,
-    otherwise: Callable[[], Any] | None = None,
-) -> Any:
-    """`then()` if the condition holds and the run has not diverged, else `otherwise()`: by default, blanks.
-
-    With several runs at a time (not `alone`) a program would compute both sides for those that diverged.
-    """
-    if otherwise is None:
-        then, shapes = traced(then)
-        otherwise = lambda: blank(shapes)  # noqa: E731
-    inner = (lambda: jax.lax.cond(run.diverged_at < 0, then, otherwise)) if alone else then
-    return jax.lax.cond(condition, inner, otherwise)
-
-
-def whole(step: Step) -> Step:
-    """A step, kept as a whole, whoever uses which part of it, so that it has the same bits."""
-    return jax.lax.optimization_barrier(step)
-
-
-def blank(shapes: Any) -> Any:
-    """Arrays of NaN, of zeros, or of some random key."""
-
-    def fill(shape):
-        if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
-            return jnp.broadcast_to(jax.random.key(0), shape.shape)
-        value = jnp.nan if jnp.issubdtype(shape.dtype, jnp.floating) else 0
-        return jnp.full(shape.shape, value, shape.dtype)
-
-    return jax.tree.map(fill, shapes)
 
 
 def _like(new: State, old: State) -> State:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpresearch.sweep import checkpoint
-from bpresearch.sweep.chunks import NO_PART, Pace, Part, batches, chunks, tables, window
+from bpresearch.sweep.chunks import NO_SEGMENT, Pace, Segment, batches, chunks, tables, window
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.options import Settings, constants
 from bpresearch.sweep.population import Common, Inputs, Population
@@ -56,7 +56,7 @@ class Feed:
         self.counts = place(np.int32(counts), program.runs)
         self.data = place(data, program.everywhere)
         seeds = sorted({run["seed"] for run in settings})
-        self.slots = self.per_run(np.array([seeds.index(run["seed"]) for run in settings], np.int32))
+        self.order = self.per_run(np.array([seeds.index(run["seed"]) for run in settings], np.int32))
         self.seeds = seeds + seeds[-1:] * (program.seeds - len(seeds))
         self.keys = self.per_run(np.array([run["seed"] for run in settings], np.uint32))
         values = [constants(run) for run in settings]
@@ -77,16 +77,16 @@ class Feed:
         first = {name: self.per_run(table[:, 0]) for name, table in self.tables.items()}
         return self.program.start(self.counts, self.keys, self.fixed | first)
 
-    def advance(self, runs: Any, chunk: list[Part]) -> tuple[Any, Any, Any]:
-        """The runs after the parts of a chunk, their losses, and what was measured."""
-        filled = chunk + [NO_PART] * (self.experiment.parts_in_a_chunk - len(chunk))
+    def advance(self, runs: Any, chunk: list[Segment]) -> tuple[Any, Any, Any]:
+        """The runs after the segments of a chunk, their losses, and what was measured."""
+        filled = chunk + [NO_SEGMENT] * (self.experiment.segments_in_a_chunk - len(chunk))
         first, last, evaluation = (np.array(column) for column in zip(*filled, strict=True))
         orders = batches(self.experiment, self.seeds, self.batch_size, filled)
         now = {n: self.per_run(window(self.experiment, table, filled)) for n, table in self.tables.items()}
         first, last, evaluation = place(
             (np.int32(first), np.int32(last), evaluation), self.program.everywhere
         )
-        inputs = Inputs(self.keys, self.slots, now, self.fixed)
+        inputs = Inputs(self.keys, self.order, now, self.fixed)
         common = Common(first, last, evaluation, place(orders, self.program.orders), self.data)
         return self.program.advance(self.counts, runs, inputs, common)
 
@@ -99,7 +99,7 @@ class Job:
         experiment: what the runs have in common.
         program: theirs.
         data: all parts of the data.
-        pace: how many parts a call of the program does.
+        pace: how many segments a call of the program does.
         stream: takes the results.
         stop: set by a signal.
         path: the workdir, for checkpoints; None saves none.

@@ -1,4 +1,4 @@
-"""A run's steps cut into parts, and what a program takes for the parts of a chunk."""
+"""A run's steps cut into segments, and what a program takes for the segments of a chunk."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ SECONDS_IN_A_CHUNK = 2.0
 """A program returns to the host after about this time, or earlier."""
 
 
-class Part(NamedTuple):
+class Segment(NamedTuple):
     """Consecutive steps of a run, first to last, numbered from 1; none if last < first."""
 
     first: int
@@ -24,54 +24,59 @@ class Part(NamedTuple):
     evaluation: bool  # before these steps
 
 
-NO_PART = Part(1, 0, False)
+NO_SEGMENT = Segment(1, 0, False)
 
 
-def parts_of(experiment: Experiment) -> list[Part]:
-    """The parts of a run; the last one only evaluates."""
-    steps, length = experiment.steps, experiment.steps_in_a_part
-    parts = []
+def segments_of(experiment: Experiment) -> list[Segment]:
+    """The segments of a run; the last one only evaluates."""
+    steps, length = experiment.steps, experiment.steps_in_a_segment
+    segments = []
     for begin, end in itertools.pairwise(experiment.eval_steps.tolist()):
         for first in range(begin, end, length):
-            parts.append(Part(first + 1, min(first + length, end), first == begin))
-    return [*parts, Part(steps + 1, steps, True)]
+            segments.append(Segment(first + 1, min(first + length, end), first == begin))
+    return [*segments, Segment(steps + 1, steps, True)]
 
 
 class Pace:
-    """How many parts make a chunk, by the time that the last ones took.
+    """How many segments make a chunk, by the time that the last ones took.
 
     Processes that train together must agree: they always do as many as there can be (`steady`).
     """
 
     def __init__(self, most: int, steady: bool = False):
-        self.parts, self.most, self.steady = most if steady else 1, most, steady
+        self.segments, self.most, self.steady = most if steady else 1, most, steady
 
-    def took(self, parts: int, seconds: float) -> None:
-        """Takes note that this many parts took this time."""
+    def took(self, segments: int, seconds: float) -> None:
+        """Takes note that this many segments took this time."""
         if self.steady:
             return
-        self.parts = max(1, min(self.most, int(SECONDS_IN_A_CHUNK * parts / max(seconds, 1e-6))))
+        self.segments = max(1, min(self.most, int(SECONDS_IN_A_CHUNK * segments / max(seconds, 1e-6))))
 
 
-def chunks(experiment: Experiment, step: int, pace: Pace, until: int | None = None) -> Iterator[list[Part]]:
-    """The parts after `step` steps in chunks, each as long as the pace allows when it is asked for.
+def chunks(
+    experiment: Experiment, step: int, pace: Pace, until: int | None = None
+) -> Iterator[list[Segment]]:
+    """The segments after `step` steps in chunks, each as long as the pace allows when it is asked for.
 
-    With `until`, the parts up to the evaluation after `until` steps.
+    With `until`, the segments up to the evaluation after `until` steps.
     """
-    parts = [part for part in parts_of(experiment) if part.first > step]
+    segments = [segment for segment in segments_of(experiment) if segment.first > step]
     if until is not None and until < experiment.steps:
-        parts = [*(part for part in parts if part.first <= until), Part(until + 1, until, True)]
-    while parts:
-        chunk, parts = parts[: pace.parts], parts[pace.parts :]
+        segments = [
+            *(segment for segment in segments if segment.first <= until),
+            Segment(until + 1, until, True),
+        ]
+    while segments:
+        chunk, segments = segments[: pace.segments], segments[pace.segments :]
         yield chunk
 
 
-def batches(experiment: Experiment, seeds: list[int], batch_size: int, chunk: list[Part]) -> np.ndarray:
-    """The examples that each seed meets in each step: (seeds, parts, steps of a part, batch)."""
-    length, examples = experiment.steps_in_a_part, experiment.training_examples
-    first, last = chunk[0].first, max(part.first for part in chunk)
+def batches(experiment: Experiment, seeds: list[int], batch_size: int, chunk: list[Segment]) -> np.ndarray:
+    """The examples that each seed meets in each step: (seeds, segments, steps of a segment, batch)."""
+    length, examples = experiment.steps_in_a_segment, experiment.training_examples
+    first, last = chunk[0].first, max(segment.first for segment in chunk)
     orders = [shuffled_batches(seed, examples, batch_size, first, last - first + length) for seed in seeds]
-    steps = np.array([max(part.first - first, 0) for part in chunk])
+    steps = np.array([max(segment.first - first, 0) for segment in chunk])
     return np.stack(orders)[:, steps[:, None] + np.arange(length)]
 
 
@@ -101,7 +106,8 @@ def peak(run: Settings, name: str) -> float:
     return run[axis] if axis else parameters("optimizer", run["optimizer"])[name].default
 
 
-def window(experiment: Experiment, values: np.ndarray, chunk: list[Part]) -> np.ndarray:
-    """The columns of a table that a chunk takes, its last one repeated: (runs, parts, steps of a part)."""
-    steps = np.array([part.first - 1 for part in chunk])[:, None] + np.arange(experiment.steps_in_a_part)
+def window(experiment: Experiment, values: np.ndarray, chunk: list[Segment]) -> np.ndarray:
+    """The columns of a table that a chunk takes, (runs, segments, steps in each); its last is repeated."""
+    begin = np.array([segment.first - 1 for segment in chunk])
+    steps = begin[:, None] + np.arange(experiment.steps_in_a_segment)
     return values[:, np.minimum(steps, values.shape[1] - 1)]

@@ -12,7 +12,7 @@ from bpresearch.sweep.axes import Axes, expand, groups
 from bpresearch.sweep.blocks import Block, Interrupted, Job, blocks_of
 from bpresearch.sweep.checks import axes_of, check
 from bpresearch.sweep.choosing import choice_of
-from bpresearch.sweep.chunks import Pace, parts_of
+from bpresearch.sweep.chunks import Pace, segments_of
 from bpresearch.sweep.description import coordinate, coordinates
 from bpresearch.sweep.experiment import Experiment, as_experiment
 from bpresearch.sweep.layout import memory_of, planned
@@ -69,16 +69,16 @@ class Rehearsal:
         self.group, rows = store.open_store(None, layout, coordinates(experiment, runs))
         self.blocks = list(blocks_of(Block(runs, rows), self.program.size))
 
-    def seconds(self, first_part_only: bool = False) -> float:
-        """Trains all runs to the end, or the first block of them for one part of their steps."""
-        most, stop = 1 if first_part_only else self.experiment.parts_in_a_chunk, threading.Event()
-        if first_part_only:
-            stop.set()  # after the first chunk, which is one part
+    def seconds(self, first_segment_only: bool = False) -> float:
+        """Trains all runs to the end, or the first block of them for one segment of their steps."""
+        most, stop = 1 if first_segment_only else self.experiment.segments_in_a_chunk, threading.Event()
+        if first_segment_only:
+            stop.set()  # after the first chunk, which is one segment
         begun = time.perf_counter()
         stream = Stream(self.experiment, self.choice, self.group, lambda **_: None)
         job = Job(self.experiment, self.program, self.data, Pace(most), stream, stop)
         with contextlib.suppress(Interrupted):
-            for block in self.blocks[:1] if first_part_only else self.blocks:
+            for block in self.blocks[:1] if first_segment_only else self.blocks:
                 job.train(block)
         stream.flush()
         return time.perf_counter() - begun
@@ -91,13 +91,13 @@ class Rehearsal:
 def _one(experiment: Experiment, runs: list[Settings], options: dict[str, Any]) -> Estimate:
     rehearsal = Rehearsal(experiment, runs, **options)
     program = rehearsal.program
-    rehearsal.seconds(first_part_only=True)  # the first call warms up
-    seconds = rehearsal.seconds(first_part_only=True)
+    rehearsal.seconds(first_segment_only=True)  # the first call warms up
+    seconds = rehearsal.seconds(first_segment_only=True)
     inputs = inputs_of(runs[0])
     names = [name for name, value in runs[0].items() if name not in inputs and value == value]
     label = ", ".join(f"{name}={coordinate(runs[0][name])}" for name in names)
-    parts = len(parts_of(experiment)) - 1
-    seconds *= parts * len(rehearsal.blocks)
+    segments = len(segments_of(experiment)) - 1
+    seconds *= segments * len(rehearsal.blocks)
     return Estimate(label, len(runs), program.size, program.width, memory_of(program), seconds)
 
 

@@ -227,7 +227,7 @@ def _train(
         made = with_these_settings(program_of)
         ready = [pool.submit(made, *what) for what in zip(experiments, todo, parts, strict=True)]
         stream = Stream(experiment, choice, group, report)
-        paces = [Pace(one.parts_in_a_chunk, steady=jax.process_count() > 1) for one in experiments]
+        paces = [Pace(one.segments_in_a_chunk, steady=jax.process_count() > 1) for one in experiments]
 
         def train(number: int, runs: Block, **rung: Any) -> None:
             program = ready[number].result()

@@ -85,14 +85,14 @@ class Experiment(Task):
         return np.array(sorted({*range(0, self.steps, self.eval_every), *ends, self.steps}))
 
     @property
-    def steps_in_a_part(self) -> int:
+    def steps_in_a_segment(self) -> int:
         """Steps that a program takes between two looks at whether to evaluate."""
         return -(-self.eval_every // -(-self.eval_every // STEPS_IN_A_CHUNK))
 
     @property
-    def parts_in_a_chunk(self) -> int:
-        """Parts that a program can do before it returns to the host."""
-        return min(STEPS_IN_A_CHUNK // self.steps_in_a_part, len(self.eval_steps) - 1) or 1
+    def segments_in_a_chunk(self) -> int:
+        """Segments that a program can do before it returns to the host."""
+        return min(STEPS_IN_A_CHUNK // self.steps_in_a_segment, len(self.eval_steps) - 1) or 1
 
     def of(self, settings: Settings) -> "Experiment":
         """The experiment of the runs with these settings, where how they are trained is an axis."""

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bpresearch.branches import blank
 from bpresearch.evaluation import evaluate
 from bpresearch.jaxprs import traced
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.options import Settings, constants, scheduled
-from bpresearch.train import Chunk, Measured, Moment, blank, make_run, next_step, start
+from bpresearch.train import Chunk, Measured, Moment, make_run, next_step, start
 
 RUNS, EVERYWHERE = PartitionSpec("devices"), PartitionSpec()
 BATCHES = PartitionSpec(None, None, None, "devices")
@@ -79,21 +80,21 @@ class Inputs(NamedTuple):
     """What one chunk takes for each run: arrays whose first axis is the run."""
 
     seeds: Any
-    slots: Any
-    """The run meets the batches `orders[slot]`."""
+    order: Any
+    """The run meets the batches `orders[order]`."""
     scheduled: Any
-    """Hyper-parameters with a value for each step: (runs, parts, steps of a part)."""
+    """Hyper-parameters with a value for each step: (runs, segments, steps of a segment)."""
     hyperparameters: Any
 
 
 class Common(NamedTuple):
-    """What one chunk takes for all runs: each part's first and last step, batches, and the data."""
+    """What one chunk takes for all runs: each segment's first and last step, batches, and the data."""
 
     first: Any
     last: Any
     evaluation: Any
     orders: Any
-    """(seeds, parts, steps of a part, batch)"""
+    """(seeds, segments, steps of a segment, batch)"""
     data: Any
 
 
@@ -119,7 +120,7 @@ def population(
     programs = make_run(
         training,
         lambda moment, data: values_of(measure(experiment, moment, data)),
-        shared=experiment.steps_in_a_part <= SHARED_STEP,
+        shared=experiment.steps_in_a_segment <= SHARED_STEP,
         alone=width == 1,
     )
 
@@ -130,7 +131,7 @@ def population(
 
     def advance_all(counts, runs, inputs, common):
         def one(run, inputs):
-            order = common.orders[inputs.slots]
+            order = common.orders[inputs.order]
             chunk = Chunk(inputs.seeds, common.first, common.last, common.evaluation, order, *inputs[2:])
             return programs.advance(run, chunk, common.data)
 
@@ -220,17 +221,17 @@ def shapes(
     experiment: Experiment, settings: Settings, data: dict[str, Any], size: int, seeds: int
 ) -> tuple[Any, dict[str, Any], Inputs, Common]:
     """Shapes of the programs' inputs: seeds, the hyper-parameters at the start, and a chunk's."""
-    parts, steps = experiment.parts_in_a_chunk, experiment.steps_in_a_part
+    segments, steps = experiment.segments_in_a_chunk, experiment.steps_in_a_segment
 
     def shape(*dimensions: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(dimensions, dtype)
 
     keys = shape(size, dtype=jnp.uint32)
     fixed = {name: shape(size) for name in constants(settings)}
-    tables = {name: shape(size, parts, steps) for name in scheduled(settings)}
+    tables = {name: shape(size, segments, steps) for name in scheduled(settings)}
     inputs = Inputs(keys, shape(size, dtype=jnp.int32), tables, fixed)
-    number, flag = shape(parts, dtype=jnp.int32), shape(parts, dtype=jnp.bool_)
-    orders = shape(seeds, parts, steps, settings["batch_size"], dtype=jnp.int32)
+    number, flag = shape(segments, dtype=jnp.int32), shape(segments, dtype=jnp.bool_)
+    orders = shape(seeds, segments, steps, settings["batch_size"], dtype=jnp.int32)
     common = Common(
         number, number, flag, orders, jax.tree.map(lambda a: shape(*a.shape, dtype=a.dtype), data)
     )

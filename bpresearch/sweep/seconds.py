@@ -15,14 +15,14 @@ import xarray as xr
 
 from bpresearch.statistics import best_settings
 from bpresearch.sweep.axes import group_of
-from bpresearch.sweep.chunks import Part, batches, tables
+from bpresearch.sweep.chunks import Segment, batches, tables
 from bpresearch.sweep.experiment import Experiment, as_experiment
 from bpresearch.sweep.options import Settings, constants
 from bpresearch.sweep.population import compile_with_fewer_copies
 from bpresearch.sweep.task import Task
 from bpresearch.train import Run, start, train
 
-PART = 10
+STEPS = 10
 """Steps of a run whose batches a program holds; it takes them again and again."""
 SECONDS, ROUNDS = 0.2, 7
 """How long a program is timed in each round, about, and how often."""
@@ -74,25 +74,25 @@ def _timed(experiment: Experiment, settings: Settings, seconds: float) -> Callab
         with experiment.in_format():
             begun = time.perf_counter()
             jax.block_until_ready(program(np.int32(count), run, inputs))
-            return (time.perf_counter() - begun) / (PART * count)
+            return (time.perf_counter() - begun) / (STEPS * count)
 
     repeat(1)  # the first call warms up
-    return partial(repeat, max(1, round(seconds / (PART * repeat(1)))))
+    return partial(repeat, max(1, round(seconds / (STEPS * repeat(1)))))
 
 
 def _program(experiment: Experiment, settings: Settings) -> tuple[Any, Run, Any]:
     """A program that takes the same few steps of a run again and again, the run, and its inputs."""
     training, data = experiment.training(settings), experiment.examples()["train"]
-    few = [Part(1, min(PART, experiment.steps), False)]
+    few = [Segment(1, min(STEPS, experiment.steps), False)]
     order = np.resize(batches(experiment, [settings["seed"]], settings["batch_size"], few)[0, 0],
-                      (PART, settings["batch_size"]))  # fmt: skip
-    scheduled = {name: np.resize(table[0], PART) for name, table in tables(experiment, [settings]).items()}
+                      (STEPS, settings["batch_size"]))  # fmt: skip
+    scheduled = {name: np.resize(table[0], STEPS) for name, table in tables(experiment, [settings]).items()}
     fixed = {name: np.float32(value) for name, value in constants(settings).items()}
     first = {name: values[0] for name, values in scheduled.items()}
 
     def again(count: Any, run: Run, inputs: Any) -> Run:
         order, scheduled, fixed, data = inputs
-        once = lambda _, run: train(training, run, data, order, scheduled, fixed, 1, PART)[0]  # noqa: E731
+        once = lambda _, run: train(training, run, data, order, scheduled, fixed, 1, STEPS)[0]  # noqa: E731
         return jax.lax.fori_loop(0, count, once, run)
 
     run = jax.jit(partial(start, training))(np.uint32(settings["seed"]), fixed | first)

@@ -7,7 +7,7 @@ import numpy as np
 import zarr
 
 from bpresearch.sweep.choosing import Choice
-from bpresearch.sweep.chunks import Part
+from bpresearch.sweep.chunks import Segment
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.processes import fetch
 from bpresearch.sweep.progress import Report
@@ -17,13 +17,13 @@ SECONDS_BETWEEN_WRITES = 2.0
 
 
 class Call(NamedTuple):
-    """What a program gave for the parts of a chunk, first axis the place of the run."""
+    """What a program gave for the segments of a chunk, first axis the place of the run."""
 
     rows: np.ndarray
     """In the store."""
     places: np.ndarray
     """Of the runs in the arrays."""
-    parts: list[Part]
+    segments: list[Segment]
     losses: Any
     metrics: dict[str, Any]
     diverged_at: Any | None
@@ -58,8 +58,11 @@ class Stream:
     def _collect(self) -> None:
         call = self.calls.pop(0)
         losses = fetch(call.losses)[call.places]
-        pieces = [losses[:, i, : max(part.last - part.first + 1, 0)] for i, part in enumerate(call.parts)]
-        evaluated = np.array([part.evaluation for part in call.parts])
+        pieces = [
+            losses[:, i, : max(segment.last - segment.first + 1, 0)]
+            for i, segment in enumerate(call.segments)
+        ]
+        evaluated = np.array([segment.evaluation for segment in call.segments])
         metrics = {
             name: fetch(values)[call.places, : len(evaluated)][:, evaluated]
             for name, values in call.metrics.items()
@@ -79,11 +82,11 @@ class Stream:
             rows = self.collected[0].rows
             same = [call for call in self.collected if call.rows is rows]
             self.collected = self.collected[len(same) :]
-            parts = [part for call in same for part in call.parts]
+            segments = [segment for call in same for segment in call.segments]
             losses = np.concatenate([call.losses for call in same], axis=1)
-            first = parts[0].first - 1
+            first = segments[0].first - 1
             self._put("train_loss", rows, slice(first, first + losses.shape[1]), losses)
-            before = [part.first - 1 for part in parts if part.evaluation]
+            before = [segment.first - 1 for segment in segments if segment.evaluation]
             evaluations = np.searchsorted(self.experiment.eval_steps, before).tolist()
             over = same[-1].diverged_at is not None
             for name in same[0].metrics if before else ():

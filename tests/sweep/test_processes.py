@@ -67,7 +67,7 @@ add, kinds = stream.Stream.add, [signal.SIGKILL, signal.SIGTERM]
 
 def signalled(self, call):
     add(self, call)
-    if int(process) and call.parts[-1].last == 4:
+    if int(process) and call.segments[-1].last == 4:
         os.kill(os.getpid(), kinds.pop())
 
 def main():

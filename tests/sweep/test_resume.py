@@ -153,7 +153,7 @@ def interrupted_after(monkeypatch, calls):
 
 @pytest.mark.full
 def test_a_stopped_block_goes_on_from_its_last_chunk(tmp_path, monkeypatch):
-    task = experiment(eval_every=2)  # thirteen parts: the first call does one, the others more
+    task = experiment(eval_every=2)  # thirteen segments: the first call does one, the others more
     whole = sweep.run(task, axes(), quiet=True)
     with monkeypatch.context() as patch:
         interrupted_after(patch, 1)
@@ -166,7 +166,7 @@ def test_a_stopped_block_goes_on_from_its_last_chunk(tmp_path, monkeypatch):
     assert np.isnan(stored.train_loss[:, 2:]).all() and not stored.finished.any()
     seen = interrupted_after(monkeypatch, 0)
     same(sweep.run(task, axes(), tmp_path, quiet=True), whole)
-    assert seen[0].parts[0].first == 3
+    assert seen[0].segments[0].first == 3
     assert not (tmp_path / "checkpoints").exists()
 
 
