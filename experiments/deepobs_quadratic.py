@@ -6,26 +6,23 @@ loss before the first step to all its digits, the final losses within three stan
 shuffles, and the factor by which SGD diverges above 2 / lambda_max.
 """
 
+from typing import Annotated
+
 import numpy as np
 import pandas as pd
-from absl import flags
-from rich.console import Console
 
-from bpresearch import command as shared
-from bpresearch import files, platform, report
+from bpresearch import command, report
+from bpresearch.command import Flag
 from bpresearch.theory import deepobs
 
-shared.define_experiment_flags()
-flags.DEFINE_integer("shuffles", 20, "orders of the training data, at least 3")
 
-
-def main() -> int:
-    shuffles = shared.positive("shuffles", low=3)
-    shuffles = min(shuffles, 5) if flags.FLAGS.quick else shuffles
-    json_file = shared.output_file("json")
-    platform.start(flags.FLAGS.platform)
-    workdir, console = shared.experiment_workdir("deepobs_quadratic"), Console()
-
+def page(
+    *,
+    shuffles: Annotated[int, Flag("orders of the training data, at least 3", low=3)] = 20,
+    quick: bool = False,
+) -> report.Finding:
+    """The published runs at the published settings, over several orders of the data."""
+    shuffles = min(shuffles, 5) if quick else shuffles
     problem = deepobs.quadratic_deep()
     batches = np.stack([deepobs.repeated_batches(seed) for seed in range(shuffles)])
     runs = {run.name: deepobs.train(problem, run.optimizer, batches) for run in deepobs.PUBLISHED}
@@ -41,19 +38,16 @@ def main() -> int:
         span = f"{final.min():.2f} to {final.max():.2f}"
         grid.add_row(name, ", ".join(losses), f"{mean:.3f}", f"{spread:.3f}", span)
         checks += [check(f"{name}: {loss}", mean, loss, 3 * spread) for loss in losses]
-    console.print(grid)
 
     factor, theory = deepobs.growth(problem, deepobs.DIVERGING_RATE)
-    console.print(
-        f"SGD at 10^-1.4 is above 2 / lambda_max = {2 / problem.eigenvalues.max():.4f}: the loss grows by a "
-        f"factor {factor:.3f} a step, (lr lambda_max - 1)^2 = {theory:.3f}."
-    )
     checks.append(report.Check("growth of the loss at 10^-1.4", factor, theory, 0.01 * theory))
     checks.append(check("the same, as published", factor, deepobs.DIVERGING_FACTOR))
     figures |= {"divergence_factor": factor, "divergence_theory": theory}
-    files.write_figures(json_file, figures)
-    console.print(f"Picture: {report.write_picture(picture(runs), workdir, 'deepobs_quadratic')}")
-    return report.conclude(console, checks)
+    verdict = (
+        f"SGD at 10^-1.4 is above 2 / lambda_max = {2 / problem.eigenvalues.max():.4f}: the loss grows by a "
+        f"factor {factor:.3f} a step, (lr lambda_max - 1)^2 = {theory:.3f}."
+    )
+    return report.Finding(verdict, checks, figures, [grid], {"deepobs_quadratic": picture(runs)})
 
 
 def check(what: str, found: float, published: str, spread: float = 0.0) -> report.Check:
@@ -84,4 +78,4 @@ def picture(runs: dict[str, np.ndarray]):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

@@ -9,7 +9,7 @@ from bpresearch.imports import on_demand
 
 if TYPE_CHECKING:
     from bpresearch.command.axes import numbers, positive, values
-    from bpresearch.command.experiment import define_experiment_flags, experiment_workdir, listed
+    from bpresearch.command.page import Flag, listed, run_page
     from bpresearch.command.running import start_from_flags
     from bpresearch.command.start import choose, output_file, run
     from bpresearch.command.sweep import (
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEDULES",
+    "Flag",
     "axes_from_flags",
     "choose",
-    "define_experiment_flags",
     "define_sweep_flags",
     "define_task_flags",
     "experiment_from_flags",
-    "experiment_workdir",
     "listed",
     "numbers",
     "output_file",
     "positive",
     "run",
+    "run_page",
     "start_from_flags",
     "sweep_from_flags",
     "sweep_options",

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -32,7 +32,11 @@ class Stop(Exception):
         self.code = code
 
 
-def run(main: Callable[[], int | None], options: Callable[[], list[str]] | None = None) -> NoReturn:
+def run(
+    main: Callable[[], int | None],
+    options: Callable[[], list[str]] | None = None,
+    about: Callable[..., Any] | None = None,
+) -> NoReturn:
     """Parses the flags and runs `main`.
 
     Exit codes: 0 done, 1 the answer is no, 2 bad input, in one line. An error that a file of the user's own
@@ -42,6 +46,7 @@ def run(main: Callable[[], int | None], options: Callable[[], list[str]] | None 
     Args:
         main: the command; returns the exit code, by default 0.
         options: defines more flags by the values of those there are; returns the help's lines on them.
+        about: the function whose script's docstring is the help; by default `main`.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
@@ -53,7 +58,7 @@ def run(main: Callable[[], int | None], options: Callable[[], list[str]] | None 
                 FLAGS([word for word in argv if word.lstrip("-") not in HELP], known_only=True)
                 more = options()
             if asks_for_help:
-                print(help_text(inspect.getmodule(main), more))
+                print(help_text(inspect.getmodule(about or main), more))
                 sys.exit(0)
             rest = FLAGS(argv)[1:]
             check_numbers(argv)

@@ -1,10 +1,14 @@
-"""What an experiment prints: tables of numbers, and what it measured beside what theory says."""
+"""What an experiment of the theory found: tables, a verdict, pictures, and numbers beside those of theory."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, SupportsFloat
 
+import altair as alt
 from rich.console import Console
 from rich.table import Table
+
+from bpresearch.report.figures import write_picture
 
 
 def grid(title: str, columns: Iterable[str], *, words: Iterable[str] = ()) -> Table:
@@ -44,17 +48,35 @@ class Check(NamedTuple):
         return bool(abs(self.found - self.expected) <= self.tolerance)
 
 
-def conclude(console: Console, checks: Iterable[Check]) -> int:
-    """Prints the checks and returns the exit code: 0 if all hold, 1 if one does not."""
+class Finding(NamedTuple):
+    """What an experiment found."""
+
+    verdict: str
+    """The answer, in sentences."""
+    checks: Sequence[Check]
+    figures: Mapping[str, SupportsFloat]
+    """What was measured, by name, for `--json`."""
+    tables: Sequence[Table | str] = ()
+    """Tables, and what is to be said between them."""
+    pictures: Mapping[str, alt.TopLevelMixin] = {}
+    """Pictures, by the name of their files."""
+
+
+def conclude(console: Console, finding: Finding, folder: Path) -> int:
+    """Prints what was found, and writes its pictures into a folder; the exit code: 0 if all checks hold, 1 if
+    one does not."""
+    for table in (*finding.tables, finding.verdict):
+        console.print(table)
+    for name, picture in finding.pictures.items():
+        console.print(f"Picture: {write_picture(picture, folder, name)}")
     shown = grid(
         "Measured against theory", ("what", "measured", "theory", "may differ by", "holds"), words=("what",)
     )
-    checks = list(checks)
-    for check in checks:
+    for check in finding.checks:
         theory = f"{check.expected:.5g}"
         allowed = (f"< {theory}", "") if check.tolerance is None else (theory, f"{check.tolerance:.5g}")
         shown.add_row(
             check.what, f"{check.found:.5g}", *allowed, "yes" if check.passed else "[bold red]NO[/]"
         )
     console.print(shown)
-    return 0 if all(check.passed for check in checks) else 1
+    return 0 if all(check.passed for check in finding.checks) else 1

@@ -13,7 +13,7 @@ import xarray as xr
 
 from bpresearch import files
 from bpresearch.report import recorded
-from bpresearch.report.experiment import PICTURES
+from bpresearch.report.sections import PICTURES
 from bpresearch.report.style import config, specification, vega_lite_version
 from bpresearch.report.sweeps import Sweep, Sweeps
 

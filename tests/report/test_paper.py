@@ -67,7 +67,7 @@ def test_norms_of_layers_are_lines_in_the_networks_order_on_a_logarithmic_axis(m
     norms[0, 0, 0] = 0.0
     results["gradient_norm"] = (("run", "eval_step", "layer"), norms)
     results = results.assign_coords(layer=layers)
-    chart = report.experiment.recorded.diagnostics(report.Sweeps([report.Sweep("a", results)]))
+    chart = report.sections.recorded.diagnostics(report.Sweeps([report.Sweep("a", results)]))
     drawn = chart["gradient_norm"].to_dict()
     (layer,) = drawn["spec"]["layer"]
     assert layer["mark"]["type"] == "line"

@@ -140,5 +140,5 @@ def test_numbers_by_rank_have_a_line_each(made_up, positive):
     values = np.arange(1.0, 4)[::-1] - 2 * (not positive)
     eigenvalues = np.broadcast_to(values, (results.sizes["run"], 2, 3))
     results = results.assign(top=(("run", "eval_step", "rank"), eigenvalues)).assign_coords(rank=[1, 2, 3])
-    frame = report.experiment.recorded.diagnostics(sweeps(results))["top"].data
+    frame = report.sections.recorded.diagnostics(sweeps(results))["top"].data
     assert {(row.rank, row.value) for row in frame.itertuples()} == set(enumerate(values, 1))

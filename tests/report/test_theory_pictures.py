@@ -1,6 +1,7 @@
 """The pictures, checks and figures of the theory's experiments."""
 
 import pandas as pd
+import pytest
 from rich.console import Console
 
 from bpresearch import report
@@ -8,21 +9,32 @@ from bpresearch.theory import Anatomy
 from bpresearch.theory.anatomy import Link, Path
 
 
-def test_a_check_that_fails_or_is_nan_makes_the_exit_code_one():
-    console = Console(record=True, width=100)
+@pytest.fixture
+def concluded(tmp_path):
+    """`concluded(*checks)`: the exit code and what is printed where an experiment found these."""
+
+    def conclude(*checks):
+        console = Console(record=True, width=100)
+        code = report.conclude(console, report.Finding("So it is.", checks, {}), tmp_path)
+        return code, console.export_text()
+
+    return conclude
+
+
+def test_a_check_that_fails_or_is_nan_makes_the_exit_code_one(concluded):
     right = report.Check("right", 1.009, 1, 0.01)
-    assert report.conclude(console, [right]) == 0
+    code, text = concluded(right)
+    assert code == 0 and "So it is." in text and "NO" not in text
     for wrong in (report.Check("off", 1.011, 1, 0.01), report.Check("lost", float("nan"), 1, 0.01)):
-        assert report.conclude(console, [right, wrong]) == 1
-    assert "NO" in console.export_text()
+        code, text = concluded(right, wrong)
+        assert code == 1 and text.count("NO") == 1
 
 
-def test_a_limit_is_strict():
-    console = Console(record=True, width=100)
-    assert report.conclude(console, [report.Check.below("less", 0.99, 1)]) == 0
-    assert "< 1" in console.export_text()
+def test_a_limit_is_strict(concluded):
+    code, text = concluded(report.Check.below("less", 0.99, 1))
+    assert code == 0 and "< 1" in text
     for wrong in (1, 1.01, float("nan")):
-        assert report.conclude(console, [report.Check.below("less", wrong, 1)]) == 1
+        assert concluded(report.Check.below("less", wrong, 1))[0] == 1
 
 
 def test_lines_have_a_panel_for_each_group_and_points_beside_them():
