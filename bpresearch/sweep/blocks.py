@@ -15,8 +15,8 @@ from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.options import Settings, constants
 from bpresearch.sweep.population import Common, Inputs, Population
 from bpresearch.sweep.processes import anywhere, leads, place
-from bpresearch.sweep.prune import Kept
-from bpresearch.sweep.stream import Call, Stream
+from bpresearch.sweep.prune import RungStates
+from bpresearch.sweep.stream import ChunkResults, Stream
 
 
 class Interrupted(KeyboardInterrupt):
@@ -115,10 +115,10 @@ class Job:
     path: Path | None = None
     checkpoint_every: float | int = 20
 
-    def train(self, block: Block, kept: Kept | None = None, until: int | None = None) -> None:
+    def train(self, block: Block, states: RungStates | None = None, until: int | None = None) -> None:
         """Trains a block's runs and gives their results to the stream.
 
-        With `kept` the runs go on from where it has them, until `until` steps, and it keeps them there.
+        With `states` the runs go on from there, until `until` steps, and are put there again.
 
         Raises:
             Interrupted: a signal came; what is done is saved.
@@ -126,13 +126,13 @@ class Job:
         with self.experiment.in_format():
             feed = Feed(self.experiment, self.program, block, self.data)
             runs = feed.start()
-            if kept:
-                runs, step = kept.put(block.rows, feed.places, runs), kept.step
+            if states:
+                runs, step = states.put(block.rows, feed.places, runs), states.step
             else:
                 runs, step = checkpoint.resumed(self.path, runs, block.rows)
-            runs = self._advance(feed, block, runs, step, until, saves=not kept)
-            if kept:
-                kept.keep(block.rows, feed.places, runs)
+            runs = self._advance(feed, block, runs, step, until, saves=not states)
+            if states:
+                states.keep(block.rows, feed.places, runs)
 
     def _advance(self, feed: Feed, block: Block, runs: Any, step: int, until: int | None, saves: bool) -> Any:
         """The runs after the steps from `step` on; with a checkpoint now and then, if it saves any."""
@@ -142,7 +142,7 @@ class Job:
             runs, losses, measured = feed.advance(runs, chunk)
             over = chunk[-1].first > self.experiment.steps
             diverged_at = runs.diverged_at if over else None
-            self.stream.add(Call(block.rows, feed.places, chunk, losses, measured, diverged_at))
+            self.stream.add(ChunkResults(block.rows, feed.places, chunk, losses, measured, diverged_at))
             if before:  # its results have just been collected
                 self.pace.took(before, time.monotonic() - begun)
             before, begun = len(chunk), time.monotonic()

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 @runtime_checkable
-class Report(Protocol):
+class ProgressReport(Protocol):
     """Called whenever the sweep has got further.
 
     Args:
@@ -75,7 +75,7 @@ def clock(seconds: float | int) -> str:
 
 
 @contextmanager
-def progress(runs: int, steps: int, quiet: bool = False) -> Iterator[Report]:
+def progress(runs: int, steps: int, quiet: bool = False) -> Iterator[ProgressReport]:
     """Shows the progress of `runs` runs with `steps` steps in all, on stderr: nothing if `quiet`, a bar on a
     terminal, and elsewhere a line for every tenth of the steps.
     """
@@ -102,7 +102,7 @@ def progress(runs: int, steps: int, quiet: bool = False) -> Iterator[Report]:
         yield on_terminal
 
 
-def _lines(state: State, quiet: bool) -> Report:
+def _lines(state: State, quiet: bool) -> ProgressReport:
     """A report that prints a line for every tenth of the steps, and notes as they come."""
     tenths = 0
 

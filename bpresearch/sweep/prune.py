@@ -146,18 +146,18 @@ def paired_survivors(
     return going_on
 
 
-class Kept:
+class RungStates:
     """The states, on the host, of runs that have come to a rung, by their row in the store."""
 
     def __init__(self) -> None:
-        self.states: dict[int, list[np.ndarray]] = {}
+        self.leaves: dict[int, list[np.ndarray]] = {}
         self.diverged_at: dict[int, int] = {}
         self.step = 0
 
     def keep(self, rows: np.ndarray, places: np.ndarray, run: Any) -> None:
         """Takes the states of these runs from their places in a program's arrays."""
         leaves = [plain(leaf)[places] for leaf in jax.tree.leaves(run)]
-        self.states |= {int(row): [leaf[i] for leaf in leaves] for i, row in enumerate(rows)}
+        self.leaves |= {int(row): [leaf[i] for leaf in leaves] for i, row in enumerate(rows)}
         self.diverged_at |= dict(zip(rows.tolist(), plain(run.diverged_at)[places].tolist(), strict=True))
 
     def put(self, rows: np.ndarray, places: np.ndarray, run: Any) -> Any:
@@ -168,7 +168,7 @@ class Kept:
         filled = []
         for number, leaf in enumerate(leaves):
             array = plain(leaf)
-            array[places] = [self.states[int(row)][number] for row in rows]
+            array[places] = [self.leaves[int(row)][number] for row in rows]
             filled.append(as_before(place(array, leaf.sharding), leaf))
         return jax.tree.unflatten(tree, filled)
 
@@ -183,7 +183,7 @@ def train_in_rungs(
         experiment: what the runs have in common.
         todo: the groups, each with the `settings` of its runs and their `rows` in the store. Rows that are
             finished there are judged by what is there.
-        train: `(number, runs, kept=, until=)` trains some runs of a group.
+        train: `(number, runs, states=, until=)` trains some runs of a group.
         stream: takes the results to the store.
     """
     group, steps, rungs = stream.group, experiment.steps, rungs_of(experiment)
@@ -194,17 +194,17 @@ def train_in_rungs(
     pair = np.unique([settings["seed"] for settings in runs], return_inverse=True)[1]
     metric, maximize = group[stream.choice.variable], stream.choice.maximize
     known = group["finished"][:][rows]
-    kept, going_on = Kept(), np.ones(len(rows), bool)
+    states, going_on = RungStates(), np.ones(len(rows), bool)
     for count, until in enumerate([*rungs, steps], 1):
         for number, one in enumerate(todo):
             here = (going_on & ~known)[of_group == number]
             if here.any():
                 chosen = [settings for settings, goes in zip(one.settings, here, strict=True) if goes]
-                train(number, one._replace(settings=chosen, rows=one.rows[here]), kept=kept, until=until)
+                train(number, one._replace(settings=chosen, rows=one.rows[here]), states=states, until=until)
         stream.flush()
         if until == steps:
             return
-        kept.step = until
+        states.step = until
 
         def judged(so_far: list[int] = rungs[:count]) -> list[bool]:
             values = metric.oindex[rows, [rung // experiment.eval_every for rung in so_far]]
@@ -216,20 +216,20 @@ def train_in_rungs(
             return survivors(name, steps, so_far, means.astype(np.float64), maximize=maximize).tolist()
 
         goes = np.array(told(judged))[setting]
-        _end(rows[going_on & ~goes & ~known], until, kept, stream, steps)
+        _end(rows[going_on & ~goes & ~known], until, states, stream, steps)
         going_on &= goes
 
 
-def _end(rows: np.ndarray, step: int, kept: Kept, stream: Stream, steps: int) -> None:
+def _end(rows: np.ndarray, step: int, states: RungStates, stream: Stream, steps: int) -> None:
     """Marks runs as finished after `step` steps of `steps`."""
     if len(rows):
-        diverged_at = np.array([kept.diverged_at[row] for row in rows.tolist()])
+        diverged_at = np.array([states.diverged_at[row] for row in rows.tolist()])
         stream.group["diverged_at"].oindex[rows] = diverged_at
         stream.group["pruned_at"].oindex[rows] = np.where(diverged_at < 0, step, -1)
         stream.group["finished"].oindex[rows] = True
         stream.report(steps=(steps - step) * len(rows), runs=len(rows), diverged=int((diverged_at > 0).sum()))
         for row in rows.tolist():
-            del kept.states[row]
+            del states.leaves[row]
 
 
 def numbers_of(settings: list[Settings]) -> np.ndarray:

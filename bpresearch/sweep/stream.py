@@ -10,13 +10,13 @@ from bpresearch.sweep.choosing import Choice
 from bpresearch.sweep.chunks import Segment
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.processes import fetch
-from bpresearch.sweep.progress import Report
+from bpresearch.sweep.progress import ProgressReport
 from bpresearch.sweep.soundness import demand_store
 
 SECONDS_BETWEEN_WRITES = 2.0
 
 
-class Call(NamedTuple):
+class ChunkResults(NamedTuple):
     """What a program gave for the segments of a chunk, first axis the place of the run."""
 
     rows: np.ndarray
@@ -36,14 +36,14 @@ class Stream:
     A call's results are collected when the next one has been started, while the devices work on it.
     """
 
-    def __init__(self, experiment: Experiment, choice: Choice, group: zarr.Group, report: Report):
+    def __init__(self, experiment: Experiment, choice: Choice, group: zarr.Group, report: ProgressReport):
         self.experiment, self.choice, self.group, self.report = experiment, choice, group, report
-        self.calls: list[Call] = []
-        self.collected: list[Call] = []
+        self.calls: list[ChunkResults] = []
+        self.collected: list[ChunkResults] = []
         self.written = time.monotonic()
         self.best = -np.inf  # of the finished runs; the negative where lower is better
 
-    def add(self, call: Call) -> None:
+    def add(self, call: ChunkResults) -> None:
         """Takes a call that has been started."""
         self.calls.append(call)
         if len(self.calls) > 1:
