@@ -71,8 +71,8 @@ class TrainingLoss:
     def with_metrics(self, model: nnx.Module, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         """One value, or one for each example, and the metrics that the loss gives beside it."""
         drawn = {"rngs": model.loss_rngs} if self.random else {}
-        found = self.loss(model, batch, **drawn)
-        values, metrics = found if isinstance(found, tuple) else (found, {})
+        returned = self.loss(model, batch, **drawn)
+        values, metrics = returned if isinstance(returned, tuple) else (returned, {})
         return values, metrics if isinstance(metrics, dict) else {}
 
     def __call__(self, model: nnx.Module, batch: Any) -> jax.Array:

@@ -53,9 +53,9 @@ def start(platform: str | None = None, precision: str = "float32", cpu_devices: 
     jax.config.update("jax_enable_x64", precision == "float64")
     if precision == "float32":
         jax.config.update("jax_default_matmul_precision", "float32")
-    found = sorted({device.platform for device in jax.devices()})
-    if platform and platform not in found:
-        raise ValueError(f"--platform={platform}: this machine has {', '.join(found)}")
+    platforms = sorted({device.platform for device in jax.devices()})
+    if platform and platform not in platforms:
+        raise ValueError(f"--platform={platform}: this machine has {', '.join(platforms)}")
     gc.freeze()  # imported modules stay: each search for garbage among them would take 0.15 s
 
 
@@ -150,11 +150,11 @@ def with_these_settings(function: Callable[..., T]) -> Callable[..., T]:
     ...     pool.submit(one_half).result()
     'float64'
     """
-    here = {name: getattr(jax.config, name) for name in SETTINGS}
+    settings = {name: getattr(jax.config, name) for name in SETTINGS}
 
     def run(*args: Any) -> T:
         with contextlib.ExitStack() as stack:
-            for name, value in here.items():
+            for name, value in settings.items():
                 stack.enter_context(SETTINGS[name](value))
             return function(*args)
 

@@ -111,20 +111,20 @@ def answers(
     if base.name not in given:
         return Outcome([], notes)
     first = given.pop(base.name)[0]
-    found = [np.asarray(g) for g in first["found"]]
-    question = question.with_answer(found, float(first["value"]))
+    gradient = [np.asarray(g) for g in first["found"]]
+    question = question.with_answer(gradient, float(first["value"]))
     rows: list[Row] = []
     by_name = {oracle.name: oracle for oracle in oracles}
     estimates: list[Estimates] = []
-    for oracle, (answer, measures) in given.items():
-        made = list(by_name[oracle].estimates(question, answer, measures))
+    for oracle, (sides, measures) in given.items():
+        made = list(by_name[oracle].estimates(question, sides, measures))
         if oracle in EXACT:
             estimates += made
         elif made:
             made = made if measuring else [_unmeasured(e) for e in made]
             rows.append(worst_of([decide(e) for e in made]).row)
     if "contract" in asked:
-        rows.append(contract.finite_row(first["outputs"], found, question.names))
+        rows.append(contract.finite_row(first["outputs"], gradient, question.names))
     if {"contract", BEHAVIOUR} & set(asked):
         again, _ = ask(question, [base], name, fused)
         row = contract.deterministic_row(first, again[base.name][0])
@@ -155,7 +155,7 @@ def answers(
     expected = given["autodiff"][0]["values"] if "autodiff" in given else None
     if expected is not None:  # for the first of the cotangents
         expected = [np.asarray(leaf) for leaf in expected[:: len(question.y_bars)]]
-    return Outcome([*rows, *values], notes, wrong_twin, found, expected, question.value)
+    return Outcome([*rows, *values], notes, wrong_twin, gradient, expected, question.value)
 
 
 def _only_programs_disagree(rows: Sequence[Row]) -> bool:
@@ -179,9 +179,9 @@ class _Base:
 
         def program(point, others, y_bars, seed):
             outputs = derivative.apply(point, others)
-            found = derivative.gradient(point, others, y_bars[0])
+            gradient = derivative.gradient(point, others, y_bars[0])
             value = derivative.scalar(point, others, y_bars[0])
-            return {"found": found, "outputs": outputs, "value": value}
+            return {"found": gradient, "outputs": outputs, "value": value}
 
         return program
 
@@ -209,14 +209,14 @@ def _eager(question: Question) -> Row:
         bars = derivative.gradient(point, others, y_bars[0])
         return {"found": bars, "values": bars}
 
-    found = map(np.asarray, jax.device_get(derivative.gradient(point, others, y_bars[0])))
+    leaves = map(np.asarray, jax.device_get(derivative.gradient(point, others, y_bars[0])))
     measures = Measures(question, "without jit", gradient)
     made = [
         Estimates(
             "contract", "without jit", (), eager, values, autodiff.largest(values), measure=measures.of(leaf),
             detail="other values than under jit",
         )
-        for leaf, (eager, values) in enumerate(zip(found, question.found, strict=True))
+        for leaf, (eager, values) in enumerate(zip(leaves, question.found, strict=True))
     ]  # fmt: skip
     return worst_of([decide(e) for e in made]).row
 
@@ -328,11 +328,11 @@ def _one_each(decisions: list[Decision]) -> list[Decision]:
 def _facts(rows: list[Row]) -> tuple[list[Row], list[str]]:
     """The reference is the authority: what looks at values alone and disagrees says something about it."""
     right = {row.path for row in rows if row.oracle == "autodiff" and row.passed}
-    kept, notes = [], []
+    revised, notes = [], []
     for row in rows:
         of_values = row.oracle in ("complex step", "finite differences", "taylor", "kinks")
         if row.path in right and of_values and row.passed is False:
             notes.append(FACT.format(oracle=row.oracle, path=row.path))
             row = replace(row, passed=None, hint="", detail="it disagrees with the reference, which decides")
-        kept.append(row)
-    return kept, notes
+        revised.append(row)
+    return revised, notes

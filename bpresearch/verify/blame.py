@@ -99,17 +99,17 @@ class Blame:
         self.order = list(reversed(notes))
         return dict(notes)
 
-    def _watch(self, e: Equation, bars: Sequence[Any], answer: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _watch(self, e: Equation, bars: Sequence[Any], x_bars: tuple[Any, ...]) -> tuple[Any, ...]:
         """Compares an equation's answer with the reference's, and hands the latter on."""
         if e.primitive.name in OPENED:
-            return answer
+            return x_bars
         about = label(e)
         results = ", ".join(f"{y.dtype}{y.shape}" for y in e.outs)  # notes of one name have one structure
         about = replace(about, signature=f"{about.signature} {results}")
         self.seen[about] = e
-        found = _compared(e, bars, answer, twice=about.is_layer)
-        note(about, _size_of_error(found), found)
-        right = iter(found.expected)
+        compared = _compared(e, bars, x_bars, twice=about.is_layer)
+        note(about, _size_of_error(compared), compared)
+        right = iter(compared.expected)
         return tuple(next(right)[0] if wanted else None for wanted in e.wanted)
 
     def __call__(self, fault: jax.Array, of_model: tuple[Any, ...], seed: int = 0) -> "Blamed":
@@ -117,11 +117,11 @@ class Blame:
 
         `of_model` is `(params, state, x, y)`.
         """
-        found = jax.device_get(self.program(fault, *of_model))
+        comparisons = jax.device_get(self.program(fault, *of_model))
         rows: list[Row] = []
         glue: dict[str, list[Row]] = {}
         for about in self.order:
-            row = self._row(about, found[about][1], fault, seed)
+            row = self._row(about, comparisons[about][1], fault, seed)
             if about.is_layer or row.passed is not True:
                 rows.append(row)
             else:
@@ -130,23 +130,23 @@ class Blame:
             worst = max(several_rows, key=lambda row: row.error)
             said = f"{len(several_rows)} equations outside of layers that have a rule"
             rows.append(replace(worst, path=path, detail=said, worst=None))
-        return Blamed(rows, first_not_finite({about: found[about][1] for about in self.order}))
+        return Blamed(rows, first_not_finite({about: comparisons[about][1] for about in self.order}))
 
-    def _row(self, about: Label, answer: Answer, fault: jax.Array, seed: int) -> Row:
+    def _row(self, about: Label, comparison: Answer, fault: jax.Array, seed: int) -> Row:
         """The row of one equation."""
         e = self.seen[about]
-        shape = np.shape(answer.own_outs[0]) if answer.own_outs else ()
+        shape = np.shape(comparison.own_outs[0]) if comparison.own_outs else ()
         if getattr(rule_of(e), "by_jax", False):
             return Row(about.where, shape, "rule", np.nan, AGREEMENT, None, BY_JAX)
-        error = _largest_error(about, e, answer)
+        error = _largest_error(about, e, comparison)
         if error <= AGREEMENT:
             return Row(about.where, shape, "rule", error, AGREEMENT, True)
         if about not in self.derivatives:
             self.derivatives[about] = derivative_of(e, self.plant_of)
-        question = question_about(self.derivatives[about], e, answer, fault, seed)
+        question = question_about(self.derivatives[about], e, comparison, fault, seed)
         clause = Clause(OUTPUT, "it computes something else than the layer", _outputs(e, self.plant_of))
         outcome = answers(question, OF_EQUATION, clauses=(clause,), key=about.is_layer)
-        return _of_equation(about, shape, question.names, outcome.rows, answer)
+        return _of_equation(about, shape, question.names, outcome.rows, comparison)
 
 
 @dataclass(frozen=True)
@@ -162,22 +162,22 @@ class Blamed:
         return tuple(dict.fromkeys(row.path for row in self.rows if row.passed is False))
 
 
-def _compared(e: Equation, bars: Sequence[Any], answer: tuple[Any, ...], twice: bool) -> Answer:
-    """The answer that was given beside `jax.vjp` of the equation; `twice`: for another cotangent as well."""
+def _compared(e: Equation, bars: Sequence[Any], x_bars: tuple[Any, ...], twice: bool) -> Answer:
+    """The x_bars that were given beside `jax.vjp` of the equation; `twice`: for another cotangent as well."""
     filled_bars = filled(bars, e.outs)
     some = [x for x, wanted in zip(e.ins, e.wanted, strict=True) if wanted]
     own, pull = jax.vjp(reference(e), some)
     of_floats = _floating(filled_bars, e.outs)
-    found, expected = [_wanted(e, answer)], [pull(of_floats)[0]]
+    by_rule, expected = [_wanted(e, x_bars)], [pull(of_floats)[0]]
     if twice:
         pairs: list[Any] = list(zip(filled_bars, e.outs, strict=True))
         other: list[Any] = [_another_like(bar) if is_floating(y) else None for bar, y in pairs]
-        found.append(_wanted(e, several(rule_of(e).backward(e, *other))))
+        by_rule.append(_wanted(e, several(rule_of(e).backward(e, *other))))
         expected.append(pull(_floating(other, e.outs))[0])
     return Answer(
         _floating(e.outs, e.outs),
         own,
-        [jnp.stack(leaves) for leaves in zip(*found, strict=True)],
+        [jnp.stack(leaves) for leaves in zip(*by_rule, strict=True)],
         [jnp.stack(leaves) for leaves in zip(*expected, strict=True)],
         [jax.random.key_data(x) if _is_key(x) else x for x in e.ins],
         of_floats,
@@ -188,11 +188,11 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
-def _wanted(e: Equation, answer: Sequence[Any]) -> list[Any]:
+def _wanted(e: Equation, x_bars: Sequence[Any]) -> list[Any]:
     """An answer's cotangents of the wanted operands, with zeros for None, as rules may say it."""
     return [
         jnp.zeros_like(x) if bar is None else bar
-        for x, bar, wanted in zip(e.ins, answer, e.wanted, strict=True)
+        for x, bar, wanted in zip(e.ins, x_bars, e.wanted, strict=True)
         if wanted
     ]
 
@@ -207,11 +207,11 @@ def _another_like(y_bar: jax.Array) -> jax.Array:
     return random_signs(y_bar.shape, 7).astype(y_bar.dtype) * jnp.where(size > 0, size, 1).astype(y_bar.dtype)
 
 
-def _size_of_error(answer: Answer) -> jax.Array:
+def _size_of_error(comparison: Answer) -> jax.Array:
     """The largest error of any cotangent, relative to the largest of them: tells the worst step of a loop."""
     pairs = [
-        *zip(answer.found, answer.expected, strict=True),
-        *zip(answer.outs, answer.own_outs, strict=True),
+        *zip(comparison.found, comparison.expected, strict=True),
+        *zip(comparison.outs, comparison.own_outs, strict=True),
     ]
     apart = [jnp.max(jnp.abs(f - e), initial=0.0) for f, e in pairs]
     sizes = [jnp.max(jnp.abs(e), initial=0.0) for _, e in pairs]
@@ -219,19 +219,21 @@ def _size_of_error(answer: Answer) -> jax.Array:
     return jnp.stack([jnp.asarray(a, jnp.float64) for a in apart]).max() / jnp.where(largest > 0, largest, 1)
 
 
-def _largest_error(about: Label, e: Equation, answer: Answer) -> float:
+def _largest_error(about: Label, e: Equation, comparison: Answer) -> float:
     """Of any leaf, relative to its own largest element; infinite where only one of the two is finite."""
-    names = [OUTPUT] * len(answer.outs) + operand_names(e)
+    names = [OUTPUT] * len(comparison.outs) + operand_names(e)
     worst = 0.0
-    pairs = zip([*answer.outs, *answer.found], [*answer.own_outs, *answer.expected], strict=True)
-    for name, (found, expected) in zip(names, pairs, strict=True):
-        found, expected = np.asarray(found), np.asarray(expected)
-        if found.shape != expected.shape:
+    pairs = zip(
+        [*comparison.outs, *comparison.found], [*comparison.own_outs, *comparison.expected], strict=True
+    )
+    for name, (actual, expected) in zip(names, pairs, strict=True):
+        actual, expected = np.asarray(actual), np.asarray(expected)
+        if actual.shape != expected.shape:
             raise ValueError(
-                f"the rule of {about.where} gives shape {found.shape} for its {name}, not {expected.shape}"
+                f"the rule of {about.where} gives shape {actual.shape} for its {name}, not {expected.shape}"
             )
-        same = (found == expected) | (np.isnan(found) & np.isnan(expected))
-        apart = np.where(same, 0.0, np.abs(found - expected))
+        same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+        apart = np.where(same, 0.0, np.abs(actual - expected))
         apart = np.where(np.isnan(apart), np.inf, apart)
         size = np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected))
         if apart.any():
@@ -269,8 +271,8 @@ def derivative_of(e: Equation, plant_of: Callable[[Any], Plant]) -> Derivative:
             whole = evaluated(at)
             given = iter(y_bar)
             bars = [_as_cotangent(next(given), y) if is_floating(y) else None for y in whole.outs]
-            found = _wanted(whole, several(rule_of(whole).backward(whole, *bars)))
-        return [_as_real(jnp.conj(bar)) for bar in found]
+            x_bars = _wanted(whole, several(rule_of(whole).backward(whole, *bars)))
+        return [_as_real(jnp.conj(bar)) for bar in x_bars]
 
     return Derivative(apply, gradient, apply, apply)
 
@@ -329,7 +331,9 @@ def _as_cotangent(bar: Any, like: Any) -> Any:
     return jnp.conj(_as_operand(bar, like)) if jnp.issubdtype(like.dtype, jnp.complexfloating) else bar
 
 
-def _of_equation(about: Label, shape: Any, names: Sequence[str], rows: Sequence[Row], answer: Answer) -> Row:
+def _of_equation(
+    about: Label, shape: Any, names: Sequence[str], rows: Sequence[Row], comparison: Answer
+) -> Row:
     """One row of what was said of an equation: the worst."""
     worst = max(rows, key=severity)
     at_kinks = [row.detail for row in rows if row.oracle == "kinks"]
@@ -338,8 +342,8 @@ def _of_equation(about: Label, shape: Any, names: Sequence[str], rows: Sequence[
         detail = f"its rule ({about.name}) is wrong in the {worst.path}"
         if worst.oracle == "autodiff":
             place = names.index(worst.path)
-            pair = [np.asarray(leaves[place]) for leaves in (answer.found, answer.expected)]
-            bar: Any = next(iter(answer.bars), np.zeros(()))
+            pair = [np.asarray(leaves[place]) for leaves in (comparison.found, comparison.expected)]
+            bar: Any = next(iter(comparison.bars), np.zeros(()))
             if worst.path == INPUT:
                 own, right = (np.asarray(leaf[0]) for leaf in pair)
                 said = cotangent_hint(own, right, np.asarray(bar)) or said
@@ -347,8 +351,8 @@ def _of_equation(about: Label, shape: Any, names: Sequence[str], rows: Sequence[
                 detail += ", for another cotangent than this model's own"
         detail = ", ".join([detail, *at_kinks])
     error = max([row.error for row in rows if row.error == row.error], default=np.nan)
-    found = error if worst.passed is not False else worst.error
-    return Row(about.where, shape, "rule", found, worst.tolerance, worst.passed, detail, worst.worst, said)
+    reported = error if worst.passed is not False else worst.error
+    return Row(about.where, shape, "rule", reported, worst.tolerance, worst.passed, detail, worst.worst, said)
 
 
 def first_not_finite(answers: dict[Label, Any]) -> str:
@@ -360,7 +364,9 @@ def first_not_finite(answers: dict[Label, Any]) -> str:
     def finite(leaves):
         return all(np.isfinite(leaf).all() for leaf in leaves)
 
-    for about, answer in reversed(answers.items()):
-        if finite((*answer.bars, *answer.outs)) and not finite([leaf[0] for leaf in answer.found]):
+    for about, comparison in reversed(answers.items()):
+        if finite((*comparison.bars, *comparison.outs)) and not finite(
+            [leaf[0] for leaf in comparison.found]
+        ):
             return about.where
     return ""

@@ -127,9 +127,9 @@ def flow(
     last: dict[tuple[str, int], Any] = {}
     order: dict[str, None] = {}
 
-    def watch(e: Equation, bars: Sequence[Any], answer: Any) -> Any:
+    def watch(e: Equation, bars: Sequence[Any], x_bars: Any) -> Any:
         if e.primitive.name == LAYER and e.params["call"].layer is loss_fn:
-            return answer  # the loss is no layer of the model
+            return x_bars  # the loss is no layer of the model
         floating = [
             (y, bar) for y, bar in zip(e.outs, bars, strict=True) if bar is not None and is_floating(y)
         ]
@@ -141,7 +141,7 @@ def flow(
             for kind, values in zip(("output", "cotangent"), zip(*floating, strict=True), strict=True):
                 rms, largest = _size(values)
                 note((place, depth, kind), largest, (rms, largest))
-        return answer
+        return x_bars
 
     @jax.jit
     def sizes(params, state, batch):
@@ -149,12 +149,12 @@ def flow(
             chainrule.gradient(graphdef, loss_fn)(params, state, batch)
         return {about: what for about, (_, what) in notes.items()}
 
-    found = sizes(params, state, (x, y))
+    magnitudes = sizes(params, state, (x, y))
     rows: list[Flowing] = []
     layers = [place for place in order if place != "model"]
     for place in layers or order:  # from the last to the first
-        depth = min(depth for name, depth, _ in found if name == place)
-        output, cotangent = (map(float, found[place, depth, kind]) for kind in ("output", "cotangent"))
+        depth = min(depth for name, depth, _ in magnitudes if name == place)
+        output, cotangent = (map(float, magnitudes[place, depth, kind]) for kind in ("output", "cotangent"))
         row = Flowing(place, *output, *cotangent)
         if rows and rows[-1].cotangent_rms:
             row = replace(row, ratio=row.cotangent_rms / rows[-1].cotangent_rms)

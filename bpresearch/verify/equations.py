@@ -67,19 +67,19 @@ def label(e: Equation) -> Label:
 def equations_of(model: nnx.Module, loss_fn: Any, x: Any, y: Any) -> dict[Label, Equation]:
     """Every equation that a cotangent passes, in the order of the forward pass; calls are not among them."""
     graphdef, params, state = split(model)
-    found: dict[Label, Equation] = {}
+    equations: dict[Label, Equation] = {}
 
-    def see(e, bars, answer):
+    def see(e, bars, x_bars):
         if e.primitive.name not in OPENED:
-            found.setdefault(label(e), e)
-        return answer
+            equations.setdefault(label(e), e)
+        return x_bars
 
     def run(params, state, x, y):
         with chainrule.watching(see), collecting():
             return chainrule.gradient(graphdef, loss_fn, inputs=True)(params, state, (x, y))
 
     jax.eval_shape(run, params, state, x, y)
-    return dict(reversed(found.items()))
+    return dict(reversed(equations.items()))
 
 
 def with_backward(rule: Any, backward: Callable[..., Any], forward: Callable[..., Any] | None = None) -> Any:
@@ -91,8 +91,8 @@ def with_backward(rule: Any, backward: Callable[..., Any], forward: Callable[...
 
 def evaluated(e: Equation) -> Equation:
     """An equation with its results, and with what its rule keeps."""
-    outs, kept = evaluate(e)
-    return replace(e, outs=tuple(outs), kept=kept)
+    outs, residuals = evaluate(e)
+    return replace(e, outs=tuple(outs), kept=residuals)
 
 
 def pullback(function: Callable[..., Any], arguments: Any, y_bar: Any = None) -> tuple[Any, Any]:

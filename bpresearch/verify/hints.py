@@ -61,25 +61,25 @@ def _factor(ratio: float, batch: int | None) -> str:
     return f"every element is {ratio:.6g} times the right one"
 
 
-def _which_elements(found: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> str:
+def _which_elements(gradient: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> str:
     count = int(wrong.sum())
     where = np.argwhere(wrong)
     if count == 1:
         index = tuple(int(i) for i in where[0])
         return f"only the element at {index} is wrong"
-    if not found[wrong].any() and count < found.size:
-        return f"{count} of {found.size} elements are zero and should not be"
-    if np.max(np.abs(found[wrong] + expected[wrong])) <= TOLERANCE * np.max(np.abs(expected)):
-        return f"the sign of {count} of {found.size} elements is wrong"
-    for axis in range(found.ndim):
+    if not gradient[wrong].any() and count < gradient.size:
+        return f"{count} of {gradient.size} elements are zero and should not be"
+    if np.max(np.abs(gradient[wrong] + expected[wrong])) <= TOLERANCE * np.max(np.abs(expected)):
+        return f"the sign of {count} of {gradient.size} elements is wrong"
+    for axis in range(gradient.ndim):
         slices = np.unique(where[:, axis])
-        if found.shape[axis] > 1 and slices.size == 1:
+        if gradient.shape[axis] > 1 and slices.size == 1:
             return f"only what has index {int(slices[0])} along axis {axis} is wrong"
-    rows = np.unique(where[:, 0]) if found.ndim > 1 else np.zeros(0, int)
-    if 0 < rows.size <= min(8, found.shape[0] // 2) and wrong[rows].mean() > 0.9:
-        return f"only rows {', '.join(map(str, rows))} of {found.shape[0]} are wrong"
-    if count <= found.size // 2:
-        return f"{count} of {found.size} elements are wrong"
+    rows = np.unique(where[:, 0]) if gradient.ndim > 1 else np.zeros(0, int)
+    if 0 < rows.size <= min(8, gradient.shape[0] // 2) and wrong[rows].mean() > 0.9:
+        return f"only rows {', '.join(map(str, rows))} of {gradient.shape[0]} are wrong"
+    if count <= gradient.size // 2:
+        return f"{count} of {gradient.size} elements are wrong"
     return ""
 
 

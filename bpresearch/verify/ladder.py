@@ -54,10 +54,10 @@ def directional_derivatives(
     """
     scales = jnp.stack([step_scale(leaf) for leaf in point])
     function = holding_constants(function, point)
-    here = function(point)
+    centre = function(point)
     every = jax.vmap if together else lambda f: lambda all_: jax.lax.map(f, all_)
 
-    def one(d, leaf, number):
+    def evaluations(d, leaf, number):
         h = scales[leaf] * jnp.asarray(STEPS, scales.dtype)
         values = every(lambda h: function([x + h * e for x, e in zip(point, d, strict=True)]))(
             jnp.concatenate([h, -h])
@@ -65,10 +65,10 @@ def directional_derivatives(
         above, below = jnp.split(values, 2)
         predicted = sum(jnp.sum(g * e) for g, e in zip(gradient, d, strict=True))
         return {
-            "predicted": predicted, "scale": scales[leaf], "above": above, "below": below, "here": here,
+            "predicted": predicted, "scale": scales[leaf], "above": above, "below": below, "here": centre,
         }  # fmt: skip
 
-    return along(directions, point, seed, one)
+    return along(directions, point, seed, evaluations)
 
 
 def step_scale(leaf: Any) -> Any:
@@ -180,14 +180,14 @@ def coordinate_derivatives(
         h, element = scale[block] * eps**0.25 / 2, jnp.concatenate([block, block])
         own = x[element]
         row, column = element // width, element % width
-        here = (row * (2 * together) + jnp.arange(2 * together)) * width + column
-        moved = copies.at[here].set(own + jnp.concatenate([h, -h]), mode="promise_in_bounds")
+        indices = (row * (2 * together) + jnp.arange(2 * together)) * width + column
+        moved = copies.at[indices].set(own + jnp.concatenate([h, -h]), mode="promise_in_bounds")
         values = jax.vmap(evaluate, in_axes=1)(moved.reshape(rows, 2 * together, width))
         above, below = values[:together], values[together:]
         rounding = eps * jnp.maximum(jnp.abs(above), jnp.abs(below)) / h
-        answer = {"estimate": (above - below) / (2 * h), "uncertainty": rounding, "step": h}
-        answer["scale"] = scale[block]
-        return moved.at[here].set(own, mode="promise_in_bounds"), answer
+        differences = {"estimate": (above - below) / (2 * h), "uncertainty": rounding, "step": h}
+        differences["scale"] = scale[block]
+        return moved.at[indices].set(own, mode="promise_in_bounds"), differences
 
     _, answers = jax.lax.scan(derivatives, copies, blocks)
     return {name: values.reshape(-1)[:count] for name, values in answers.items()}

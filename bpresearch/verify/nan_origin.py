@@ -146,8 +146,8 @@ def find_nan(
     with jax.debug_nans(False), jax.debug_infs(False):
         program = trace(lambda *flat: function(structure.unflatten(flat)), *flat, everything=True)
         names = _names(f, args, parts)
-        if found := _report(program, flat, FORWARD, names, Derivatives()):
-            return found
+        if report := _report(program, flat, FORWARD, names, Derivatives()):
+            return report
         if not backward:
             return NanReport()
         wanted = _wanted(args, parts, flat, argnums)
@@ -281,7 +281,7 @@ def _report(
     origin = nan_search.first_of(path, nan_search.makes_of_finite)
     note = ""
     if origin is None:
-        if came := [names[i] for i, found in given.items() if NAN in found]:
+        if came := [names[i] for i, kinds in given.items() if NAN in kinds]:
             return NanReport(NAN, direction=direction, operands=tuple(f"{n} holds NaN" for n in came))
         if nan is None:
             return None  # an Inf that was given and is meant, of a mask say
@@ -290,8 +290,8 @@ def _report(
     e = origin.equation
     derivative_of, producers = derivatives.of(e)
     held = frozenset().union(*map(nan_search.kinds, e.ins))
-    number, found = next(iter(origin.matters.items()))
-    made = NAN if NAN in found else INF
+    number, kinds = next(iter(origin.matters.items()))
+    made = NAN if NAN in kinds else INF
     if any(nan_search.of_gradient(part.equation) for part in (origin, nan) if part is not None):
         direction = BACKWARD  # of a gradient that the function itself takes
     index = _first_index(e.outs[number], made)
@@ -317,7 +317,7 @@ def _report(
 
 def _becomes(nan: Origin) -> str:
     e = nan.equation
-    number = next(i for i, found in nan.matters.items() if NAN in found)
+    number = next(i for i, kinds in nan.matters.items() if NAN in kinds)
     index, shape = _first_index(e.outs[number], NAN), jnp.shape(e.outs[number])
     place = ", ".join(filter(None, (e.layer, line_of(e))))
     return (

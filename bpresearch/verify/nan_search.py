@@ -78,7 +78,7 @@ def kinds(x: Value) -> Kinds:
 
 def not_finite(values: Sequence[Value]) -> Matters:
     """Which values hold NaN or Inf."""
-    return {i: found for i, value in enumerate(values) if (found := kinds(value))}
+    return {i: held for i, value in enumerate(values) if (held := kinds(value))}
 
 
 def makes_of_finite(call: Call, matters: Matters) -> bool:
@@ -92,8 +92,8 @@ def makes_of_finite(call: Call, matters: Matters) -> bool:
     ]
     return all(
         any(
-            (_where(call.outs[i], found) & ~np.isfinite(np.asarray(outs[i]))).any()
-            for i, found in matters.items()
+            (_where(call.outs[i], held) & ~np.isfinite(np.asarray(outs[i]))).any()
+            for i, held in matters.items()
         )
         for outs in ordinary
     )
@@ -101,7 +101,7 @@ def makes_of_finite(call: Call, matters: Matters) -> bool:
 
 def makes_nan(call: Call, matters: Matters) -> bool:
     """Whether it makes NaN of numbers and Inf."""
-    wrong = any(NAN in found for found in matters.values())
+    wrong = any(NAN in held for held in matters.values())
     return wrong and not any(NAN in kinds(x) for x in call.ins)
 
 
@@ -128,9 +128,9 @@ def first(
 
 def first_of(path: Path, criterion: Criterion, steps: tuple[int, ...] = ()) -> Origin | None:
     """The first equation that fits the criterion, of those through which NaN and Inf reach the results."""
-    for equation, found in path:
-        if criterion(Call(equation.bind, equation.ins, equation.outs), found):
-            return opened(equation, found, criterion, steps) or Origin(equation, found, steps)
+    for equation, matters in path:
+        if criterion(Call(equation.bind, equation.ins, equation.outs), matters):
+            return opened(equation, matters, criterion, steps) or Origin(equation, matters, steps)
     return None
 
 
@@ -140,19 +140,19 @@ def reached(jaxpr: Jaxpr, equations: Sequence[Equation], matters: Matters) -> tu
     """
     known: dict[Any, Kinds] = {}
 
-    def add(v: Any, found: Kinds) -> None:
+    def add(v: Any, held: Kinds) -> None:
         if not isinstance(v, Literal):
-            known[v] = known.get(v, frozenset()) | found
+            known[v] = known.get(v, frozenset()) | held
 
-    for i, found in matters.items():
-        add(jaxpr.outvars[i], found)
+    for i, held in matters.items():
+        add(jaxpr.outvars[i], held)
     path: Path = []
     for eqn, equation in zip(reversed(jaxpr.eqns), reversed(equations), strict=True):
         mine = {i: known[v] for i, v in enumerate(eqn.outvars) if v in known}
         if mine:
             path.append((equation, mine))
-            for i, found in brought(Call(equation.bind, equation.ins, equation.outs), mine).items():
-                add(eqn.invars[i], found)
+            for i, held in brought(Call(equation.bind, equation.ins, equation.outs), mine).items():
+                add(eqn.invars[i], held)
     return path[::-1], {i: known[v] for i, v in enumerate(jaxpr.invars) if v in known}
 
 
@@ -203,15 +203,15 @@ def _as_written(run: Callable[..., Any], jaxpr: Jaxpr) -> Callable[..., Any]:
 def brought(call: Call, matters: Matters) -> Matters:
     """By the number of an operand: which of its values that are not finite bring about those that matter."""
     holding = not_finite(call.ins)
-    found: Matters = {}
+    causes: Matters = {}
     for i, several in holding.items():
         for kind in several:
             ins = list(call.ins)
             ins[i] = _ordinary(ins[i], frozenset({kind}), 0.5)
             if not _stays(call, matters, ins):
-                found[i] = found.get(i, frozenset()) | {kind}
+                causes[i] = causes.get(i, frozenset()) | {kind}
     # NaN + NaN: neither alone is what brings it about, both together are.
-    return found or holding
+    return causes or holding
 
 
 def _ordinary(x: Value, which: Kinds, fill: float) -> Value:
@@ -233,8 +233,8 @@ def _stays(call: Call, matters: Matters, ins: Sequence[Value]) -> bool:
     outs = call.function(*ins)
     return not any(
         (_where(call.outs[i], {kind}) & ~_where(outs[i], {kind})).any()
-        for i, found in matters.items()
-        for kind in found
+        for i, held in matters.items()
+        for kind in held
     )
 
 
@@ -312,11 +312,11 @@ def _while(equation: Equation) -> Iterator[tuple[int, Call]]:
 
 def _of_steps(runs: Sequence[tuple[int, Call]], matters: Matters, consts: int, carried: int) -> list[Matters]:
     """For each step of a loop what matters in its results: from the last step back."""
-    stacked = {i: found for i, found in matters.items() if i >= carried}
-    wanted = {i: found for i, found in matters.items() if i < carried}
+    stacked = {i: held for i, held in matters.items() if i >= carried}
+    wanted = {i: held for i, held in matters.items() if i < carried}
     of_steps = []
     for _, call in reversed(runs):
-        mine = {i: left for i, found in (wanted | stacked).items() if (left := found & kinds(call.outs[i]))}
+        mine = {i: left for i, held in (wanted | stacked).items() if (left := held & kinds(call.outs[i]))}
         of_steps.append(mine)
         wanted = not_finite(call.ins[consts : consts + carried]) if mine else {}
     return of_steps[::-1]

@@ -211,8 +211,8 @@ class Prepared:
         def gradient(point, others, y_bar):
             fault, rest, state, y = others
             params, x = self._together(point, rest)
-            found, _ = by_rules(self.high, self.loss_fn, self._plant(fault))(params, state, x, y)
-            return [y_bar[0] * leaf for leaf in found]
+            gradients, _ = by_rules(self.high, self.loss_fn, self._plant(fault))(params, state, x, y)
+            return [y_bar[0] * leaf for leaf in gradients]
 
         return Derivative(apply, gradient, apply, apply)
 
@@ -239,8 +239,8 @@ class Prepared:
     @cached_property
     def _in_working_precision(self) -> Any:
         def both(fault, params, state, x, y):
-            found, _ = by_rules(self.low, self.loss_fn, self._plant(fault))(params, state, x, y)
-            return found, by_autodiff(self.low, self.loss_fn)(params, state, x, y)[0]
+            gradients, _ = by_rules(self.low, self.loss_fn, self._plant(fault))(params, state, x, y)
+            return gradients, by_autodiff(self.low, self.loss_fn)(params, state, x, y)[0]
 
         return jax.jit(both), Spreads(lambda *arguments: both(*arguments)[1])
 
@@ -347,7 +347,7 @@ class Prepared:
         program, spreads = self._in_working_precision
         with jax.enable_x64(False):  # as users run it: a stray 64-bit constant would raise the precision
             try:
-                found, own = jax.device_get(program(number, *low))
+                gradients, own = jax.device_get(program(number, *low))
             except Exception as error:  # not all of JAX and Optax has a derivative in every precision
                 if not self._autodiff_fails(low):
                     raise
@@ -362,4 +362,4 @@ class Prepared:
                 return spreads((number, *low), 2).sizes
 
         dtypes = [self.dtype] * len(exact)
-        return rounding.ratio_rows(names, found, own, exact, spread, dtypes)
+        return rounding.ratio_rows(names, gradients, own, exact, spread, dtypes)

@@ -84,8 +84,8 @@ def product(y_bar: Outputs, values: list[Array], outputs: Outputs) -> Array:
     A single number that is not finite, a loss say, is said as it is.
     """
     triples = zip(y_bar, values, outputs, strict=True)
-    kept = ((bar, jnp.where(jnp.isfinite(y), value, 0) if y.ndim else value) for bar, value, y in triples)
-    terms = [jnp.sum(bar * value) for bar, value in kept]
+    pairs = ((bar, jnp.where(jnp.isfinite(y), value, 0) if y.ndim else value) for bar, value, y in triples)
+    terms = [jnp.sum(bar * value) for bar, value in pairs]
     return sum(terms[1:], terms[0])
 
 

@@ -57,12 +57,12 @@ class Row:
         """Distance of the worst element's two values in units of the last place of the larger one."""
         if self.worst is None:
             return math.nan
-        _, found, expected = self.worst
-        largest = max(abs(found), abs(expected))
-        if not math.isfinite(found - expected):
+        _, actual, expected = self.worst
+        largest = max(abs(actual), abs(expected))
+        if not math.isfinite(actual - expected):
             return math.inf
         unit = max(self.eps * 2.0 ** math.floor(math.log2(largest)), math.ulp(0.0)) if largest else 1.0
-        return abs(found - expected) / unit
+        return abs(actual - expected) / unit
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain JSON types; a number that JSON does not have (NaN, infinity) becomes a string."""
@@ -77,10 +77,10 @@ class Row:
             "hint": self.hint,
         }
         if self.worst is not None:
-            index, found, expected = self.worst
+            index, actual, expected = self.worst
             row |= {
                 "index": list(index),
-                "found": _plain(found),
+                "found": _plain(actual),
                 "expected": _plain(expected),
                 "ulps": _plain(self.ulps),
             }
@@ -203,10 +203,10 @@ def format_report(report: Report) -> str:
 
 def _worst(row: Row) -> str:
     """The element that is most wrong, with both values and their distance in units of the last place."""
-    index, found, expected = row.worst or ((), math.nan, math.nan)
+    index, actual, expected = row.worst or ((), math.nan, math.nan)
     where = f"{row.path}[{', '.join(map(str, index))}]" if index else row.path
     ulps = f", {row.ulps:.2g} ulps apart" if math.isfinite(row.ulps) else ""
-    return f"{where} is {found:.9g}, by {row.oracle} {expected:.9g}{ulps}"
+    return f"{where} is {actual:.9g}, by {row.oracle} {expected:.9g}{ulps}"
 
 
 def _sentence(report: Report) -> str:
@@ -269,7 +269,7 @@ def _table(rows: Iterable[Row], heading: str) -> list[str]:
         by_path.setdefault(row.path, {})[row.oracle] = row
     if not by_path:
         return []
-    oracles = list(dict.fromkeys(oracle for found in by_path.values() for oracle in found))
+    oracles = list(dict.fromkeys(oracle for by_oracle in by_path.values() for oracle in by_oracle))
     titles = [_SHORT.get(oracle, oracle) for oracle in oracles]
     shapes = {p: "x".join(map(str, next(iter(r.values())).shape)) or "scalar" for p, r in by_path.items()}
     shape_width = max(5, *(len(s) for s in shapes.values()))
@@ -280,12 +280,12 @@ def _table(rows: Iterable[Row], heading: str) -> list[str]:
     head = [f"{heading:<{path_width}}", f"{'shape':<{shape_width}}"]
     head += [f"{title:>{c}}" for title, c in zip(titles, columns, strict=True)]
     lines = ["  ".join([*head, "verdict"])]
-    for path, found in by_path.items():
+    for path, by_oracle in by_path.items():
         name = path if len(path) <= path_width else "..." + path[3 - path_width :]
         cells = [f"{name:<{path_width}}", f"{shapes[path]:<{shape_width}}"]
         for oracle, width in zip(oracles, columns, strict=True):
-            cells.append(f"{_number(found.get(oracle)):>{width}}")
-        lines.append("  ".join([*cells, _verdict(found.values())]))
+            cells.append(f"{_number(by_oracle.get(oracle)):>{width}}")
+        lines.append("  ".join([*cells, _verdict(by_oracle.values())]))
     return lines
 
 

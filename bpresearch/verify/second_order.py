@@ -54,8 +54,8 @@ def second_order_rows(model: nnx.Module, loss_fn: Any, x: Any, y: Any, seed: int
 
     def product(point, others, y_bar):
         v, state, x, y = others
-        found = of_rules(whole(point), state, (x, y), whole(v))
-        return [y_bar[0] * leaf for leaf in floating_leaves(params, found)]
+        tangent = of_rules(whole(point), state, (x, y), whole(v))
+        return [y_bar[0] * leaf for leaf in floating_leaves(params, tangent)]
 
     others = random_like(point, seed), state, x, y
     try:

@@ -121,14 +121,14 @@ def decide(estimates: Estimates, tolerance: float = 0.0) -> Decision:
         return Decision(_row(e, math.nan, e.agreement, None, e.silent), nowhere)
     if np.size(e.values) == 0:
         return Decision(_row(e, 0.0, e.agreement, True, "no elements"), nowhere)
-    found, values = (np.asarray(a, np.float64) for a in (e.found, e.values))
+    actual, values = (np.asarray(a, np.float64) for a in (e.found, e.values))
     known = np.isfinite(values) & (np.asarray(e.uncertainty) != np.inf)
     if not known.any():
         why = "" if np.isfinite(values).all() else "the oracle has no finite value"
         return Decision(_row(e, math.nan, e.agreement, None, _joined(e.detail, why)), nowhere)
     accepted = max(e.agreement, tolerance) * (e.scale if math.isfinite(e.scale) else 0.0)
     with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.where(np.isfinite(found), np.abs(found - values), np.inf)
+        apart = np.where(np.isfinite(actual), np.abs(actual - values), np.inf)
     apart = np.where(known, apart, 0.0)
     uncertainty = np.broadcast_to(np.where(known, e.uncertainty, 0.0), values.shape)
     agrees = np.asarray(apart <= accepted)
@@ -143,15 +143,15 @@ def decide(estimates: Estimates, tolerance: float = 0.0) -> Decision:
     wrong = beyond & (resolved | is_measured | (apart > CLEARLY * uncertainty))
     if wrong.any():
         worst = _place(np.where(wrong, apart, -1.0))
-        element = (worst, float(found[worst]), float(values[worst])) if e.elements else None
+        element = (worst, float(actual[worst]), float(values[worst])) if e.elements else None
         error, bound = (_relative(x[worst], e.scale) for x in (apart, allowed))
         return Decision(
             _row(e, error, bound, False, e.detail, element, e.hint() if e.hint else ""), np.asarray(wrong)
         )
     worst = _place(apart)
-    element = (worst, float(found[worst]), float(values[worst])) if e.elements else None
+    element = (worst, float(actual[worst]), float(values[worst])) if e.elements else None
     error, bound = (_relative(np.max(x[known]), e.scale) for x in (apart, allowed))
-    is_zero = (np.abs(values) <= uncertainty) & (np.abs(found) <= allowed) | ~known
+    is_zero = (np.abs(values) <= uncertainty) & (np.abs(actual) <= allowed) | ~known
     zero = bool(is_zero.all()) and bool(uncertainty.any())
     if 2 * (resolved & ~beyond).sum() < known.sum():
         why = "zero within what rounding does" if zero else "its uncertainty is too large to tell"

@@ -129,9 +129,9 @@ def with_mask(shape: tuple[int, ...], mask: tuple[int, ...]) -> Callable[[np.ran
     """An input, and a mask that keeps about two thirds and the first along the last axis."""
 
     def draw(rng):
-        kept = rng.random((EXAMPLES, *mask)) < 2 / 3
-        kept[..., 0] = True
-        return rng.normal(size=(EXAMPLES, *shape)), kept
+        visible = rng.random((EXAMPLES, *mask)) < 2 / 3
+        visible[..., 0] = True
+        return rng.normal(size=(EXAMPLES, *shape)), visible
 
     return draw
 
@@ -303,7 +303,7 @@ def cases(seed: int = 0) -> tuple[list[Case], list[str]]:
 
     The seed draws weights and data.
     """
-    found, missing = [], []
+    covered, missing = [], []
     seen: set[Any] = set()
     for target, rule in chainrule.registered().items():
         name = getattr(target, "__name__", str(target))
@@ -311,10 +311,10 @@ def cases(seed: int = 0) -> tuple[list[Case], list[str]]:
             continue
         seen.add((id(rule), name))
         try:
-            found.append(case_of(target, seed))
+            covered.append(case_of(target, seed))
         except NoCaseError as error:
             missing.append(str(error))
-    return found, missing
+    return covered, missing
 
 
 def faults_of(case: Case, each: int = 3) -> dict[str, Plant]:

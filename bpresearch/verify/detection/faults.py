@@ -97,16 +97,16 @@ def plant_fault(text: str, equations: Mapping[Label, Equation]) -> Plant:
     name, _, where = text.partition("@")
     if name not in FAULTS:
         raise FaultError(f"fault {name!r} is not one of {', '.join(FAULTS)}")
-    found = FAULTS[name]
-    fitting = [label for label, e in equations.items() if found.fits_equation(e)]
+    mistake = FAULTS[name]
+    fitting = [label for label, e in equations.items() if mistake.fits_equation(e)]
     fitting.sort(key=lambda label: not label.is_layer)
     chosen = [label for label in fitting if not where or label.matches(where)]
     if not fitting:
-        raise FaultError(f"fault {name} applies to {found.layers}, and the model has no such layer")
+        raise FaultError(f"fault {name} applies to {mistake.layers}, and the model has no such layer")
     if not chosen:
         places = ", ".join(dict.fromkeys(label.where for label in fitting))
-        raise FaultError(f"fault {name} applies to {found.layers}, here at {places}; not at {where}")
-    return planted(chosen[0], found.plant)
+        raise FaultError(f"fault {name} applies to {mistake.layers}, here at {places}; not at {where}")
+    return planted(chosen[0], mistake.plant)
 
 
 def planted(target: Label, change: Callable[[Equation, Any], Any]) -> Plant:

@@ -255,11 +255,11 @@ def relative_error(found: Arrays, right: Arrays) -> float:
     """The largest error of any array, relative to its largest element; of one near zero, to the others'."""
     largest = max((np.max(np.abs(array), initial=0.0) for array in right), default=0.0)
     worst = 0.0
-    for one, other in zip(found, right, strict=True):
-        if (one.shape, one.dtype) != (other.shape, other.dtype):
+    for actual, other in zip(found, right, strict=True):
+        if (actual.shape, actual.dtype) != (other.shape, other.dtype):
             return np.inf
         size = max(np.max(np.abs(other), initial=0.0), 1e-4 * largest)
-        error = np.max(np.abs(np.asarray(one) - np.asarray(other)), initial=0.0)
+        error = np.max(np.abs(np.asarray(actual) - np.asarray(other)), initial=0.0)
         worst = max(worst, float(error / size if size else error), key=lambda e: np.inf if np.isnan(e) else e)
     return np.inf if np.isnan(worst) else worst
 

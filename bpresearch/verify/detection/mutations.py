@@ -21,8 +21,8 @@ def mutation(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: a changed backward pass becomes the fault of its name, described by its docstring."""
     name = backward.__name__
     description = (backward.__doc__ or "").strip()
-    found = Fault(name, description, "any layer or primitive", lambda layer: True, backward, anywhere=True)
-    MUTATIONS[name] = FAULTS[name] = found
+    fault = Fault(name, description, "any layer or primitive", lambda layer: True, backward, anywhere=True)
+    MUTATIONS[name] = FAULTS[name] = fault
     return backward
 
 

@@ -38,22 +38,22 @@ def one_of(plants: Sequence[Plant], fault: jax.Array) -> Plant:
 
 def _switched(rules: list[Any], index: Callable[[], jax.Array]) -> Callable[..., Any]:
     def backward(e, *bars):
-        def answer(rule):
-            found = several(rule.backward(e, *bars))
+        def cotangents(rule):
+            x_bars = several(rule.backward(e, *bars))
             return [
                 jnp.zeros_like(x) if bar is None else bar.astype(x.dtype)
-                for x, bar, wanted in zip(e.ins, found, e.wanted, strict=True)
+                for x, bar, wanted in zip(e.ins, x_bars, e.wanted, strict=True)
                 if wanted
             ]
 
         def planted(rule):
             with collecting():  # what is noted of equations inside of this one is noted outside of the switch
-                return answer(rule)
+                return cotangents(rule)
 
-        right = answer(rules[0])
+        right = cotangents(rules[0])
         wrong = [lambda rule=rule: planted(rule) for rule in rules[1:]]
-        found = iter(lax.switch(index(), [lambda: right, *wrong]))
-        return tuple(next(found) if wanted else None for wanted in e.wanted)
+        chosen = iter(lax.switch(index(), [lambda: right, *wrong]))
+        return tuple(next(chosen) if wanted else None for wanted in e.wanted)
 
     return backward
 
@@ -62,13 +62,13 @@ def _switched_layer(rules: list[Rule], index: Callable[[], jax.Array]) -> Callab
     def backward(layer, residuals, y_bar, **options):
         right = jax.eval_shape(lambda: rules[0].backward(layer, residuals, y_bar, **options))
 
-        def answer(rule):
-            found = rule.backward(layer, residuals, y_bar, **options)
+        def cotangents(rule):
+            bars = rule.backward(layer, residuals, y_bar, **options)
             return jax.tree.map(
-                lambda shape, leaf: jnp.broadcast_to(leaf, shape.shape).astype(shape.dtype), right, found
+                lambda shape, leaf: jnp.broadcast_to(leaf, shape.shape).astype(shape.dtype), right, bars
             )
 
-        return lax.switch(index(), [lambda rule=rule: answer(rule) for rule in rules])
+        return lax.switch(index(), [lambda rule=rule: cotangents(rule) for rule in rules])
 
     return backward
 
@@ -86,6 +86,6 @@ def _switched_forward(rules: list[Rule], index: Callable[[], jax.Array]) -> Call
         others = range(len(different) - 1)
         copies = [nnx.clone(layer) if isinstance(layer, nnx.Module) else layer for _ in others]
         answers = [f(at, *inputs, **options) for f, at in zip(different, [layer, *copies], strict=True)]
-        return lax.switch(which[index()], [lambda answer=answer: answer for answer in answers])
+        return lax.switch(which[index()], [lambda outputs=outputs: outputs for outputs in answers])
 
     return forward

@@ -213,9 +213,9 @@ def _drawn(
 
 def verdicts(report: Report) -> dict[str, bool | None]:
     """The verdict on each leaf: wrong if any oracle says so, undecided if none can tell."""
-    found: dict[str, bool | None] = {}
+    by_path: dict[str, bool | None] = {}
     for row in report.rows:
         if row.oracle in (*VALUES, "rounding"):
-            before = found.get(row.path)
-            found[row.path] = False if False in (before, row.passed) else before or row.passed
-    return found
+            before = by_path.get(row.path)
+            by_path[row.path] = False if False in (before, row.passed) else before or row.passed
+    return by_path

@@ -326,8 +326,8 @@ def of_flax(rng: Generator, b: int, t: int, w: int) -> Made:
 def state_space(rng: Generator, b: int, t: int, w: int) -> Made:
     """A linear recurrence as an associative scan."""
 
-    def join(one, other):
-        return one[0] * other[0], other[0] * one[1] + other[1]
+    def join(earlier, other):
+        return earlier[0] * other[0], other[0] * earlier[1] + other[1]
 
     return {"decay": weights(rng, w)}, lambda p, h: lax.associative_scan(
         join, (jnp.broadcast_to(jax.nn.sigmoid(p.decay[...]), h.shape), h), axis=1

@@ -37,13 +37,13 @@ def in_each_direction(question: Question, bodies: dict[str, Body]) -> Callable[.
     def program(point, others, y_bars, seed):
         at = {name: body(point, others, y_bars) for name, body in bodies.items()}
 
-        def one(d, leaf, number):
+        def derivatives(d, leaf, number):
             return {name: of(d, leaf, number) for name, of in at.items()}
 
-        answers = along(question.directions, point, seed, one)
+        answers = along(question.directions, point, seed, derivatives)
         return {
-            name: {key: [values] if key in ("found", "values") else values for key, values in answer.items()}
-            for name, answer in answers.items()
+            name: {key: [values] if key in ("found", "values") else values for key, values in sides.items()}
+            for name, sides in answers.items()
         }
 
     return program
@@ -83,8 +83,8 @@ class Measures:
             programs, key = self.question.derivative.programs, ("spread", self.name)
 
             def pairs(*arguments):
-                answer = self.program(*arguments)
-                return [*answer["found"], *answer["values"]]
+                sides = self.program(*arguments)
+                return [*sides["found"], *sides["values"]]
 
             spreads = programs.setdefault(key, Spreads(pairs))
             spread = spreads(self.question.arguments, rounds, self.question.seed)

@@ -26,14 +26,14 @@ def body(question: Question) -> Body:
     derivative, twin = question.derivative, question.derivative.independent()
 
     def at(point, others, y_bars):
-        def one(v, leaf, number):
+        def sides(v, leaf, number):
             outputs, dots = jax.jvp(lambda point: twin(point, others), (point,), (v,))
             seeds = [number + jnp.uint32(1_000_003 * (i + 1)) for i in range(len(outputs))]
             y_bar = [random_signs(o.shape, s).astype(o.dtype) for o, s in zip(outputs, seeds, strict=True)]
-            found = inner(derivative.gradient(point, others, y_bar), v)
-            return {"found": found, "values": product(y_bar, dots, outputs)}
+            predicted = inner(derivative.gradient(point, others, y_bar), v)
+            return {"found": predicted, "values": product(y_bar, dots, outputs)}
 
-        return one
+        return sides
 
     return at
 

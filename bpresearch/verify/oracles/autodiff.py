@@ -19,10 +19,10 @@ def program(question: Question):
     derivative, count = question.derivative, len(question.point)
 
     def pairs(point, others, y_bars, seed):
-        found = [derivative.gradient(point, others, y_bar) for y_bar in y_bars]
+        gradients = [derivative.gradient(point, others, y_bar) for y_bar in y_bars]
         values = [derivative.expected(point, others, y_bar) for y_bar in y_bars]
         return {
-            "found": [bars[leaf] for leaf in range(count) for bars in found],
+            "found": [bars[leaf] for leaf in range(count) for bars in gradients],
             "values": [bars[leaf] for leaf in range(count) for bars in values],
         }
 
@@ -36,9 +36,9 @@ def estimates(question: Question, answer: Answer, measures: Measures) -> Iterato
     for leaf, path in enumerate(question.names):
         for number in range(count):
             index = leaf * count + number
-            found, values = np.asarray(answer["found"][index]), np.asarray(answer["values"][index])
+            gradient, values = np.asarray(answer["found"][index]), np.asarray(answer["values"][index])
             yield Estimates(
-                name, path, question.shape(leaf), found, values,
+                name, path, question.shape(leaf), gradient, values,
                 scale=largest(values),
                 measure=measures.of(index),
                 elements=True,
@@ -48,19 +48,19 @@ def estimates(question: Question, answer: Answer, measures: Measures) -> Iterato
             )  # fmt: skip
 
 
-def _hint(question: Question, answer: Answer, leaf: int, number: int) -> str:
+def _hint(question: Question, sides: Answer, leaf: int, number: int) -> str:
     """What the error of a leaf looks like."""
     count = len(question.y_bars)
-    pairs = [(answer["found"][leaf * count + i], answer["values"][leaf * count + i]) for i in range(count)]
-    found, values = map(np.asarray, pairs[number])
-    if count > 1 and found.any() and np.allclose(pairs[0][0], pairs[1][0], 1e-9, 1e-12):
+    pairs = [(sides["found"][leaf * count + i], sides["values"][leaf * count + i]) for i in range(count)]
+    gradient, values = map(np.asarray, pairs[number])
+    if count > 1 and gradient.any() and np.allclose(pairs[0][0], pairs[1][0], 1e-9, 1e-12):
         return "it is the same for every cotangent: y_bar has no part in it"
-    if leaf < len(question.complex) and question.complex[leaf] and is_conjugate(found, values):
+    if leaf < len(question.complex) and question.complex[leaf] and is_conjugate(gradient, values):
         return "it is the complex conjugate of the right one"
-    return hint(found, values, examples(question)) or _first_for_all(question, found, leaf, number)
+    return hint(gradient, values, examples(question)) or _first_for_all(question, gradient, leaf, number)
 
 
-def _first_for_all(question: Question, found: np.ndarray, leaf: int, number: int) -> str:
+def _first_for_all(question: Question, gradient: np.ndarray, leaf: int, number: int) -> str:
     """Whether the cotangent of the first example was used for all of them."""
     y_bar = question.y_bars[number]
     if not all(bar.ndim and bar.shape[0] > 1 for bar in y_bar):
@@ -68,7 +68,7 @@ def _first_for_all(question: Question, found: np.ndarray, leaf: int, number: int
     first = [jnp.broadcast_to(bar[:1], bar.shape) for bar in y_bar]
     program = question.derivative.program("expected", lambda: question.derivative.expected)
     other = np.asarray(program(question.point, question.others, first)[leaf])
-    same = np.allclose(found, other, 1e-6, 1e-9 * largest(other))
+    same = np.allclose(gradient, other, 1e-6, 1e-9 * largest(other))
     return "the cotangent of the first example was used for all" if same else ""
 
 

@@ -44,20 +44,20 @@ def body(question: Question) -> Body:
             function = holding_constants(scalar, point)
         except NotOfValuesError as error:
             raise NotAskedError(str(error)) from error
-        here, gradient = function(point), derivative.gradient(point, others, y_bars[0])
+        centre, gradient = function(point), derivative.gradient(point, others, y_bars[0])
 
-        def one(d, leaf, number):
+        def derivatives(d, leaf, number):
             def moved(step):
                 return function([x + step * e for x, e in zip(point, d, strict=True)])
 
             value = jnp.imag(moved(1j * TINY)) / TINY
-            quotients = jnp.stack([(moved(SMALL * z) - here) / (SMALL * z) for z in SLANTS])
-            rounding = question.eps * jnp.abs(here) / SMALL
+            quotients = jnp.stack([(moved(SMALL * z) - centre) / (SMALL * z) for z in SLANTS])
+            rounding = question.eps * jnp.abs(centre) / SMALL
             off = jnp.maximum(jnp.abs(jnp.imag(quotients)), jnp.abs(jnp.real(quotients) - value))
             analytic = jnp.all(off <= 100 * rounding + 1e-4 * jnp.abs(quotients))
             return {"found": inner(gradient, d), "values": value, "analytic": analytic}
 
-        return one
+        return derivatives
 
     return at
 

@@ -54,19 +54,19 @@ class Clause:
         derivative = question.derivative
 
         def program(point, others, y_bars, seed):
-            found, values = self.pairs(derivative, point, others, y_bars)
-            return {"found": found, "values": values}
+            actual, values = self.pairs(derivative, point, others, y_bars)
+            return {"found": actual, "values": values}
 
         return program
 
     def estimates(self, question: Question, answer: Answer, measures: Measures) -> Iterator[Estimates]:
         """One for each array; they become one row."""
-        for index, (found, values) in enumerate(zip(answer["found"], answer["values"], strict=True)):
-            found, values = np.asarray(found), np.asarray(values)
+        for index, (actual, values) in enumerate(zip(answer["found"], answer["values"], strict=True)):
+            actual, values = np.asarray(actual), np.asarray(values)
             named = self.of_outputs and len(question.outputs) == len(answer["found"]) > 1
             where = f", at {question.outputs[index]}" if named else ""
             yield Estimates(
-                self.oracle, self.clause, (), found, values,
+                self.oracle, self.clause, (), actual, values,
                 scale=largest(values), measure=measures.of(index),
                 detail=self.complaint + where,
             )  # fmt: skip
@@ -79,10 +79,10 @@ def _forward(derivative, point, others, y_bars):
 
 def _zero(derivative, point, others, y_bars):
     zeros = [jnp.zeros_like(bar) for bar in y_bars[0]]
-    answer = derivative.gradient(point, others, zeros)
+    gradient = derivative.gradient(point, others, zeros)
     usual = derivative.gradient(point, others, y_bars[0])  # of what is not finite, 0 times is not zero either
-    answer = [jnp.where(jnp.isfinite(u), x, 0) for x, u in zip(answer, usual, strict=True)]
-    return answer, [jnp.zeros_like(x) for x in answer]
+    gradient = [jnp.where(jnp.isfinite(u), x, 0) for x, u in zip(gradient, usual, strict=True)]
+    return gradient, [jnp.zeros_like(x) for x in gradient]
 
 
 def _linear(derivative, point, others, y_bars):

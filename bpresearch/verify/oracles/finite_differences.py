@@ -90,7 +90,7 @@ def _measure(
     others: tuple[Any, ...],
     spread: bool,
 ) -> Measured:
-    found: Measured = {}
+    measured: Measured = {}
     on_the_ladder = np.ones(len(directions.leaf), bool)
     short = [i for i, leaf in enumerate(point) if leaf.size and directions.in_every_coordinate(i)]
     takes_it = together and max((point[leaf].size for leaf in short), default=0) > LONG
@@ -103,28 +103,30 @@ def _measure(
         program = derivative.programs.get(way := ("short way", groups, is_spread))
         if program is None:
             program = derivative.programs[way] = _short_way(derivative.scalar, groups, is_spread)
-        here, answers = jax.device_get(program(point, others))
-        for group, answer in zip(groups, answers, strict=True):
+        centre, answers = jax.device_get(program(point, others))
+        for group, differences in zip(groups, answers, strict=True):
             mine = np.isin(directions.leaf, group)
             predicted = np.concatenate([np.ravel(gradient[leaf]) for leaf in group])
-            sides = {"right": answer["estimate"], "left": answer["estimate"]}
-            sides |= {"side_uncertainty": answer["uncertainty"], "predicted": predicted}
-            _enter(found, mine, answer | sides | {"here": np.full(predicted.shape, here)})
-        on_the_ladder = ~np.isin(directions.leaf, short) | _doubtful(found, directions, point[0].dtype)
+            sides = {"right": differences["estimate"], "left": differences["estimate"]}
+            sides |= {"side_uncertainty": differences["uncertainty"], "predicted": predicted}
+            _enter(measured, mine, differences | sides | {"here": np.full(predicted.shape, centre)})
+        on_the_ladder = ~np.isin(directions.leaf, short) | _doubtful(measured, directions, point[0].dtype)
     climbed = np.flatnonzero(on_the_ladder)
-    if climbed.size or not found:  # without any element, for the names of what is found
+    if climbed.size or not measured:  # without any element, for the names of what is measured
         # Rounded up to a power of two, so that few programs serve all numbers of doubts.
         count = 2 ** math.ceil(math.log2(climbed.size)) if takes_it else climbed.size
         padded = np.resize(climbed, count)
         chosen = Directions(directions.leaf[padded], directions.coordinate[padded])
         ladder = derivative.program(("ladder", together), lambda: _ladder(derivative.scalar, together))
         on_device = [jnp.asarray(g) for g in gradient]
-        answer = jax.device_get(ladder(point, on_device, chosen, np.uint32(seed % 2**32), others))
-        eps = float(jnp.finfo(answer["here"].dtype).eps)
-        above, below, here, scale = (answer[name] for name in ("above", "below", "here", "scale"))
-        answer |= richardson(above, below, here, scale, eps)
-        _enter(found, on_the_ladder, {name: values[: climbed.size] for name, values in answer.items()})
-    return found
+        differences = jax.device_get(ladder(point, on_device, chosen, np.uint32(seed % 2**32), others))
+        eps = float(jnp.finfo(differences["here"].dtype).eps)
+        above, below, centre, scale = (differences[name] for name in ("above", "below", "here", "scale"))
+        differences |= richardson(above, below, centre, scale, eps)
+        _enter(
+            measured, on_the_ladder, {name: values[: climbed.size] for name, values in differences.items()}
+        )
+    return measured
 
 
 def _ladder(function: Callable[..., Array], together: bool) -> Any:
@@ -147,8 +149,8 @@ def _short_way(function: Callable[..., Array], groups: tuple[tuple[int, ...], ..
         def derivatives(coordinates, point, others):
             # Compiled by itself, so that it is traced once for all groups.
             held = jax.jit(holding_constants(lambda point: function(point, *others), point))
-            found = map(partial(coordinate_derivatives, held, point), groups, coordinates)
-            return held(point), list(found)
+            differences = map(partial(coordinate_derivatives, held, point), groups, coordinates)
+            return held(point), list(differences)
 
         if spread:
             mesh = Mesh(np.array(jax.local_devices()), ("devices",))
@@ -159,27 +161,32 @@ def _short_way(function: Callable[..., Array], groups: tuple[tuple[int, ...], ..
             )
         sizes = [sum(point[leaf].size for leaf in group) for group in groups]
         coordinates = [jnp.minimum(jnp.arange(-(-size // devices) * devices), size - 1) for size in sizes]
-        here, found = derivatives(coordinates, point, others)
-        return here, [jax.tree.map(lambda a, n=n: a[:n], f) for f, n in zip(found, sizes, strict=True)]
+        centre, differences = derivatives(coordinates, point, others)
+        return centre, [
+            jax.tree.map(lambda a, n=n: a[:n], f) for f, n in zip(differences, sizes, strict=True)
+        ]
 
     return compiled(program, optimization=1)
 
 
-def _doubtful(found: Measured, directions: Directions, dtype: Any) -> np.ndarray:
+def _doubtful(measured: Measured, directions: Directions, dtype: Any) -> np.ndarray:
     """Which derivatives the short way does not confirm, or not as sharply as ten times what is asked for."""
     count = np.bincount(directions.leaf)
-    squares = np.bincount(directions.leaf, found["predicted"] ** 2)
+    squares = np.bincount(directions.leaf, measured["predicted"] ** 2)
     typical = np.sqrt(squares / np.maximum(count, 1))[directions.leaf]
     sharpest, bluntest = (relative * typical for relative in resolution(float(jnp.finfo(dtype).eps)))
-    error, uncertainty = np.abs(found["estimate"] - found["predicted"]), SAFETY * found["uncertainty"]
+    error, uncertainty = (
+        np.abs(measured["estimate"] - measured["predicted"]),
+        SAFETY * measured["uncertainty"],
+    )
     confirmed = error <= np.maximum(sharpest, uncertainty)
     return ~(confirmed & (uncertainty <= np.minimum(10 * sharpest, bluntest)))
 
 
-def _enter(found: Measured, where: np.ndarray, answer: Measured) -> None:
-    for name, values in answer.items():
+def _enter(measured: Measured, where: np.ndarray, differences: Measured) -> None:
+    for name, values in differences.items():
         values = np.asarray(values)
-        whole = found.setdefault(name, np.zeros((where.size, *values.shape[1:])))
+        whole = measured.setdefault(name, np.zeros((where.size, *values.shape[1:])))
         whole[where] = values
 
 
@@ -205,11 +212,11 @@ def scales(question: Question, measured: Measured) -> list[float]:
         np.abs(measured["estimate"] * measured["scale"]), initial=0.0, where=np.isfinite(measured["estimate"])
     )
     influence = max([abs(question.value), moved, *(n * s for n, s in zip(norms, steps, strict=True))])
-    found = []
+    yardsticks = []
     for leaf, (size, norm, step) in enumerate(zip(question.sizes, norms, steps, strict=True)):
         typical = norm / math.sqrt(max(size, 1)) if directions.in_every_coordinate(leaf) else norm
-        found.append(max(typical, INFLUENCE * influence / step if step else 0.0) or 1.0)
-    return found
+        yardsticks.append(max(typical, INFLUENCE * influence / step if step else 0.0) or 1.0)
+    return yardsticks
 
 
 def kinked(question: Question, measured: Measured) -> np.ndarray:

@@ -27,11 +27,11 @@ def body(question: Question) -> Body:
     def at(point, others, y_bars):
         gradient = derivative.gradient(point, others, y_bars[0])
 
-        def one(d, leaf, number):
+        def derivatives(d, leaf, number):
             outputs, dots = jax.jvp(lambda point: twin(point, others), (point,), (d,))
             return {"found": inner(gradient, d), "values": product(y_bars[0], dots, outputs)}
 
-        return one
+        return derivatives
 
     return at
 
@@ -55,7 +55,7 @@ def along_directions(
     Errors are relative to the size of the leaf's derivative: its norm for random directions, its root mean
     square for coordinates.
     """
-    (found,), (values,) = answer["found"], answer["values"]
+    (predicted,), (values,) = answer["found"], answer["values"]
     for leaf, path in enumerate(question.names):
         mine = question.directions.of(leaf)
 
@@ -67,9 +67,9 @@ def along_directions(
         if question.directions.in_every_coordinate(leaf):
             norm = norm / np.sqrt(max(question.found[leaf].size, 1))
         yield Estimates(
-            oracle, path, question.shape(leaf), found[mine], values[mine],
+            oracle, path, question.shape(leaf), predicted[mine], values[mine],
             scale=max(float(norm), _typical(values[mine])),
-            uncertainty=np.broadcast_to(uncertainty, found.shape)[mine],
+            uncertainty=np.broadcast_to(uncertainty, predicted.shape)[mine],
             measure=measure,
             detail=question.directions.describe(leaf),
         )  # fmt: skip

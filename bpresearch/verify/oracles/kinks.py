@@ -83,20 +83,20 @@ def look(
     padded = np.resize(elements, count).astype(np.int32)  # so that few programs serve all numbers of them
     key = ("kinks", leaf, count)
     arguments = question.point, question.others, question.y_bars[0]
-    found = np.ravel(question.found[leaf]).astype(np.float64)
+    gradient = np.ravel(question.found[leaf]).astype(np.float64)
     try:
         if only_rough and not _is_rough(question, leaf, padded, expected):
             return None
         program = question.derivative.program(key, lambda: _program(question, leaf))
-        mask = np.zeros(found.size)
-        single = jax.device_get(program(*arguments, padded, [mask, mask], found))["single"]
-        bend, least = _bend(question, found, _sides(question, leaf, single))
-        masks = [_mask(found.size, padded, bent) for bent in (bend > least, bend < -least)]
-        answer = jax.device_get(program(*arguments, padded, masks, found))
-        answer |= {name: _sides(question, leaf, answer[name]) for name in ("single", "joint")}
+        mask = np.zeros(gradient.size)
+        single = jax.device_get(program(*arguments, padded, [mask, mask], gradient))["single"]
+        bend, least = _bend(question, gradient, _sides(question, leaf, single))
+        masks = [_mask(gradient.size, padded, bent) for bent in (bend > least, bend < -least)]
+        measured = jax.device_get(program(*arguments, padded, masks, gradient))
+        measured |= {name: _sides(question, leaf, measured[name]) for name in ("single", "joint")}
     except (NotOfValuesError, NotImplementedError, TypeError, ValueError):
         return None
-    return _judged(question, leaf, elements, expected, answer)
+    return _judged(question, leaf, elements, expected, measured)
 
 
 def _is_rough(question: Question, leaf: int, elements: np.ndarray, expected: np.ndarray | None) -> bool:
@@ -135,12 +135,12 @@ def _sides(question: Question, leaf: int, values: dict[str, np.ndarray]) -> dict
 
 
 def _bend(
-    question: Question, found: np.ndarray, sides: dict[str, np.ndarray]
+    question: Question, gradient: np.ndarray, sides: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """By how much the derivative to the right is larger than that to the left, and what counts as that."""
     doubt = SAFETY * np.maximum(sides["side_uncertainty"], sides["uncertainty"])
     return sides["right"] - sides["left"], np.maximum(
-        resolution(question.eps)[0] * np.max(np.abs(found)), doubt
+        resolution(question.eps)[0] * np.max(np.abs(gradient)), doubt
     )
 
 
@@ -155,12 +155,12 @@ def _program(question: Question, leaf: int) -> Any:
     derivative = question.derivative
     shape = question.point[leaf].shape
 
-    def program(point, others, y_bar, elements, masks, found):
+    def program(point, others, y_bar, elements, masks, gradient):
         dtype = point[leaf].dtype
         scale = step_scale(point[leaf])
         h = scale * jnp.asarray(STEPS, dtype)
         function = holding_constants(lambda point: derivative.scalar(point, others, y_bar), point)
-        here = function(point)
+        centre = function(point)
 
         def moved(by):
             return [x + by.reshape(shape) if i == leaf else x for i, x in enumerate(point)]
@@ -168,14 +168,14 @@ def _program(question: Question, leaf: int) -> Any:
         def sides(d):
             values = lax.map(lambda step: function(moved(step * d)), jnp.concatenate([h, -h]))
             above, below = jnp.split(values, 2)
-            return {"above": above, "below": below, "here": here}
+            return {"above": above, "below": below, "here": centre}
 
         size = point[leaf].size
         units = jax.nn.one_hot(elements, size, dtype=dtype)
         single = lax.map(sides, units)
         key = jax.random.key(question.seed)
         signs = jax.random.rademacher(key, (JOINT - 2, size), dtype)
-        joint = jnp.stack([jnp.sign(found).astype(dtype), jnp.ones(size, dtype), *signs])
+        joint = jnp.stack([jnp.sign(gradient).astype(dtype), jnp.ones(size, dtype), *signs])
         together = lax.map(
             lambda d: sides(d), jnp.concatenate([joint * mask.astype(dtype)[None] for mask in masks])
         )
@@ -190,14 +190,14 @@ def _program(question: Question, leaf: int) -> Any:
 
 
 def _judged(
-    question: Question, leaf: int, elements: np.ndarray, expected: np.ndarray | None, answer: dict[str, Any]
+    question: Question, leaf: int, elements: np.ndarray, expected: np.ndarray | None, measured: dict[str, Any]
 ) -> Dispute:
-    n, found = elements.size, np.ravel(question.found[leaf]).astype(np.float64)
-    single = {name: np.asarray(values)[:n] for name, values in answer["single"].items()}
-    nearby = np.asarray(answer["nearby"], np.float64)[:, elements]
+    n, gradient = elements.size, np.ravel(question.found[leaf]).astype(np.float64)
+    single = {name: np.asarray(values)[:n] for name, values in measured["single"].items()}
+    nearby = np.asarray(measured["nearby"], np.float64)[:, elements]
     nearby = nearby[np.isfinite(nearby).all(axis=1)]
     size = max(
-        float(np.max(np.abs(a), initial=0.0)) for a in (found, nearby, single["right"], single["left"])
+        float(np.max(np.abs(a), initial=0.0)) for a in (gradient, nearby, single["right"], single["left"])
     )
     sharpest, bluntest = resolution(question.eps)
     doubt = SAFETY * np.maximum(single["side_uncertainty"], single["uncertainty"])
@@ -205,7 +205,7 @@ def _judged(
     rough = np.ptp(nearby, axis=0) if len(nearby) else np.zeros(n)
     kink = (np.abs(single["right"] - single["left"]) > margin) | (rough > 100 * DISTANCE * size)
     columns = np.stack([single["right"], single["left"], *nearby])
-    own = found[elements]
+    own = gradient[elements]
     within = (own <= columns.max(axis=0) + margin) & (own >= columns.min(axis=0) - margin)
     vertex = any((np.abs(own - row)[kink] <= 100 * DISTANCE * size).all() for row in nearby)
     unclear = doubt > bluntest * size
@@ -223,15 +223,17 @@ def _judged(
             findings.append(Found.TWIN_WRONG if excludes else Found.UNKNOWN)
         else:
             findings.append(Found.WRONG)
-    joint, worst = (Found.BETWEEN, 0.0) if vertex else _joint(found, answer, size, sharpest)
+    joint, worst = (Found.BETWEEN, 0.0) if vertex else _joint(gradient, measured, size, sharpest)
     return Dispute(leaf, elements, tuple(findings), joint, worst)
 
 
-def _joint(found: np.ndarray, answer: dict[str, Any], size: float, sharpest: float) -> tuple[Found, float]:
+def _joint(
+    gradient: np.ndarray, measured: dict[str, Any], size: float, sharpest: float
+) -> tuple[Found, float]:
     """Whether the vector lies between both sides along the joint directions, and how far outside."""
-    directions = np.asarray(answer["directions"], np.float64)
-    together = {name: np.asarray(values, np.float64) for name, values in answer["joint"].items()}
-    predicted = directions @ found
+    directions = np.asarray(measured["directions"], np.float64)
+    together = {name: np.asarray(values, np.float64) for name, values in measured["joint"].items()}
+    predicted = directions @ gradient
     length = np.maximum(np.sum(np.abs(directions), axis=1), 1)
     margin = np.maximum(10 * sharpest * size * length, SAFETY * together["side_uncertainty"])
     above = np.maximum(together["right"], together["left"])

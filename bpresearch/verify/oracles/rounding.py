@@ -126,7 +126,7 @@ def of_function(question: Question, dtypes: Sequence[Any]) -> list[Row]:
         with jax.enable_x64(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             in_own = derivative.program("rounding", lambda: both)
-            found, own = zip(*(jax.device_get(in_own(point, y_bar)) for y_bar in y_bars), strict=True)
+            gradients, own = zip(*(jax.device_get(in_own(point, y_bar)) for y_bar in y_bars), strict=True)
     except Exception as error:  # any reason of the function's own
         raise NotAskedError(first_line(error)) from error
 
@@ -140,7 +140,7 @@ def of_function(question: Question, dtypes: Sequence[Any]) -> list[Row]:
             size * (jnp.finfo(dtype).bits >= 32) for size, dtype in zip(_stacked(sizes), dtypes, strict=True)
         ]
 
-    rows = ratio_rows(question.names, _stacked(found), _stacked(own), _stacked(exact), spreads, dtypes)
+    rows = ratio_rows(question.names, _stacked(gradients), _stacked(own), _stacked(exact), spreads, dtypes)
     return [replace(row, shape=question.shape(leaf)) for leaf, row in enumerate(rows)]
 
 
