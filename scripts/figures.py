@@ -3,7 +3,8 @@
 A page quotes a number as a link, [6.1](docs/figures/savings.json "operations_ratio"): the file, and the name
 of the figure in it. Without flags, prints each file's revision and which files of the code it speaks of are
 others now. With --record=NAME, puts what a command wrote with --json into docs/figures/NAME.json;
-`scripts/reproduce --figures` does both, the measuring and this.
+`scripts/reproduce --figures` does both, the measuring and this. With --write, the numbers in the pages become
+those of the files, with as many digits as before; the sentences around them are yours to read again.
 """
 
 import ast
@@ -13,7 +14,7 @@ import json
 import platform as machine
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -27,6 +28,7 @@ flags.DEFINE_string("record", None, "name of the figures to write: an experiment
 flags.DEFINE_string("json", None, "with --record: the file of figures that the command wrote")
 flags.DEFINE_string("revision", None, "with --record: the git revision that was measured")
 flags.DEFINE_string("command", None, "with --record: the command that was run")
+flags.DEFINE_bool("write", False, "write the numbers of docs/figures into README.md and docs/")
 flags.DEFINE_integer("exit_code", 0, "with --record: how it ended; 1 where a check does not hold")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +50,42 @@ def agrees(written: str, value: float) -> bool:
     mantissa, _, exponent = written.replace(",", "").partition("e")
     unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
     return abs(float(mantissa) * 10.0 ** int(exponent or 0) - value) <= 0.500001 * unit
+
+
+def rounded(value: float, like: str) -> str:
+    """A number with as many digits as another one shows, and in its form."""
+    mantissa, exponential, _ = like.partition("e")
+    digits = len(mantissa.partition(".")[2])
+    if exponential:
+        first, _, exponent = f"{value:.{digits}e}".partition("e")
+        return f"{first}e{int(exponent)}"
+    return f"{value:,.{digits}f}" if "," in like or abs(value) >= 10_000 else f"{value:.{digits}f}"
+
+
+def rewritten(text: str, measured: Callable[[str, str], float | None]) -> str:
+    """A page whose numbers are `measured(file's name, figure's name)`; where that is None, as they were."""
+
+    def number(quote: re.Match) -> str:
+        written, name, figure, factor = quote.groups()
+        value = measured(name, figure)
+        if value is None or agrees(written, float(factor or 1) * value):
+            return quote[0]
+        return quote[0].replace(f"[{written}]", f"[{rounded(float(factor or 1) * value, written)}]", 1)
+
+    return QUOTE.sub(number, text)
+
+
+def write_pages() -> Iterator[str]:
+    """Writes the numbers of docs/figures into the pages; what became of each number that changes."""
+    recorded = {path.stem: json.loads(path.read_text())["figures"] for path in FIGURES.glob("*.json")}
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        before = page.read_text()
+        after = rewritten(before, lambda name, figure: recorded.get(name, {}).get(figure))
+        for old, new in zip(quotes(before), quotes(after), strict=True):
+            if old != new:
+                yield f"{page.relative_to(ROOT)}: {old[0]} is {new[0]} ({old[1]}, {old[2]})"
+        if after != before:
+            files.write(page, after)
 
 
 @functools.cache
@@ -158,6 +196,10 @@ def main() -> int:
             raise ValueError("--record needs --json, --revision and --command")
         figures = json.loads(Path(given.json).read_text())
         print(f"Figures: {record(given.record, figures, given.revision, given.command, given.exit_code)}")
+        return 0
+    if given.write:
+        for line in write_pages():
+            print(line)
         return 0
     for path in sorted(FIGURES.glob("*.json")):
         print(f"{path.stem}: {state(json.loads(path.read_text()))[1]}")

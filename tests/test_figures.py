@@ -64,6 +64,20 @@ def test_quotes_are_read_with_their_factor():
     assert list(figures.quotes(text)) == [("6.1", "savings", "ratio", 1.0), ("53", "a", "b c.d", 100.0)]
 
 
+def test_a_page_takes_the_numbers_of_the_files_in_its_own_form():
+    values = {"ratio": 7.268, "count": 12_345.6, "error": 3.44e-12, "part": 0.0461, "same": 6.14}
+    text = """saves [6.1](figures/savings.json "ratio") of [2,034](docs/figures/a.json "count"), off by
+[3e-13](figures/a.json "error"), [5](figures/a.json "part * 100") %,
+[6.1](figures/a.json "same"), [3](figures/a.json "lost")"""
+    found = figures.rewritten(text, lambda name, figure: values.get(figure))
+    assert [quote[0] for quote in figures.quotes(found)] == ["7.3", "12,346", "3e-12", "5", "6.1", "3"]
+    assert figures.rewritten(found, lambda name, figure: values.get(figure)) == found
+    numbers = {quote[0] for quote in (*figures.quotes(text), *figures.quotes(found))}
+    for number in sorted(numbers, key=len, reverse=True):  # and nothing else has changed
+        text, found = text.replace(f"[{number}]", "[]"), found.replace(f"[{number}]", "[]")
+    assert text == found
+
+
 @pytest.fixture
 def history(tmp_path):
     """A repository with a script, a module that it imports and one that it does not; a record of it."""
