@@ -121,8 +121,8 @@ class ByJax:
 
     def backward(e, *bars):
         _, pullback = jax.vjp(lambda *some: _floating(_of_some(e, some)), *_some(e))
-        found = iter(pullback([bar for bar, y in zip(bars, e.outs, strict=True) if _is_floating(y)]))
-        return tuple(next(found) if _is_floating(x) else None for x in e.ins)
+        cotangents = iter(pullback([bar for bar, y in zip(bars, e.outs, strict=True) if _is_floating(y)]))
+        return tuple(next(cotangents) if _is_floating(x) else None for x in e.ins)
 
     def tangent(e, *dots):
         given = [
@@ -130,8 +130,8 @@ class ByJax:
             for x, dot in zip(e.ins, dots, strict=True)
             if _is_floating(x)
         ]
-        _, found = jax.jvp(lambda *some: _floating(_of_some(e, some)), _some(e), given)
-        remaining = iter(found)
+        _, tangents = jax.jvp(lambda *some: _floating(_of_some(e, some)), _some(e), given)
+        remaining = iter(tangents)
         return tuple(next(remaining) if _is_floating(y) else None for y in e.outs)
 
 

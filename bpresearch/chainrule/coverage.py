@@ -212,10 +212,10 @@ def _rule(value: Any) -> str:
         return ""
     try:
         # A rule belongs to a type: an object of it finds its rule, without the constructor being run.
-        found, _ = rule_for(object.__new__(value) if isinstance(value, type) else value)
+        rule, _ = rule_for(object.__new__(value) if isinstance(value, type) else value)
     except NoRuleError:
         return ""
-    return _file_and_formula(found)
+    return _file_and_formula(rule)
 
 
 def _reason(full_name: str, value: Any) -> str:

@@ -97,16 +97,17 @@ def _call(
         outs, tape = engine.forward(program.jaxpr, program.consts, arrays, wanted, live)
         return program.structure.unflatten(outs), (Static((program.jaxpr, wanted, live)), arrays, tape)
 
-    def backward(kept, bars):
-        static, arrays, tape = kept
+    def backward(residuals, bars):
+        static, arrays, tape = residuals
         jaxpr, wanted, live = static.value
         zero = jax.custom_derivatives.SymbolicZero
         bars = jax.tree.leaves(bars, is_leaf=lambda bar: isinstance(bar, zero))
         bars = [None if isinstance(bar, zero) or not is_floating(bar) else bar for bar in bars]
-        found = engine.filled(engine.backward(jaxpr, tape, bars, wanted, live), arrays)
+        cotangents = engine.filled(engine.backward(jaxpr, tape, bars, wanted, live), arrays)
         float0 = jax.dtypes.float0
         return tuple(
-            np.zeros(x.shape, float0) if bar is None else bar for bar, x in zip(found, arrays, strict=True)
+            np.zeros(x.shape, float0) if bar is None else bar
+            for bar, x in zip(cotangents, arrays, strict=True)
         )
 
     call.defvjp(forward, backward, symbolic_zeros=True)

@@ -25,7 +25,7 @@ Watch: TypeAlias = Callable[[Equation, Sequence[Value | None], tuple[Value | Non
 
 _enclosing: ContextVar[Equation | None] = ContextVar("enclosing", default=None)
 _replace: ContextVar[Replace] = ContextVar("replace", default=lambda e, rule: rule)
-_watch: ContextVar[Watch] = ContextVar("watch", default=lambda e, bars, answer: answer)
+_watch: ContextVar[Watch] = ContextVar("watch", default=lambda e, bars, cotangents: cotangents)
 
 
 def forward(
@@ -52,10 +52,10 @@ def forward(
         moves = any(e.live)
         # What is made here is of the same line.
         with source_info_util.user_context(eqn.source_info.traceback):
-            outs, kept = evaluate(e) if moves else (e.bind(*e.ins), ())
+            outs, residuals = evaluate(e) if moves else (e.bind(*e.ins), ())
         outs = [given.get(v, out) for v, out in zip(eqn.outvars, outs, strict=True)]
         values.update(zip(eqn.outvars, outs, strict=True))
-        tape.append((e.ins, tuple(outs), kept) if moves else None)
+        tape.append((e.ins, tuple(outs), residuals) if moves else None)
     return [read(v, values) for v in jaxpr.outvars], tape
 
 
@@ -101,14 +101,14 @@ def pull_back(e: Equation, bars: Sequence[Value | None]) -> tuple[Value | None, 
     if not hasattr(rule, "forward"):
         bars = filled(bars, e.outs)
     with inside(e):
-        answer = several(rule.backward(e, *bars))
-    for x, bar, wanted in zip(e.ins, answer, e.wanted, strict=True):
+        cotangents = several(rule.backward(e, *bars))
+    for x, bar, wanted in zip(e.ins, cotangents, e.wanted, strict=True):
         if wanted and bar is not None and (jnp.shape(bar), bar.dtype) != (jnp.shape(x), x.dtype):
             raise ValueError(
                 f"the rule of {e.name} at {e.place} gives a cotangent of shape {jnp.shape(bar)} and type "
                 f"{bar.dtype} for an operand of shape {jnp.shape(x)} and type {x.dtype}"
             )
-    return _watch.get()(e, bars, answer)
+    return _watch.get()(e, bars, cotangents)
 
 
 def dependent(jaxpr: Jaxpr, wanted: Sequence[bool]) -> set[Any]:

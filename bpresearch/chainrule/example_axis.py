@@ -107,10 +107,10 @@ def _rule(*names: str) -> Callable[[Any], Any]:
 
 def _common(axes: Axes) -> Axis:
     """The axis of all operands that have one."""
-    found = {axis for axis in axes if axis is not None}
-    if len(found) != 1:
+    distinct = {axis for axis in axes if axis is not None}
+    if len(distinct) != 1:
         raise ExamplesMeet
-    return found.pop()
+    return distinct.pop()
 
 
 def _apart(condition: bool) -> None:
@@ -302,9 +302,9 @@ def keys(o: Operation, axes: Axes) -> Passage:
 def windows(o: Operation, axes: Axes) -> Passage:
     """The window has length one along the examples."""
     axis, p = _common(axes), o.params
-    one = p["window_dimensions"][axis.dim], p["window_strides"][axis.dim], *p["padding"][axis.dim]
+    window = p["window_dimensions"][axis.dim], p["window_strides"][axis.dim], *p["padding"][axis.dim]
     dilations = [p[name][axis.dim] for name in ("base_dilation", "window_dilation") if p.get(name)]
-    _apart(one == (1, 1, 0, 0) and all(d == 1 for d in dilations))
+    _apart(window == (1, 1, 0, 0) and all(d == 1 for d in dilations))
     return Passage((axis,) * len(o.operands), (axis,))
 
 

@@ -24,10 +24,10 @@ def gather(model: nnx.Module, cotangents: dict[Any, Any]) -> Params:
 
     def add(node: Any, cotangent: Any, path: tuple[Any, ...]) -> None:
         if isinstance(node, nnx.Param):
-            found = None if cotangent is None else jnp.shape(cotangent)
+            shape = None if cotangent is None else jnp.shape(cotangent)
             right = jnp.shape(node[...])
-            if found != right:
-                raise ValueError(f"the rule's gradient of {format_path(path)} has shape {found}, not {right}")
+            if shape != right:
+                raise ValueError(f"the rule's gradient of {format_path(path)} has shape {shape}, not {right}")
             cotangent = cotangent.astype(node[...].dtype)
             totals[id(node)] = totals[id(node)] + cotangent if id(node) in totals else cotangent
         elif isinstance(cotangent, dict) and not isinstance(node, nnx.Variable | None):

@@ -24,20 +24,20 @@ _notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
 @contextmanager
 def collecting() -> Iterator[Notes]:
     """Context whose notes are in the dict that it gives."""
-    found: Notes = {}
-    token = _notes.set(found)
+    notes: Notes = {}
+    token = _notes.set(notes)
     try:
-        yield found
+        yield notes
     finally:
         _notes.reset(token)
 
 
 def note(about: Hashable, error: jax.Array, what: Any) -> None:
     """Notes an error, a number of at least zero, and what goes with it; nothing where nobody collects."""
-    found = _notes.get()
-    if found is not None:
+    notes = _notes.get()
+    if notes is not None:
         mine = (jnp.where(jnp.isnan(error), jnp.inf, error), what)
-        found[about] = worse(found[about], mine) if about in found else mine
+        notes[about] = worse(notes[about], mine) if about in notes else mine
 
 
 def note_all(notes: Notes) -> None:

@@ -222,24 +222,24 @@ class OneExample:
             return x.numbered
         if not isinstance(x, Shared) or x.known is None or x.known.ndim < 2:
             return {}
-        found = {}
+        number_axes = {}
         for dim in range(x.known.ndim - 1):
             counted = np.arange(self.size).reshape(-1, *[1] * (x.known.ndim - 2 - dim))
             for column in range(x.known.shape[-1]):
                 if x.known.shape[dim] == self.size and np.all(x.known[..., column] == counted):
-                    found[column] = Axis(dim)
-        return found
+                    number_axes[column] = Axis(dim)
+        return number_axes
 
     def columns(self, eqn: JaxprEqn, ins: list[Held]) -> dict[int, Axis]:
         """The columns of indices that are put side by side."""
         if eqn.params["dimension"] != eqn.outvars[0].aval.ndim - 1:
             return {}
-        found: dict[int, Axis] = {}
+        number_axes: dict[int, Axis] = {}
         start = 0
         for x, v in zip(ins, eqn.invars, strict=True):
-            found |= {start + column: axis for column, axis in self.numbered(x).items()}
+            number_axes |= {start + column: axis for column, axis in self.numbered(x).items()}
             start += v.aval.shape[-1]
-        return found
+        return number_axes
 
     def term(self, eqn: JaxprEqn, ins: list[Any]) -> list[Held]:
         """A sum over the examples goes on; what is linear in it is done to each term."""

@@ -63,10 +63,10 @@ class Noted:
 def joined(kinds: Sequence[Held]) -> Held:
     """What a value is that may be any of these: mixed before the example's own before shared."""
     for type_ in (Mixed, Own):
-        if found := [kind for kind in kinds if isinstance(kind, type_)]:
-            if len({kind.axis for kind in found if isinstance(kind, Own)}) > 1:
+        if matching := [kind for kind in kinds if isinstance(kind, type_)]:
+            if len({kind.axis for kind in matching if isinstance(kind, Own)}) > 1:
                 raise ExamplesMeet
-            return found[0]
+            return matching[0]
     return kinds[0]
 
 
@@ -204,7 +204,7 @@ def linear_solve(walk, eqn, ins):
 
     matvec, solve, transposed = map(applied, ("matvec", "solve", "transpose_solve"))
     # That it is symmetric only says that nobody need find the transpose of `matvec`, which no rule reads.
-    found = lax.custom_linear_solve(
+    solution = lax.custom_linear_solve(
         lambda v: matvec(None, v), as_kinds(walk, b, kinds), solve, transposed, symmetric=True
     )
-    return with_values(kinds, found)
+    return with_values(kinds, solution)

@@ -57,25 +57,25 @@ def custom_jvp(walk, eqn, ins):
     run = Noted(lambda held: walk.run(jaxpr, consts, held))
 
     @jax.custom_jvp
-    def one(number, *values):
+    def of_example(number, *values):
         run.function = lambda held: replace(walk, number=number).run(jaxpr, consts, held)
         return run(ins, values)
 
-    @one.defjvp
+    @of_example.defjvp
     def tangent(primals, dots):
         (number, *values), (_, *dots) = primals, dots
         program, consts, zeros = p["jvp_jaxpr_fun"].call_wrapped(*[False] * (len(ins) - count))
         held = [*with_values(ins, values)[count:], *with_values(ins, dots)[count:]]
-        here = replace(walk, number=number)
-        found, kinds = here.run(program, consts, held), run.kinds
-        ys, moved = as_kinds(here, found[: len(zeros)], kinds), iter(found[len(zeros) :])
+        numbered = replace(walk, number=number)
+        outs, kinds = numbered.run(program, consts, held), run.kinds
+        ys, moved = as_kinds(numbered, outs[: len(zeros)], kinds), iter(outs[len(zeros) :])
         y_dots = [Shared(None) if zero else next(moved) for zero in zeros]
         return ys, [
-            None if y is None else nothing(y) if zero else as_kinds(here, [dot], [kind])[0]
+            None if y is None else nothing(y) if zero else as_kinds(numbered, [dot], [kind])[0]
             for y, dot, kind, zero in zip(ys, y_dots, kinds, zeros, strict=True)
         ]
 
-    values = one(walk.number, *values_of(ins))
+    values = of_example(walk.number, *values_of(ins))
     return with_values(run.kinds, values)
 
 
@@ -86,10 +86,10 @@ def custom_vjp(walk, eqn, ins):
         return [mixed] * len(eqn.outvars)
     p, (jaxpr, consts), count = eqn.params, body(eqn.params), eqn.params.get("num_consts", 0)
     run = Noted(lambda held: walk.run(jaxpr, consts, held))
-    kept: list[tuple[Held, Any]] = []  # kinds, and the batch's types
+    residual_kinds: list[tuple[Held, Any]] = []  # kinds, and the batch's types
 
     @jax.custom_vjp
-    def one(number, *values):
+    def of_example(number, *values):
         run.function = lambda held: replace(walk, number=number).run(jaxpr, consts, held)
         return run(ins, values)
 
@@ -101,29 +101,31 @@ def custom_vjp(walk, eqn, ins):
         forwarded = forwarded[0] if forwarded else [None] * residuals.num_leaves
         own = iter(zip(outs, types_of(program.outvars), strict=True))
         given = list(zip(held, types_of(eqn.invars[count:]), strict=True))
-        found = [next(own) if i is None else given[i] for i in forwarded]
-        kept[:] = [(kinds_of([x])[0], type_) for x, type_ in found]
+        pairs = [next(own) if i is None else given[i] for i in forwarded]
+        residual_kinds[:] = [(kinds_of([x])[0], type_) for x, type_ in pairs]
         results = [y for y, _ in own]
         run.kinds = kinds_of(results)
-        return values_of(results), (number, values, [x.value for x, _ in found])
+        return values_of(results), (number, values, [x.value for x, _ in pairs])
 
     def bwd(residuals, bars):
         zeros = [ad.Zero(v.aval.to_tangent_aval()) for v in eqn.outvars]
         bars = [zero if bar is None else bar for bar, zero in zip(bars, zeros, strict=True)]
-        found = p["bwd"].call_wrapped(*residuals, *bars)
-        found = found[0] if isinstance(found, tuple) else found
-        return [None if isinstance(bar, ad.Zero) or not is_floating(bar) else bar for bar in found]
+        cotangents = p["bwd"].call_wrapped(*residuals, *bars)
+        cotangents = cotangents[0] if isinstance(cotangents, tuple) else cotangents
+        return [None if isinstance(bar, ad.Zero) or not is_floating(bar) else bar for bar in cotangents]
 
     def backward(kept_values, bars):
         number, values, residuals = kept_values
-        held, types = with_values([x for x, _ in kept], residuals), [t for _, t in kept]
-        here, outs = replace(walk, number=number), (eqn, run.kinds)
-        found = way_back(here, bwd, held, types, outs, bars, ins[count:])
-        found = [nothing(x) if bar is None else bar for x, bar in zip(values[count:], found, strict=True)]
-        return nothing(number), *map(nothing, values[:count]), *found
+        held, types = with_values([x for x, _ in residual_kinds], residuals), [t for _, t in residual_kinds]
+        numbered, outs = replace(walk, number=number), (eqn, run.kinds)
+        cotangents = way_back(numbered, bwd, held, types, outs, bars, ins[count:])
+        cotangents = [
+            nothing(x) if bar is None else bar for x, bar in zip(values[count:], cotangents, strict=True)
+        ]
+        return nothing(number), *map(nothing, values[:count]), *cotangents
 
-    one.defvjp(forward, backward)
-    values = one(walk.number, *values_of(ins))
+    of_example.defvjp(forward, backward)
+    values = of_example(walk.number, *values_of(ins))
     return with_values(run.kinds, values)
 
 
@@ -152,10 +154,10 @@ def way_back(
         if f
     ]
     back = replace(walk, adds=True)
-    found = iter(back.run(closed.jaxpr, closed.consts, [*residuals, *held]))
+    cotangents = iter(back.run(closed.jaxpr, closed.consts, [*residuals, *held]))
     answers: list[Value | None] = []
     for x, shape in zip(ins, shapes, strict=True):
-        bar = None if shape is None else next(found)
+        bar = None if shape is None else next(cotangents)
         if bar is None or (isinstance(x, Shared) and isinstance(bar, Shared)):
             answers.append(None if bar is None else bar.value)
         else:
@@ -182,17 +184,17 @@ def layer(walk, eqn, ins):
     run = Noted(lambda held: trial.run(values.jaxpr, values.consts, held))
     jax.eval_shape(lambda values: run(ins, values), values_of(ins))
     kinds = [said_of(call, kind) for kind in run.kinds]
-    if any(isinstance(kind, Mixed) for kind, answer in zip(kinds, call.answers, strict=True) if answer):
+    if any(isinstance(kind, Mixed) for kind, is_output in zip(kinds, call.answers, strict=True) if is_output):
         return kinds
     if not call.rule.__module__.startswith(OURS):
-        found = layer_p.bind(*values_of(ins), walk.number, call=walked(walk, eqn, ins, values, kinds))
+        outs = layer_p.bind(*values_of(ins), walk.number, call=walked(walk, eqn, ins, values, kinds))
     elif trial.cuts:
         opened = jax.make_jaxpr(call.apply)(*types_of(eqn.invars))
-        found = as_kinds(walk, walk.run(opened.jaxpr, opened.consts, ins), kinds)
+        outs = as_kinds(walk, walk.run(opened.jaxpr, opened.consts, ins), kinds)
     else:
         results = tuple(jax.eval_shape(call.apply, *values_of(ins)))
-        found = layer_p.bind(*values_of(ins), call=replace(call, results=results))
-    return with_values(kinds, found)
+        outs = layer_p.bind(*values_of(ins), call=replace(call, results=results))
+    return with_values(kinds, outs)
 
 
 def said_of(call, kind: Held) -> Held:
@@ -210,36 +212,38 @@ def walked(walk, eqn, ins, values, kinds):
     The number of the example is one more operand.
     """
     call, types, count = eqn.params["call"], types_of(eqn.invars), len(eqn.outvars)
-    kept: list[tuple[Held, Any]] = []
+    residual_kinds: list[tuple[Held, Any]] = []
     structures: list[Any] = []
 
-    def results(here, outs):
+    def results(numbered, outs):
         nothings = [jnp.zeros(t.shape, t.dtype) for t in types_of(eqn.outvars)]
-        values = as_kinds(here, outs, kinds)
+        values = as_kinds(numbered, outs, kinds)
         return [zero if y is None else y for y, zero in zip(values, nothings, strict=True)]
 
     def apply(*operands):
-        here = replace(walk, number=operands[-1])
-        return results(here, here.run(values.jaxpr, values.consts, with_values(ins, operands[:-1])))
+        numbered = replace(walk, number=operands[-1])
+        return results(numbered, numbered.run(values.jaxpr, values.consts, with_values(ins, operands[:-1])))
 
     def forward(rule, *operands):
-        here = replace(walk, number=operands[-1])
+        numbered = replace(walk, number=operands[-1])
         traced = jax.make_jaxpr(lambda *x: call.forward(rule, *x), return_shape=True)
         closed, (_, residuals) = traced(*types)
-        outs = here.run(closed.jaxpr, closed.consts, with_values(ins, operands[:-1]))
+        outs = numbered.run(closed.jaxpr, closed.consts, with_values(ins, operands[:-1]))
         structures[:] = [jax.tree.structure(residuals)]
-        kept[:] = zip(kinds_of(outs[count:]), jax.tree.leaves(residuals), strict=True)
-        return results(here, outs[:count]), values_of(outs[count:])
+        residual_kinds[:] = zip(kinds_of(outs[count:]), jax.tree.leaves(residuals), strict=True)
+        return results(numbered, outs[:count]), values_of(outs[count:])
 
     def backward(rule, operands, residuals, bars):
         def program(values, bars):
             operands, residuals = values[: len(ins)], structures[0].unflatten(values[len(ins) :])
             return call.backward(rule, operands, residuals, bars)
 
-        held = with_values([*ins, *(kind for kind, _ in kept)], [*operands[:-1], *residuals])
-        here, outs = replace(walk, number=operands[-1]), (eqn, kinds)
-        found = way_back(here, program, held, [*types, *(t for _, t in kept)], outs, bars, ins)
-        return [*found, None]
+        held = with_values([*ins, *(kind for kind, _ in residual_kinds)], [*operands[:-1], *residuals])
+        numbered, outs = replace(walk, number=operands[-1]), (eqn, kinds)
+        cotangents = way_back(
+            numbered, program, held, [*types, *(t for _, t in residual_kinds)], outs, bars, ins
+        )
+        return [*cotangents, None]
 
     made = replace(call, apply=apply, forward=forward, backward=backward, moving=(*call.moving, False))
     return replace(made, results=tuple(jax.eval_shape(apply, *values_of(ins), walk.number)))

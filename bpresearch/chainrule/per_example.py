@@ -110,8 +110,10 @@ def _of_function(f: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -
             roles += [role] * len(jax.tree.leaves(part))
     roles += [BATCH] * (len(leaves) - len(roles))
     function, name = of_arrays(f, parts), getattr(f, "__name__", str(f))
-    losses, found = _of_leaves(lambda leaves: function(structure.unflatten(leaves))[0], leaves, roles, name)
-    grads = structure.unflatten(found)[: len(of_model.leaves)]
+    losses, gradient_leaves = _of_leaves(
+        lambda leaves: function(structure.unflatten(leaves))[0], leaves, roles, name
+    )
+    grads = structure.unflatten(gradient_leaves)[: len(of_model.leaves)]
     originals = jax.tree.leaves(model, is_leaf=is_model)
     for place in of_model.models:
         of_parameters = nnx.state(originals[place], nnx.Param)
@@ -146,13 +148,13 @@ def _of_leaves(
     def gradient(number, rows):
         of_rows = {place: jnp.expand_dims(row, 0) for place, row in rows.items()}
         given = [of_rows.get(place, leaf) for place, leaf in enumerate(leaves)]
-        one = trace(loss, number, *given)
+        loss_program = trace(loss, number, *given)
         asked = [
             False,
             *(role == PARAMETER and is_floating(x) for x, role in zip(leaves, roles, strict=True)),
         ]
-        (value,), tape = engine.forward(one.jaxpr, one.consts, [number, *given], asked)
-        _, *bars = engine.backward(one.jaxpr, tape, [jnp.ones_like(value)], asked)
+        (value,), tape = engine.forward(loss_program.jaxpr, loss_program.consts, [number, *given], asked)
+        _, *bars = engine.backward(loss_program.jaxpr, tape, [jnp.ones_like(value)], asked)
         return value, [
             (jnp.zeros_like(x) if bar is None else bar) if role == PARAMETER else None
             for x, bar, role in zip(leaves, bars, roles, strict=True)

@@ -113,8 +113,8 @@ def gauss_newton_product(graphdef: nnx.GraphDef, loss_fn: Loss) -> Callable[...,
             return jnp.mean(loss(*as_inputs(f.structure.unflatten(z)), *as_inputs(y)))
 
         z_bar_dot = _hessian_of_outputs(of_outputs, z, z_dot)  # H_l J v
-        found = engine.backward(f.jaxpr, tape, z_bar_dot, wanted)
-        return structure.unflatten(_filled(found, weights))
+        cotangents = engine.backward(f.jaxpr, tape, z_bar_dot, wanted)
+        return structure.unflatten(_filled(cotangents, weights))
 
     return product
 
@@ -123,14 +123,16 @@ def forward_over_reverse(gradient: Callable[[Any], Any], at: Any, vector: Any) -
     """H v: the tangent of a gradient at a point along a vector."""
     w, structure = jax.tree.flatten(at)
     g = trace(lambda *w: gradient(structure.unflatten(w)), *w)
-    values, found = tangents.walk(g.jaxpr, g.consts, w, _along(vector, w))
-    return g.structure.unflatten(_filled(found, values))
+    values, value_dots = tangents.walk(g.jaxpr, g.consts, w, _along(vector, w))
+    return g.structure.unflatten(_filled(value_dots, values))
 
 
 def _hessian_of_outputs(loss: Callable[..., Value], z: Sequence[Value], z_dot: Sequence[Any]) -> list[Any]:
     """H_l z_dot for each output; None for those that are not floating point or do not move."""
     places = [
-        i for i, (one, dot) in enumerate(zip(z, z_dot, strict=True)) if is_floating(one) and dot is not None
+        i
+        for i, (output, dot) in enumerate(zip(z, z_dot, strict=True))
+        if is_floating(output) and dot is not None
     ]
 
     def of_moving(moving):
@@ -140,8 +142,8 @@ def _hessian_of_outputs(loss: Callable[..., Value], z: Sequence[Value], z_dot: S
     product: list[Any] = [None] * len(z)
     if places:
         gradient = transforms.grad(of_moving)
-        found = forward_over_reverse(gradient, [z[i] for i in places], [z_dot[i] for i in places])
-        for i, z_bar_dot in zip(places, found, strict=True):
+        z_bar_dots = forward_over_reverse(gradient, [z[i] for i in places], [z_dot[i] for i in places])
+        for i, z_bar_dot in zip(places, z_bar_dots, strict=True):
             product[i] = z_bar_dot
     return product
 
@@ -166,8 +168,8 @@ def _of_function(
         return transforms.grad(f, argnums=argnums)(*primals)
 
     g = trace_of(gradient, leaves, wanted)
-    values, found = tangents.walk(g.jaxpr, g.consts, moving, _along(picked(dots, wanted), moving))
-    return g.structure.unflatten(_filled(found, values))
+    values, value_dots = tangents.walk(g.jaxpr, g.consts, moving, _along(picked(dots, wanted), moving))
+    return g.structure.unflatten(_filled(value_dots, values))
 
 
 def _arrays(primal: Any) -> list[Any]:

@@ -64,16 +64,16 @@ def step_by_step(
         wanted = (of_carry, directly, of_outputs, of_notes, new)
         flat, structure = jax.tree.flatten(wanted)
         values = run(jaxpr, closed.consts, operands, flat)
-        carry, terms, outputs, notes, kept = structure.unflatten(values)
+        carry, terms, outputs, notes, factor_values = structure.unflatten(values)
         sums = [total + term for total, term in zip(sums, terms, strict=True)]
         worst = {about: worse(worst[about], notes[about]) for about in notes}
-        return (carry, sums, worst), (outputs, kept)
+        return (carry, sums, worst), (outputs, factor_values)
 
     nothing = [zeros(v.aval) for v in directly]
     loop = (carry, nothing, none_yet(jax.tree.map(lambda v: v.aval, of_notes)))
-    (carry, sums, worst), (outputs, kept) = lax.scan(body, loop, slices, **options)
+    (carry, sums, worst), (outputs, factor_values) = lax.scan(body, loop, slices, **options)
     note_all(worst)
-    stacked = sliced | dict(zip(new, kept, strict=True))
+    stacked = sliced | dict(zip(new, factor_values, strict=True))
     remaining = iter(sums)
     totals = [
         None if v is None else next(remaining) if p is None else p.over_steps(stacked)
@@ -127,8 +127,8 @@ def over_examples(
     def of_example(x, flag):
         return jax.eval_shape(lambda x: x[0], x) if flag else x
 
-    one = [of_example(x, flag) for x, flag in zip(operands, mapped, strict=True)]
-    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*one)
+    example = [of_example(x, flag) for x, flag in zip(operands, mapped, strict=True)]
+    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*example)
     jaxpr, remaining = closed.jaxpr, iter(closed.jaxpr.outvars)
     results = [None if shape is None else next(remaining) for shape in shapes]
     moves = depending(jaxpr, mapped)
@@ -141,8 +141,8 @@ def over_examples(
     def values(*operands):
         return run(jaxpr, closed.consts, operands, wanted)
 
-    found = jax.vmap(values, [0 if flag else None for flag in mapped])(*operands)
-    stacked = dict(zip(wanted, found, strict=True))
+    example_values = jax.vmap(values, [0 if flag else None for flag in mapped])(*operands)
+    stacked = dict(zip(wanted, example_values, strict=True))
     size = next(x.shape[0] for x, flag in zip(operands, mapped, strict=True) if flag)
 
     def total(v, product, flag):

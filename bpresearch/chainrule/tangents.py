@@ -26,9 +26,9 @@ def walk(
         e = equation(eqn, [read(v, values) for v in eqn.invars], moving)
         given = [None if isinstance(v, Literal) else moving.get(v) for v in eqn.invars]
         with source_info_util.user_context(eqn.source_info.traceback):
-            outs, found = push(e, given)
+            outs, out_dots = push(e, given)
         values.update(zip(eqn.outvars, outs, strict=True))
-        for v, dot in zip(eqn.outvars, found, strict=True):
+        for v, dot in zip(eqn.outvars, out_dots, strict=True):
             if dot is not None and is_floating(v.aval):
                 moving[v] = dot
     results = [read(v, values) for v in jaxpr.outvars]

@@ -198,9 +198,12 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
             if bar is not None and bar.shape != y.shape:
                 raise ValueError(f"the cotangent of an output of shape {y.shape} has shape {bar.shape}")
         given = [*bars, *[None] * (len(outs) - len(bars))]
-        found = engine.filled(engine.backward(program.jaxpr, tape, given, every), moving)
+        cotangents = engine.filled(engine.backward(program.jaxpr, tape, given, every), moving)
         return structure.unflatten(
-            [_float0(x) if bar is None else bar for bar, x in zip(in_place(found, wanted), flat, strict=True)]
+            [
+                _float0(x) if bar is None else bar
+                for bar, x in zip(in_place(cotangents, wanted), flat, strict=True)
+            ]
         )
 
     return (outputs, pullback, whole[1]) if has_aux else (outputs, pullback)
@@ -222,12 +225,12 @@ def jvp(
     ]
     wanted = [dot is not None for dot in dots]
     program = trace_of(lambda flat: f(*structure.unflatten(flat)), flat, wanted)
-    outs, found = tangents.walk(program.jaxpr, program.consts, picked(flat, wanted), picked(dots, wanted))
-    found = [
+    outs, out_dots = tangents.walk(program.jaxpr, program.consts, picked(flat, wanted), picked(dots, wanted))
+    out_dots = [
         _float0(y) if not is_floating(y) else jnp.zeros_like(y) if dot is None else dot
-        for y, dot in zip(outs, found, strict=True)
+        for y, dot in zip(outs, out_dots, strict=True)
     ]
-    whole, moved = program.structure.unflatten(outs), program.structure.unflatten(found)
+    whole, moved = program.structure.unflatten(outs), program.structure.unflatten(out_dots)
     return (whole[0], moved[0], whole[1]) if has_aux else (whole, moved)
 
 

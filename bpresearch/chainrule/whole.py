@@ -107,17 +107,19 @@ class LayerRule:
     def forward(e):
         call = e.params["call"]
         knows = all(moving or not wanted for moving, wanted in zip(call.moving, e.wanted, strict=True))
-        if knows and not any(live and not answer for live, answer in zip(e.live, call.answers, strict=True)):
+        if knows and not any(
+            live and not is_output for live, is_output in zip(e.live, call.answers, strict=True)
+        ):
             results, residuals = call.forward(_in_force(e), *e.ins)
             return results, (Static(None), residuals)
         return _opened(e)
 
     def backward(e, *bars):
-        call, (program, kept) = e.params["call"], e.kept
+        call, (program, record) = e.params["call"], e.kept
         if program.value is not None:
-            return engine.backward(program.value, kept, bars, e.wanted, e.live)
+            return engine.backward(program.value, record, bars, e.wanted, e.live)
         try:
-            return call.backward(_in_force(e), e.ins, kept, engine.filled(bars, e.outs))
+            return call.backward(_in_force(e), e.ins, record, engine.filled(bars, e.outs))
         except ValueError as error:
             raise ValueError(f"the rule of {e.name} at {e.place}: {error}") from error
 
@@ -173,10 +175,10 @@ def _jvp(primals: Sequence[Value], dots: Sequence[Any], *, call: LayerCall) -> t
     """What `jax.grad` inside a user's own code sees: the layer opened, and tangents by our rules."""
     closed = jax.make_jaxpr(call.apply)(*primals)
     given = [None if isinstance(dot, ad.Zero) else dot for dot in dots]
-    results, found = tangents.walk(closed.jaxpr, closed.consts, primals, given)
+    results, result_dots = tangents.walk(closed.jaxpr, closed.consts, primals, given)
     return results, [
         ad.Zero(jax.typeof(y).to_tangent_aval()) if dot is None else dot
-        for y, dot in zip(results, found, strict=True)
+        for y, dot in zip(results, result_dots, strict=True)
     ]
 
 
@@ -214,28 +216,28 @@ def whole_call(
 
     moved: list[Any] = []  # paths of the variables that the call changes
 
-    def new_state(one):
-        variables = dict(jax.tree.leaves_with_path(state_of(one))) if is_module else {}
+    def new_state(callee):
+        variables = dict(jax.tree.leaves_with_path(state_of(callee))) if is_module else {}
         return [variables[path] for path in moved]
 
     def apply(*operands):
-        one, inputs, options = taken_apart(operands)
-        y = plain(one, *inputs, **options) if is_module else plain(*inputs, **{**bound, **options})
-        return jax.tree.leaves((y, new_state(one)))
+        callee, inputs, options = taken_apart(operands)
+        y = plain(callee, *inputs, **options) if is_module else plain(*inputs, **{**bound, **options})
+        return jax.tree.leaves((y, new_state(callee)))
 
     def forward(rule, *operands):
         with keeping(False):
-            one, inputs, options = taken_apart(operands)
-            y, residuals = rule.forward(one, *inputs, **{**bound, **options})
-            return jax.tree.leaves((y, new_state(one))), residuals
+            callee, inputs, options = taken_apart(operands)
+            y, residuals = rule.forward(callee, *inputs, **{**bound, **options})
+            return jax.tree.leaves((y, new_state(callee))), residuals
 
     def backward(rule, operands, residuals, bars):
         with keeping(False):
-            one, inputs, options = taken_apart(operands)
-            y_bar, _ = answer.unflatten(bars)
-            grads, x_bar = rule.backward(one, residuals, y_bar, **{**bound, **options})
+            callee, inputs, options = taken_apart(operands)
+            y_bar, _ = results_structure.unflatten(bars)
+            grads, x_bar = rule.backward(callee, residuals, y_bar, **{**bound, **options})
             x_bar = (x_bar,) if len(inputs) == 1 else x_bar
-            params_bar = jax.tree.leaves(gather(one, grads)) if is_module else []
+            params_bar = jax.tree.leaves(gather(callee, grads)) if is_module else []
             leaves, inputs_structure = jax.tree.flatten(inputs)
             bars = [
                 bar if bar is None or not is_floating(x) else bar.astype(x.dtype)
@@ -246,17 +248,17 @@ def whole_call(
 
     def returned(*operands):
         with keeping(False):
-            one, inputs, options = taken_apart(operands)
-            before = dict(jax.tree.leaves_with_path(state_of(one))) if is_module else {}
-            y, _ = rule.forward(one, *inputs, **{**bound, **options})
-            after = dict(jax.tree.leaves_with_path(state_of(one))) if is_module else {}
+            callee, inputs, options = taken_apart(operands)
+            before = dict(jax.tree.leaves_with_path(state_of(callee))) if is_module else {}
+            y, _ = rule.forward(callee, *inputs, **{**bound, **options})
+            after = dict(jax.tree.leaves_with_path(state_of(callee))) if is_module else {}
             moved[:] = [path for path, value in after.items() if value is not before.get(path)]
-            return y, new_state(one)
+            return y, new_state(callee)
 
     results = jax.eval_shape(returned, *operands)  # here the rule says whether it takes the call
-    answer = jax.tree.structure(results)
+    results_structure = jax.tree.structure(results)
     count = len(jax.tree.leaves(results[0]))
-    total = answer.num_leaves
+    total = results_structure.num_leaves
     groups = (params, True), (state, False), (inputs, True), (arrays, False)
     call = LayerCall(
         name=_name(layer),
@@ -272,7 +274,7 @@ def whole_call(
         forward=forward,
         backward=backward,
     )
-    y, values = answer.unflatten(layer_p.bind(*operands, call=call))
+    y, values = results_structure.unflatten(layer_p.bind(*operands, call=call))
     if moved:
         nnx.update(layer, nnx.State(_nested(moved, values)))
     return y

@@ -57,14 +57,14 @@ def _existing(name: str, data_dir: str | Path | None) -> Path:
 def _read_part(folder: Path, part: str) -> Shaped[np.ndarray, "..."]:
     dimensions = 3 if part.endswith("images") else 1
     names = [f"{part}{dot}idx{dimensions}-ubyte{gz}" for dot in "-." for gz in (".gz", "")]
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
+    files = [folder / name for name in names if (folder / name).is_file()]
+    if not files:
         raise ValueError(f"--data_dir={folder}: holds neither {names[0]} nor {names[1]}")
-    array = read_idx(found[0])
+    array = read_idx(files[0])
     if array.ndim != dimensions:
-        raise ValueError(f"{found[0]}: holds an array of {array.ndim} dimensions, not {dimensions}")
+        raise ValueError(f"{files[0]}: holds an array of {array.ndim} dimensions, not {dimensions}")
     if dimensions == 1 and not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{found[0]}: holds labels of type {array.dtype}: must be integers")
+        raise ValueError(f"{files[0]}: holds labels of type {array.dtype}: must be integers")
     return array
 
 

@@ -46,12 +46,12 @@ def gauss_newton_product(moment: Moment) -> Callable[[Params], Params]:
     def outputs(params: Params) -> Any:
         return merge(training.graphdef, params, moment.run.state)(*as_inputs(x))
 
-    def of_outputs(found: Any) -> Float[Array, ""]:
-        return jnp.mean(loss(*as_inputs(found), *as_inputs(y)))
+    def of_outputs(predictions: Any) -> Float[Array, ""]:
+        return jnp.mean(loss(*as_inputs(predictions), *as_inputs(y)))
 
     def product(v: Params) -> Params:
-        found, tangent = jax.jvp(outputs, (moment.run.params,), (v,))
-        curved = jax.jvp(jax.grad(of_outputs), (found,), (tangent,))[1]
+        predictions, tangent = jax.jvp(outputs, (moment.run.params,), (v,))
+        curved = jax.jvp(jax.grad(of_outputs), (predictions,), (tangent,))[1]
         return jax.vjp(outputs, moment.run.params)[1](curved)[0]
 
     return product

@@ -30,11 +30,11 @@ def hessian_trace(moment: Moment) -> dict[str, Measured]:
     """
     product = hessian_product(moment)
 
-    def one(number: Array) -> Array:
+    def quadratic_form(number: Array) -> Array:
         z = random_like_weights(moment, jax.random.rademacher, number)
         return optax.tree.vdot(z, product(z))
 
-    return {"hessian_trace": Measured(jnp.mean(jax.lax.map(one, jnp.arange(PROBES))))}
+    return {"hessian_trace": Measured(jnp.mean(jax.lax.map(quadratic_form, jnp.arange(PROBES))))}
 
 
 def hessian_spectrum(moment: Moment) -> dict[str, Measured]:
@@ -68,12 +68,12 @@ def _spectrum_of(moment: Moment, product: Callable[[Params], Params]) -> Spectru
     return spectrum(product, random_like_weights(moment, jax.random.normal), LANCZOS_STEPS)
 
 
-def _described(name: str, found: Spectrum) -> dict[str, Measured]:
+def _described(name: str, distribution: Spectrum) -> dict[str, Measured]:
     ranks = list(range(1, LARGEST + 1))
     return {
-        f"{name}_eigenvalues": Measured(found.largest(LARGEST), {"rank": ranks}),
-        f"{name}_smallest_eigenvalue": Measured(found.smallest),
-        f"{name}_density": Measured(density(found), {"eigenvalue": EIGENVALUES}),
+        f"{name}_eigenvalues": Measured(distribution.largest(LARGEST), {"rank": ranks}),
+        f"{name}_smallest_eigenvalue": Measured(distribution.smallest),
+        f"{name}_density": Measured(density(distribution), {"eigenvalue": EIGENVALUES}),
     }
 
 

@@ -89,8 +89,8 @@ def dot_product_attention(
     logits = attention_logits(query, key, bias, mask, is_causal, precision)
     weights = jax.nn.softmax(logits).astype(value.dtype)
     if dropout_rate > 0 and not deterministic:
-        kept = kept_weights(dropout_rng, dropout_rate, weights.shape, broadcast_dropout)
-        weights = jnp.where(kept, weights * (1 / (1 - dropout_rate)), 0)
+        dropout_mask = kept_weights(dropout_rng, dropout_rate, weights.shape, broadcast_dropout)
+        weights = jnp.where(dropout_mask, weights * (1 / (1 - dropout_rate)), 0)
     return weighted_sum(weights, value, precision)
 
 

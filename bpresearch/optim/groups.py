@@ -49,14 +49,14 @@ def selected(patterns: str, paths: Iterable[str], option: str = "patterns") -> s
     """
     paths = list(paths)
     listed = [pattern.strip() for pattern in patterns.split(",")]
-    found = set() if any(not pattern.startswith("!") for pattern in listed) else set(paths)
+    chosen = set() if any(not pattern.startswith("!") for pattern in listed) else set(paths)
     for pattern in sorted(listed, key=lambda pattern: pattern.startswith("!")):
         matched = {path for path in paths if fnmatch.fnmatchcase(f".{path}.", f"*.{pattern.lstrip('!')}.*")}
         if not matched:
             some = ", ".join(paths[:4]) + (", ..." if len(paths) > 4 else "")
             raise ValueError(f"{option}={patterns}: {pattern!r} matches no parameter; there are {some}")
-        found = found - matched if pattern.startswith("!") else found | matched
-    return found
+        chosen = chosen - matched if pattern.startswith("!") else chosen | matched
+    return chosen
 
 
 def multipliers(text: str, paths: Iterable[str]) -> dict[str, float]:

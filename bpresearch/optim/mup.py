@@ -126,8 +126,8 @@ def scaled(optimizer: Optimizer, base: Params) -> Optimizer:
     def by_width(learning_rate: ArrayLike, **others: Any) -> optax.GradientTransformation:
         def of_rate(rate: float) -> optax.GradientTransformation:
             divided = "weight_decay" in others and not others.get("decoupled_decay")
-            kept = {"weight_decay": others["weight_decay"] / rate} if divided else {}
-            return optimizer(learning_rate * rate, **(others | kept))
+            decay = {"weight_decay": others["weight_decay"] / rate} if divided else {}
+            return optimizer(learning_rate * rate, **(others | decay))
 
         return partitioned(rates, of_rate)
 

@@ -149,7 +149,7 @@ def _next_basis(
         return None, square
     covariance = b2 * basis.covariance + (1 - b2) * outer
 
-    def kept() -> tuple[Array, Array]:
+    def unchanged() -> tuple[Array, Array]:
         return basis.vectors, square
 
     def once_more() -> tuple[Array, Array]:
@@ -160,5 +160,5 @@ def _next_basis(
     def first() -> tuple[Array, Array]:
         return jnp.linalg.eigh(covariance)[1][:, ::-1], square
 
-    vectors, square = jax.lax.switch(look, [kept, once_more, first])
+    vectors, square = jax.lax.switch(look, [unchanged, once_more, first])
     return Basis(jnp.asarray(covariance), vectors), square

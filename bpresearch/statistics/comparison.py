@@ -39,14 +39,14 @@ def edges(results: xr.Dataset, setting: Setting) -> dict[str, str]:
         return {}
     names = ("optimizer", "schedule")
     group = [s for s in settings_of(results) if all(s.values.get(n) == setting.values.get(n) for n in names)]
-    found = {}
+    ends = {}
     for name, value in setting.values.items():
         if not _is_number(value) or value == 0:
             continue
         swept = [s.values[name] for s in group if name in s.values]
         if min(swept) < max(swept) and value in (min(swept), max(swept)):
-            found[name] = "lowest" if value == min(swept) else "highest"
-    return found
+            ends[name] = "lowest" if value == min(swept) else "highest"
+    return ends
 
 
 def edge_warnings(results: xr.Dataset, settings: Sequence[Setting]) -> list[str]:
@@ -67,8 +67,8 @@ def effective_learning_rate(values: dict[str, Any]) -> float:
     """
     if values["optimizer"] not in ("sgd", "momentum", "nesterov"):
         return math.nan
-    found = values.get("lr", math.nan) / (1 - values.get("momentum", 0.0))
-    return float(f"{found:.12g}")  # 0.03 / (1 - 0.9) and 0.3 / 1 are one place on an axis
+    rate = values.get("lr", math.nan) / (1 - values.get("momentum", 0.0))
+    return float(f"{rate:.12g}")  # 0.03 / (1 - 0.9) and 0.3 / 1 are one place on an axis
 
 
 def untrained(results: xr.Dataset) -> float:
@@ -111,9 +111,9 @@ def several(
     sweeps: Sequence[xr.Dataset], by: str = "optimizer", stratum: str = "schedule"
 ) -> dict[str, list[Float[np.ndarray, " _"]]]:
     """`normalised_scores` of the values of `by` that every sweep has, the strata of all sweeps together."""
-    found = [normalised_scores(results, by, stratum) for results in sweeps]
-    names = [name for name in found[0] if all(name in scores for scores in found)]
-    return {name: [stratum for scores in found for stratum in scores[name]] for name in names}
+    sweep_scores = [normalised_scores(results, by, stratum) for results in sweeps]
+    names = [name for name in sweep_scores[0] if all(name in scores for scores in sweep_scores)]
+    return {name: [stratum for scores in sweep_scores for stratum in scores[name]] for name in names}
 
 
 class Budget(NamedTuple):
@@ -175,7 +175,7 @@ def differences(results: xr.Dataset, by: str = "optimizer") -> tuple[Setting, li
     corrected = {
         describe(pair.second): pair.p for pair in pairs(results, by) if pair.first.values == first.values
     }
-    found = []
+    gaps = []
     for other in others:
         same = first.seeds.tolist() == other.seeds.tolist()
         apart = unpaired_difference(sign * first.test, sign * other.test)
@@ -187,8 +187,8 @@ def differences(results: xr.Dataset, by: str = "optimizer") -> tuple[Setting, li
         scores = [_gain(results, first.test, start)], [_gain(results, other.test, start)]
         chance = probability_of_improvement_interval(*scores)
         name = describe(other)
-        found.append(Difference(name, paired, apart, chance, corrected.get(name, math.nan)))
-    return first, found
+        gaps.append(Difference(name, paired, apart, chance, corrected.get(name, math.nan)))
+    return first, gaps
 
 
 SPECIAL_CASES = (("momentum", "sgd"), ("nesterov", "sgd"), ("adam", "momentum"))
@@ -206,8 +206,8 @@ def budget_warnings(results: xr.Dataset) -> list[str]:
     for general, special in SPECIAL_CASES:
         if general not in best or special not in best:
             continue
-        one, other = best[general], best[special]
-        gap = difference(sign * other.test, sign * one.test, other.seeds, one.seeds)
+        general_setting, other = best[general], best[special]
+        gap = difference(sign * other.test, sign * general_setting.test, other.seeds, general_setting.seeds)
         if gap.mean > gap.half_width:
             count = sum(s.values["optimizer"] == general for s in settings_of(results))
             warnings.append(

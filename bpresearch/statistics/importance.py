@@ -42,7 +42,7 @@ def importance(results: xr.Dataset, by: str = "optimizer") -> dict[str, dict[str
     """
     results = tuning(results)
     names = [name for name in axes_of(results) if name != by]
-    found = {}
+    importances = {}
     for (name,), group in grouped(results, (by,)).items():
         scored = _scored(results, group)
         axes = [axis for axis in names if _varies(axis, [setting for setting, _ in scored])]
@@ -57,8 +57,8 @@ def importance(results: xr.Dataset, by: str = "optimizer") -> dict[str, dict[str
         else:
             continue
         order = np.argsort(-np.array(shares), kind="stable")
-        found[name] = {axes[k]: float(shares[k]) for k in order}
-    return found
+        importances[name] = {axes[k]: float(shares[k]) for k in order}
+    return importances
 
 
 def _is_grid(places: list[list[Any]]) -> bool:

@@ -62,8 +62,8 @@ def prediction(values: Float[np.ndarray, " seeds"], level: float = 0.95) -> Inte
         values: one value for each seed; NaN is left out and not counted.
         level: probability that the interval covers one more value, if all are normal and alike.
     """
-    found = mean_and_interval(values, level)
-    return found._replace(half_width=found.half_width * float(np.sqrt(found.seeds + 1)))
+    interval = mean_and_interval(values, level)
+    return interval._replace(half_width=interval.half_width * float(np.sqrt(interval.seeds + 1)))
 
 
 def paired_difference(
@@ -83,15 +83,15 @@ def unpaired_difference(
 
     NaN is left out; the half width is NaN where one of them has fewer than two runs.
     """
-    found = [np.asarray(values, np.float64)[np.isfinite(values)] for values in (first, second)]
-    fewest = min(len(values) for values in found)
+    samples = [np.asarray(values, np.float64)[np.isfinite(values)] for values in (first, second)]
+    fewest = min(len(values) for values in samples)
     if fewest == 0:
         return Interval(np.nan, np.nan, 0)
-    difference = float(found[0].mean() - found[1].mean())
+    difference = float(samples[0].mean() - samples[1].mean())
     if fewest == 1:
         return Interval(difference, np.nan, 1)
-    errors = np.array([values.var(ddof=1) / len(values) for values in found])
-    counts = np.array([len(values) for values in found])
+    errors = np.array([values.var(ddof=1) / len(values) for values in samples])
+    counts = np.array([len(values) for values in samples])
     total = float(errors.sum())
     freedom = total**2 / float((errors**2 / (counts - 1)).sum()) if total else np.nan
     return _student(difference, total**0.5, freedom, fewest, level)

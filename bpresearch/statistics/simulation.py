@@ -156,9 +156,9 @@ def covered(random: np.random.Generator, seeds: int, samples: int) -> dict[str, 
         "improvement": (chance, lambda: probability_of_improvement_interval(tasks(1.0), tasks())[1:]),
         "profile": (above, profile),
     }
-    found = {}
+    coverage = {}
     for name, (truth, interval) in intervals.items():
         ends = np.array([interval() for _ in range(samples)])
         inside = (ends[:, 0] <= truth) & (truth <= ends[:, 1])
-        found[name] = float(np.nan if np.isnan(ends).any() else inside.mean())
-    return found
+        coverage[name] = float(np.nan if np.isnan(ends).any() else inside.mean())
+    return coverage

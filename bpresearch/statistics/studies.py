@@ -46,7 +46,7 @@ def over_studies(studies: Sequence[xr.Dataset], by: str = "optimizer") -> list[S
     """
     best = [{str(s.values[by]): s for s in ranking(results, by)} for results in studies]
     names = [name for name in best[0] if all(name in of for of in best)]
-    found = [
+    summaries = [
         Studies(
             name,
             np.array([mean_and_interval(of[name].test).mean for of in best]),
@@ -55,7 +55,9 @@ def over_studies(studies: Sequence[xr.Dataset], by: str = "optimizer") -> list[S
         for name in names
     ]
     sign = 1 if metric_of(studies[0]).higher_is_better else -1
-    return sorted(found, key=lambda one: np.nan_to_num(sign * one.median, nan=-np.inf), reverse=True)
+    return sorted(
+        summaries, key=lambda summary: np.nan_to_num(sign * summary.median, nan=-np.inf), reverse=True
+    )
 
 
 def studies_verdict(studies: Sequence[xr.Dataset], by: str = "optimizer") -> str:
@@ -76,8 +78,8 @@ def studies_verdict(studies: Sequence[xr.Dataset], by: str = "optimizer") -> str
     better: list[str] = []
     worse: list[str] = []
     alike: list[str] = []
-    for (one, other), gap, p in zip(pairs, gaps, corrected, strict=True):
-        if one is first:
+    for (leader, other), gap, p in zip(pairs, gaps, corrected, strict=True):
+        if leader is first:
             size = metric.format(gap._replace(mean=abs(gap.mean)), difference=True)
             ahead = "whose mean is ahead by " if gap.mean < 0 else ""
             group = (better if gap.mean > 0 else worse) if p < LEVEL else alike
@@ -93,7 +95,7 @@ def studies_verdict(studies: Sequence[xr.Dataset], by: str = "optimizer") -> str
 def studies_figures(studies: Sequence[xr.Dataset], by: str = "optimizer") -> dict[str, float]:
     """Flat numbers: `sgd.studies_median`, `sgd.studies_mean` and `sgd.studies_half_width`."""
     flat: dict[str, float] = {}
-    for found in over_studies(studies, by):
-        numbers = {"median": found.median, "mean": found.mean.mean, "half_width": found.mean.half_width}
-        flat |= {f"{found.name}.studies_{key}": v for key, v in numbers.items() if np.isfinite(v)}
+    for summary in over_studies(studies, by):
+        numbers = {"median": summary.median, "mean": summary.mean.mean, "half_width": summary.mean.half_width}
+        flat |= {f"{summary.name}.studies_{key}": v for key, v in numbers.items() if np.isfinite(v)}
     return flat

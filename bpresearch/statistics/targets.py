@@ -90,14 +90,14 @@ def steps_to_target(results: xr.Dataset, target: Target, by: str = "optimizer") 
     metric = target.of(results)
     sign = 1 if metric.higher_is_better else -1
     steps = results.eval_step.values.astype(np.float64)
-    found = {}
+    arrivals = {}
     for setting in ranking(results, by):
         gained = sign * (results[metric.variable].values[setting.runs].astype(np.float64) - target.value)
         there = gained >= 0
         first = np.where(there.any(axis=1), steps[there.argmax(axis=1)], np.inf)
         holds = np.array([_better(values, target.level) for values in gained.T])
-        found[str(setting.values[by])] = ToTarget(setting, first, _held(steps, holds))
-    return found
+        arrivals[str(setting.values[by])] = ToTarget(setting, first, _held(steps, holds))
+    return arrivals
 
 
 def _better(gained: Float[np.ndarray, " seeds"], level: float) -> bool:
@@ -155,11 +155,11 @@ def target_figures(
     Steps and seconds are left out where the target is not reached.
     """
     flat: dict[str, float] = {}
-    for name, found in steps_to_target(results, target, by).items():
-        numbers = {"steps_to_target": found.median, "steps_held": found.held}
-        numbers["seconds_to_target"] = found.seconds(seconds)
+    for name, arrival in steps_to_target(results, target, by).items():
+        numbers = {"steps_to_target": arrival.median, "steps_held": arrival.held}
+        numbers["seconds_to_target"] = arrival.seconds(seconds)
         flat |= {f"{name}.{key}": value for key, value in numbers.items() if np.isfinite(value)}
-        flat[f"{name}.reached_target"] = found.reached / len(found.steps)
+        flat[f"{name}.reached_target"] = arrival.reached / len(arrival.steps)
     return flat
 
 
@@ -173,12 +173,12 @@ def reaching(
     metric = target.of(results)
     value = f"{100 * target.value:g} %" if metric.percent else f"{target.value:g}"
     parts = []
-    for name, found in steps_to_target(results, target, by).items():
-        count = f"{found.reached} of {len(found.steps)} runs"
-        median = f", median {found.median:.0f} steps" if np.isfinite(found.median) else ""
-        time = found.seconds(seconds)
+    for name, arrival in steps_to_target(results, target, by).items():
+        count = f"{arrival.reached} of {len(arrival.steps)} runs"
+        median = f", median {arrival.median:.0f} steps" if np.isfinite(arrival.median) else ""
+        time = arrival.seconds(seconds)
         median += f" or {time:.3g} s" if np.isfinite(time) else ""
-        held = f", the mean from step {found.held:.0f} on" if np.isfinite(found.held) else ""
+        held = f", the mean from step {arrival.held:.0f} on" if np.isfinite(arrival.held) else ""
         parts.append(f"{name}: {count}{median}{held}")
     tested = f"one-sided t test at {100 * target.level:g} %"
     return f"Target, a {metric.name} of {value} ({tested}): {'; '.join(parts)}."

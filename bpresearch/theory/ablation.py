@@ -175,14 +175,13 @@ def deviations(
     graphdef = split(models[0])[0]
     engines = [gradient(graphdef, loss_fn) for gradient in (chainrule.gradient, *gradients.values())]
     program = jax.jit(lambda *inputs: [engine(*inputs)[1] for engine in engines])
-    found = []
+    rows = []
     for model in models:
         true, *others = program(*split(model)[1:], (x, y))
         length = float(optax.tree.norm(true))
-        found.append([(angle(other, true), float(optax.tree.norm(other)) / length) for other in others])
+        rows.append([(angle(other, true), float(optax.tree.norm(other)) / length) for other in others])
     return {
-        name: Deviation(*means)
-        for name, means in zip(gradients, np.mean(found, axis=0).tolist(), strict=True)
+        name: Deviation(*means) for name, means in zip(gradients, np.mean(rows, axis=0).tolist(), strict=True)
     }
 
 

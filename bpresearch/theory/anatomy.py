@@ -277,8 +277,8 @@ def _evaluated(
     args = [slopes.program.flatten(*batch) for batch in batches]
     place = int(np.ravel_multi_index(index, args[0][slopes.parameter].shape))
     program = compiled(slopes.values(place))
-    for one in args:
-        yield jax.device_get(program(one))
+    for operands in args:
+        yield jax.device_get(program(operands))
 
 
 def _edges(slopes: Slopes, values: list[np.ndarray]) -> list[routes.Edge]:
@@ -323,14 +323,14 @@ def factor_statistics(
     program = trace(model, loss_fn, x, y, float(_number_of_values(model, loss_fn, x, y)))
     moving = program.steps.moving(range(len(program.paths)))
     equations = program.steps.evaluate(program.flatten(x, y), moving)
-    found = []
+    factors = []
     for i, (step, e) in enumerate(zip(program.steps.steps, equations, strict=True)):
         if i not in program.of_loss and any(out in moving for out in step.outs):
-            found += [(_name(step), *values) for values in _live_factors(program, step, e)]
+            factors += [(_name(step), *values) for values in _live_factors(program, step, e)]
     bars = loss_bars(program, equations, moving)
     made = {out for i in program.of_loss for out in program.steps.steps[i].outs}
     slopes = [np.ravel(bar) for v, bar in bars.items() if v not in made]
-    return [*found, ("loss", "loss", np.concatenate(slopes).astype(np.float64))]
+    return [*factors, ("loss", "loss", np.concatenate(slopes).astype(np.float64))]
 
 
 def _number_of_values(model: nnx.Module, loss_fn: Loss, x: Any, y: Any) -> int:

@@ -109,7 +109,7 @@ class Derivation:
 
     def _factors(self, path: Path, place: Place) -> list[Factor]:
         """A path's factors by the network's own names."""
-        net, found = self.network, []
+        net, named_factors = self.network, []
         layer, unit, source = place
         for link, value, number in zip(path.links, path.factors, path.units, strict=True):
             match link.kind:
@@ -125,8 +125,8 @@ class Derivation:
                     formula = SLOPES[net.activations[layer]].format(a=net.units[layer + 1][unit])
                 case _:
                     formula = self._loss_formula(unit)
-            found.append(Factor(link.kind, formula, value, net.units[layer + 1][unit]))
-        return found
+            named_factors.append(Factor(link.kind, formula, value, net.units[layer + 1][unit]))
+        return named_factors
 
     def _loss_formula(self, unit: int) -> str:
         name, net = self.network.units[-1][unit], self.network

@@ -228,10 +228,10 @@ def in_words(weight: str, kinds: Set[str], number: int) -> list[str]:
     words = [text for kind, text in KINDS_IN_WORDS.items() if kind in kinds]
     listed = ", ".join(words[:-1]) + f" and {words[-1]}" if words[1:] else words[-1]
     between = ", and the weights between them" if "weight" in kinds else ""
-    answer = f"Both{between}" if "activation" in kinds else f"That of the loss{between}"
+    reply = f"Both{between}" if "activation" in kinds else f"That of the loss{between}"
     paths = "one path leads" if number == 1 else f"{written(number)} paths lead"
     return [
-        f"Is the derivative that of the activation or that of the loss? {answer}.",
+        f"Is the derivative that of the activation or that of the loss? {reply}.",
         f"From {weight} to the loss {paths}. Along a path the gradient is the product of {listed}."
         + (" The products of all paths add up." if number > 1 else ""),
     ]

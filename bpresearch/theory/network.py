@@ -107,14 +107,14 @@ class Network:
     @property
     def places(self) -> dict[str, list[Place]]:
         """Where each weight and bias is used, by name, in order of the layers."""
-        found: dict[str, list[Place]] = {}
+        uses: dict[str, list[Place]] = {}
         for layer, (rows, biases) in enumerate(zip(self.weight_names, self.bias_names, strict=True)):
             for unit, row in enumerate(rows):
                 for source, name in enumerate(row):
-                    found.setdefault(name, []).append(Place(layer, unit, source))
+                    uses.setdefault(name, []).append(Place(layer, unit, source))
             for unit, name in enumerate(biases):
-                found.setdefault(name, []).append(Place(layer, unit, None))
-        return found
+                uses.setdefault(name, []).append(Place(layer, unit, None))
+        return uses
 
     def value(self, name: str) -> float:
         """Of a weight or a bias."""

@@ -118,10 +118,10 @@ def _beginning_with(index: int, edge: Edge, ways: Ways, count: int) -> tuple[np.
 def _best(ways: list[tuple[np.ndarray, ...]], size: int, count: int) -> Ways:
     """The best of the ways that begin at a node, unit by unit."""
     units, *columns = (np.concatenate(column) for column in zip(*ways, strict=True))
-    kept, rank = _leaders(units, columns[0], count)
+    leaders, rank = _leaders(units, columns[0], count)
     best = Ways(np.zeros((size, count)), *np.zeros((3, size, count), int))
     for table, column in zip(best, columns, strict=True):
-        table[units[kept], rank] = column[kept]
+        table[units[leaders], rank] = column[leaders]
     return best
 
 

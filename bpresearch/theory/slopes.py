@@ -76,14 +76,14 @@ class Slopes:
 
     def _copies_of_the_weight(self) -> set[int]:
         """The parameter and what only moves its elements: they are one node, the element itself."""
-        found = {self.program.steps.inputs[self.parameter]} & self.moving
+        copies = {self.program.steps.inputs[self.parameter]} & self.moving
         for i, step in enumerate(self.steps):
             operands = [k for k, v in enumerate(step.ins) if v in self.moving]
-            if i in self.program.of_loss or not all(step.ins[k] in found for k in operands):
+            if i in self.program.of_loss or not all(step.ins[k] in copies for k in operands):
                 continue
             if operands and all(is_unseen(step, k) for k in operands):
-                found.update(out for out in step.outs if out in self.moving)
-        return found
+                copies.update(out for out in step.outs if out in self.moving)
+        return copies
 
     def _of_model(self) -> list[Slope]:
         return [
@@ -143,8 +143,8 @@ class Slopes:
         for step, e in zip(self.steps, equations, strict=True):
             if any(out in self.weights for out in step.outs):
                 given = [dots.get(v) for v in step.ins]
-                _, found = tangents.push(e, given)
-                dots.update((v, dot) for v, dot in zip(step.outs, found, strict=True) if dot is not None)
+                _, out_dots = tangents.push(e, given)
+                dots.update((v, dot) for v, dot in zip(step.outs, out_dots, strict=True) if dot is not None)
         return dots
 
     def _value(self, slope: Slope, e: Equation, dots: dict[int, Value], bars: dict[int, Value]) -> Value:
@@ -162,8 +162,8 @@ class Slopes:
 
     def _loss_value(self, slope: Slope, dots: dict[int, Value], bars: dict[int, Value]) -> Value:
         if slope.before == WEIGHT:
-            found = [real(jnp.sum(bars[v] * dot)) for v, dot in dots.items() if v in bars]
-            return sum(found, start=jnp.zeros(()))
+            terms = [real(jnp.sum(bars[v] * dot)) for v, dot in dots.items() if v in bars]
+            return sum(terms, start=jnp.zeros(()))
         return parts(bars[slope.before]) if slope.before in bars else jnp.zeros(math.prod(slope.shape_before))
 
     def factors(self, slope: Slope, value: np.ndarray) -> Factors:
@@ -314,8 +314,8 @@ def from_copy(sources: np.ndarray, x: Any, y: Any) -> Factors:
 
 def from_sum(axes: Sequence[int], x: Any, y: Any) -> Factors:
     """Of a sum over some axes: where each element of x goes."""
-    kept = [1 if axis in axes else n for axis, n in enumerate(x.shape)]
-    goes = np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), x.shape).ravel()
+    reduced = [1 if axis in axes else n for axis, n in enumerate(x.shape)]
+    goes = np.broadcast_to(np.arange(math.prod(reduced)).reshape(reduced), x.shape).ravel()
     return _of_ones(goes, np.arange(x.size), x, y)
 
 

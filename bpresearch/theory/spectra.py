@@ -117,8 +117,8 @@ def eigh(matrix: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, 
     rounds = np.concatenate([np.zeros((even - 1, 1), int), turns], axis=1)
     pairs = np.stack([rounds[:, : even // 2], rounds[:, even // 2 :][:, ::-1]], axis=1)
 
-    def rotate(n: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        a, vectors = found
+    def rotate(n: Array, decomposition: tuple[Array, Array]) -> tuple[Array, Array]:
+        a, vectors = decomposition
         i, j = jnp.asarray(pairs)[n % len(pairs)]
         twice, apart = 2 * a[i, j], a[j, j] - a[i, i]
         sign = jnp.where(apart < 0, -1, 1).astype(a.dtype)

@@ -159,13 +159,13 @@ class Steps:
 
     def evaluate(self, args: Sequence[Value], moving: set[int]) -> list[Equation]:
         """Each step's equation with its values, and with what its rule keeps where it has a derivative."""
-        values, found = self.consts | dict(zip(self.inputs, args, strict=True)), []
+        values, equations = self.consts | dict(zip(self.inputs, args, strict=True)), []
         for step in self.steps:
             e = step.equation([values[v] for v in step.ins], moving)
-            outs, kept = engine.evaluate(e) if any(e.live) else (e.bind(*e.ins), ())
-            found.append(replace(e, outs=tuple(outs), kept=kept))
+            outs, residuals = engine.evaluate(e) if any(e.live) else (e.bind(*e.ins), ())
+            equations.append(replace(e, outs=tuple(outs), kept=residuals))
             values.update(zip(step.outs, outs, strict=True))
-        return found
+        return equations
 
 
 def acts_on_each(eqn: JaxprEqn) -> bool:
@@ -238,14 +238,14 @@ class LossProgram:
         """
         steps = self.steps.steps
         marked = {i for i, step in enumerate(steps) if step.eqn.params.get("name") == OUTPUTS}
-        found, leads = set(), set()
+        indices, leads = set(), set()
         for i, step in reversed(list(enumerate(steps))):
             of_model = i in marked if marked else step.layer or any(v in self.parameters for v in step.ins)
             if of_model or any(out in leads for out in step.outs):
                 leads.update(step.ins)
             else:
-                found.add(i)
-        return found
+                indices.add(i)
+        return indices
 
 
 def trace(model: nnx.Module, loss_fn: Loss | TrainingLoss, x: Any, y: Any, scale: float = 1.0) -> LossProgram:

@@ -15,10 +15,10 @@ class Inner:
     def __init__(self, function: Layer):
         self.function = function
         try:
-            found: tuple[Rule, dict[str, Any]] = rule_for(function)
+            pair: tuple[Rule, dict[str, Any]] = rule_for(function)
         except NoRuleError as error:
             raise DoesNotApply(str(error)) from error
-        self.rule, self.options = found
+        self.rule, self.options = pair
 
     def __call__(self, *inputs: Any) -> tuple[Any, Any]:
         return self.rule.forward(self.function, *inputs, **self.options)

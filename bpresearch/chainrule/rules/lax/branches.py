@@ -58,27 +58,27 @@ class CondRule:
         def branch(i):
             def run(bars):
                 with collecting() as notes:
-                    found = cut[i].backward(of_traces[i], operands, e.outs, extras[i], bars)
+                    cotangents = cut[i].backward(of_traces[i], operands, e.outs, extras[i], bars)
                 return [
                     (jnp.zeros_like(x) if bar is None else bar) if flag else None
-                    for x, bar, flag in zip(operands, found, wanted, strict=True)
+                    for x, bar, flag in zip(operands, cotangents, wanted, strict=True)
                 ], notes
 
             return run
 
         notes = [jax.eval_shape(branch(i), bars)[1] for i in range(len(cut))]
-        every = {about: what for one in notes for about, what in one.items()}
+        every = {about: what for branch_notes in notes for about, what in branch_notes.items()}
 
         def with_all_notes(run):
             def noted(bars):
-                found, notes = run(bars)
-                return found, {**none_yet(every), **notes}
+                cotangents, notes = run(bars)
+                return cotangents, {**none_yet(every), **notes}
 
             return noted
 
-        found, notes = lax.switch(index, [with_all_notes(branch(i)) for i in range(len(cut))], bars)
+        cotangents, notes = lax.switch(index, [with_all_notes(branch(i)) for i in range(len(cut))], bars)
         note_all(notes)
-        return [None, *found]
+        return [None, *cotangents]
 
     def pushforward(e, *dots):
         index, *operands = e.ins
@@ -86,10 +86,10 @@ class CondRule:
 
         def branch(closed):
             def run(operands, dots):
-                outs, found = tangents.walk(closed.jaxpr, closed.consts, operands, dots)
+                outs, out_dots = tangents.walk(closed.jaxpr, closed.consts, operands, dots)
                 return outs, [
                     (jnp.zeros_like(y) if dot is None else dot) if flag and is_floating(y) else None
-                    for y, dot, flag in zip(outs, found, live, strict=True)
+                    for y, dot, flag in zip(outs, out_dots, live, strict=True)
                 ]
 
             return run

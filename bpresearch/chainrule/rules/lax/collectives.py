@@ -57,8 +57,8 @@ def sum_used_by_each(e, y_bar):
     numbered = tuple(axis for axis in e.params["axes"] if axis not in named)
     if numbered:
         x = e.ins[0]
-        kept = tuple(axis for axis in range(x.ndim) if axis not in numbered)
-        y_bar = lax.broadcast_in_dim(y_bar, x.shape, kept)
+        other_axes = tuple(axis for axis in range(x.ndim) if axis not in numbered)
+        y_bar = lax.broadcast_in_dim(y_bar, x.shape, other_axes)
     return lax.psum(y_bar, named, axis_index_groups=e.params["axis_index_groups"]) if named else y_bar
 
 

@@ -43,15 +43,15 @@ class CustomRootRule:
         closed = jax.make_jaxpr(step)(*parameters)
         wanted = [is_floating(p) for p in parameters]
         results, tape = engine.forward(closed.jaxpr, closed.consts, parameters, wanted)
-        found = engine.backward(closed.jaxpr, tape, bars[: len(results)], wanted)
-        return *[None] * held, *found, *[None] * after
+        cotangents = engine.backward(closed.jaxpr, tape, bars[: len(results)], wanted)
+        return *[None] * held, *cotangents, *[None] * after
 
     def tangent(e, *dots):
         step, held, parameters, _ = _newton_step(e)
         closed = jax.make_jaxpr(step)(*parameters)
         of_parameters = dots[held : held + len(parameters)]
-        _, found = tangents.walk(closed.jaxpr, closed.consts, parameters, of_parameters)
-        return *found, *[None] * (len(e.outs) - len(found))
+        _, out_dots = tangents.walk(closed.jaxpr, closed.consts, parameters, of_parameters)
+        return *out_dots, *[None] * (len(e.outs) - len(out_dots))
 
 
 def _newton_step(e: Any) -> tuple[Any, int, list[Any], int]:

@@ -140,18 +140,18 @@ class CustomVJPRule:
         forwarded = forwarded[0] if forwarded else [None] * residuals.num_leaves
         own = len(values) - len(jaxpr.outvars)
         remaining = iter(values[:own])
-        kept = [next(remaining) if i is None else e.ins[i] for i in forwarded]
-        return values[own:], kept
+        residual_values = [next(remaining) if i is None else e.ins[i] for i in forwarded]
+        return values[own:], residual_values
 
     def backward(e, *bars):
         bars = [
             bar if is_floating(y) else ad.Zero(jax.typeof(y).to_tangent_aval())
             for bar, y in zip(engine.filled(bars, e.outs), e.outs, strict=True)
         ]
-        found = e.params["bwd"].call_wrapped(*e.kept, *bars)
-        found = found[0] if isinstance(found, tuple) else found
+        cotangents = e.params["bwd"].call_wrapped(*e.kept, *bars)
+        cotangents = cotangents[0] if isinstance(cotangents, tuple) else cotangents
         count = e.params.get("num_consts", 0)
-        return [*[None] * count, *(None if isinstance(bar, ad.Zero) else bar for bar in found)]
+        return [*[None] * count, *(None if isinstance(bar, ad.Zero) else bar for bar in cotangents)]
 
     def pushforward(e, *dots):
         raise NoPrimitiveRuleError(
@@ -183,8 +183,8 @@ class CustomJVPRule:
         jaxpr, zeros, wanted, live = static.value
         at, _ = _own(e, e.wanted)
         of_dots = [bar for bar, zero in zip(bars, zeros, strict=True) if not zero]
-        found = engine.backward(jaxpr, tape, [*[None] * len(zeros), *of_dots], wanted, live)
-        remaining = (bar for bar, w in zip(found, wanted, strict=True) if w)
+        cotangents = engine.backward(jaxpr, tape, [*[None] * len(zeros), *of_dots], wanted, live)
+        remaining = (bar for bar, w in zip(cotangents, wanted, strict=True) if w)
         return [next(remaining) if w and i >= at else None for i, w in enumerate(e.wanted)]
 
     def pushforward(e, *dots):
@@ -252,8 +252,8 @@ class LinearCallRule:
                 f"linear_call at {e.place} has a derivative in its linear operands alone"
             )
         jaxpr, consts = e.params["transpose_thunk"]()
-        found = jax.core.eval_jaxpr(jaxpr, consts, *e.ins[at : at + count], *bars)
-        return [*[None] * (at + count), *found]
+        cotangents = jax.core.eval_jaxpr(jaxpr, consts, *e.ins[at : at + count], *bars)
+        return [*[None] * (at + count), *cotangents]
 
     def tangent(e, *dots):
         at = e.params["num_callee_consts"] + e.params["num_res"]
@@ -304,8 +304,8 @@ class LinearSolveRule:
                 program.jaxpr, program.consts, [*parts.matvec, *y], [*params_dot, *[None] * len(y)]
             )
             b_dot = [dot if m is None else dot - m for dot, m in zip(b_dot, moved, strict=True)]
-        found = e.bind(*e.ins[: len(e.ins) - len(b)], *b_dot)[: len(b)]
-        return outs, [*found, *[None] * (len(outs) - len(b))]
+        y_dot = e.bind(*e.ins[: len(e.ins) - len(b)], *b_dot)[: len(b)]
+        return outs, [*y_dot, *[None] * (len(outs) - len(b))]
 
 
 def _split(e):

@@ -41,8 +41,8 @@ def conjugated(backward: Any) -> Any:
 
     @functools.wraps(backward)
     def converted(e, *bars):
-        found = backward(e, *map(conj, bars))
-        return tuple(map(conj, found)) if isinstance(found, tuple) else conj(found)
+        cotangents = backward(e, *map(conj, bars))
+        return tuple(map(conj, cotangents)) if isinstance(cotangents, tuple) else conj(cotangents)
 
     return converted
 

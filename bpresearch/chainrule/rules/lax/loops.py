@@ -105,12 +105,14 @@ class ScanRule:
             operands = [*consts, *(carry.get(i) for i in range(a, b)), *xs]
             there = of_fixed | dict(zip(stored, values, strict=True))
             extras = [there[v] for v in two.extras]
-            found = two.backward(of_trace, operands, [*[None] * (b - a), *ys], extras, [*carry_bar, *ys_bar])
-            found = [
+            cotangents = two.backward(
+                of_trace, operands, [*[None] * (b - a), *ys], extras, [*carry_bar, *ys_bar]
+            )
+            cotangents = [
                 zeros(v.aval) if flag and bar is None else bar if flag else None
-                for bar, v, flag in zip(found, two.program.jaxpr.invars, given, strict=True)
+                for bar, v, flag in zip(cotangents, two.program.jaxpr.invars, given, strict=True)
             ]
-            return found[a:b], found[:a], found[b:]
+            return cotangents[a:b], cotangents[:a], cotangents[b:]
 
         used = {i for kind, i in two.places if kind == "operand"}
         results = {i for kind, i in two.places if kind == "result"}
@@ -138,14 +140,14 @@ class ScanRule:
 
         def step(loop, slices):
             (carry, carry_dot), (xs, xs_dot) = loop, slices
-            outs, found = tangents.walk(
+            outs, out_dots = tangents.walk(
                 body.jaxpr, body.consts, [*consts, *carry, *xs], [*dots[:a], *carry_dot, *xs_dot]
             )
             carry_dot = [
                 (jnp.zeros_like(y) if dot is None else dot) if flag else None
-                for y, dot, flag in zip(outs, found, moving[a:b], strict=False)
+                for y, dot, flag in zip(outs, out_dots, moving[a:b], strict=False)
             ]
-            return (outs[: b - a], carry_dot), (outs[b - a :], found[b - a :])
+            return (outs[: b - a], carry_dot), (outs[b - a :], out_dots[b - a :])
 
         (carry, carry_dot), (ys, ys_dot) = lax.scan(
             step,
@@ -194,10 +196,12 @@ class WhileRule:
 
         def step(loop):
             carry, carry_dot = loop
-            outs, found = tangents.walk(body.jaxpr, body.consts, [*of_body, *carry], [*dots[a:b], *carry_dot])
+            outs, out_dots = tangents.walk(
+                body.jaxpr, body.consts, [*of_body, *carry], [*dots[a:b], *carry_dot]
+            )
             return outs, [
                 None if before is None else jnp.zeros_like(y) if dot is None else dot
-                for y, dot, before in zip(outs, found, carry_dot, strict=True)
+                for y, dot, before in zip(outs, out_dots, carry_dot, strict=True)
             ]
 
         return while_loop(goes_on, step, (list(init), init_dot))

@@ -46,8 +46,8 @@ def reverse(e, y_bar):
 def broadcast(e, y_bar):
     """y[i, j] = x[i], or x[0].      x_bar[i] = sum_j y_bar[i, j]"""
     x, axes = e.ins[0], e.params["broadcast_dimensions"]
-    kept = {axis for axis, n in zip(axes, x.shape, strict=True) if n == y_bar.shape[axis]}
-    return lax.reshape(lax.reduce_sum(y_bar, [i for i in range(y_bar.ndim) if i not in kept]), x.shape)
+    matched = {axis for axis, n in zip(axes, x.shape, strict=True) if n == y_bar.shape[axis]}
+    return lax.reshape(lax.reduce_sum(y_bar, [i for i in range(y_bar.ndim) if i not in matched]), x.shape)
 
 
 @linear("tile")

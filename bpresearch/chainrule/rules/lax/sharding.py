@@ -64,7 +64,9 @@ class ShardMapRule:
         ins, in_specs = chosen(e.ins, p["in_specs"], used["operand"])
         outs, out_specs = chosen(e.outs, p["out_specs"], used["result"])
         bar_specs = [s.to_ct_spec() if f else None for s, f in zip(p["out_specs"], live, strict=True)]
-        found_specs = [s.to_ct_spec() if w else None for s, w in zip(p["in_specs"], e.wanted, strict=True)]
+        cotangent_specs = [
+            s.to_ct_spec() if w else None for s, w in zip(p["in_specs"], e.wanted, strict=True)
+        ]
 
         def body(ins, outs, extras, bars):
             extras = [jnp.squeeze(x, 0) for x in extras]
@@ -73,20 +75,22 @@ class ShardMapRule:
                     shared(bar, unmentioned(s, p), p) for bar, s in zip(bars, p["out_specs"], strict=True)
                 ]
             with collecting() as notes:
-                found = two.backward(of_trace, ins, outs, extras, bars)
-            found = [
+                cotangents = two.backward(of_trace, ins, outs, extras, bars)
+            cotangents = [
                 (zeros(v.aval) if bar is None else bar) if w else None
-                for v, bar, w in zip(p["jaxpr"].invars, found, e.wanted, strict=True)
+                for v, bar, w in zip(p["jaxpr"].invars, cotangents, e.wanted, strict=True)
             ]
             if not p["check_vma"]:
-                found = [summed(bar, unmentioned(s, p)) for bar, s in zip(found, p["in_specs"], strict=True)]
-            return found, jax.tree.map(lambda x: jnp.expand_dims(x, 0), notes)
+                cotangents = [
+                    summed(bar, unmentioned(s, p)) for bar, s in zip(cotangents, p["in_specs"], strict=True)
+                ]
+            return cotangents, jax.tree.map(lambda x: jnp.expand_dims(x, 0), notes)
 
         taken = in_specs, out_specs, extra_specs, bar_specs
-        run = on_devices(body, p, taken, (found_specs, P(axes(p))))
-        found, notes = run(ins, outs, extras, bars)
+        run = on_devices(body, p, taken, (cotangent_specs, P(axes(p))))
+        cotangents, notes = run(ins, outs, extras, bars)
         note_all({about: worst_of(*several) for about, several in notes.items()})
-        return found
+        return cotangents
 
     def pushforward(e, *dots):
         p, moving = e.params, [dot is not None for dot in dots]
@@ -95,10 +99,10 @@ class ShardMapRule:
         moved_specs = [s.to_tangent_spec() if m else None for s, m in zip(p["out_specs"], live, strict=True)]
 
         def body(ins, dots):
-            outs, found = tangents.walk(p["jaxpr"], (), ins, dots)
+            outs, out_dots = tangents.walk(p["jaxpr"], (), ins, dots)
             return outs, [
                 (jnp.zeros_like(y) if dot is None else dot) if flag else None
-                for y, dot, flag in zip(outs, found, live, strict=True)
+                for y, dot, flag in zip(outs, out_dots, live, strict=True)
             ]
 
         run = on_devices(body, p, (list(p["in_specs"]), dot_specs), (list(p["out_specs"]), moved_specs))
@@ -148,8 +152,8 @@ def summed(x_bar, names):
 def chosen(values, specs, indices):
     """Values and specs at some places, None at the others."""
     pairs = enumerate(zip(values, specs, strict=True))
-    kept = [(x, spec) if i in indices else (None, None) for i, (x, spec) in pairs]
-    return [x for x, _ in kept], [spec for _, spec in kept]
+    selection = [(x, spec) if i in indices else (None, None) for i, (x, spec) in pairs]
+    return [x for x, _ in selection], [spec for _, spec in selection]
 
 
 def worst_of(errors, whats):

@@ -25,8 +25,8 @@ def elementwise(function: Layer, keep: str, derivative: Callable) -> None:
             y = function(x, **options)
             return y, x if keep == "x" else y
 
-        def backward(layer, kept, y_bar, **options):
-            return {}, y_bar * derivative(kept, **options)
+        def backward(layer, argument, y_bar, **options):
+            return {}, y_bar * derivative(argument, **options)
 
 
 def gelu_derivative(x, approximate=True):

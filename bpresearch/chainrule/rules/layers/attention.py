@@ -46,12 +46,12 @@ class DotProductAttentionRule:
         powers = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
         total = jnp.sum(powers, axis=-1, keepdims=True)
         weights = powers / total
-        kept = call.draw(weights.shape)
-        y = weighted_sum(call.drop(weights, kept).astype(v.dtype), v, call.precision)
-        return y, (query, key, value, (powers, total) if call.rounds(q) else weights, kept)
+        dropout_mask = call.draw(weights.shape)
+        y = weighted_sum(call.drop(weights, dropout_mask).astype(v.dtype), v, call.precision)
+        return y, (query, key, value, (powers, total) if call.rounds(q) else weights, dropout_mask)
 
     def backward(function, residuals, y_bar, **options):
-        query, key, value, of_softmax, kept = residuals
+        query, key, value, of_softmax, dropout_mask = residuals
         call = AttentionCall(**options)
         q, k, v = call.promote_dtype((query, key, value), dtype=call.dtype)
         wide = jnp.promote_types(q.dtype, jnp.float32)
@@ -59,10 +59,10 @@ class DotProductAttentionRule:
         length, keys = q.shape[-3], k.shape[-3]
         y_bar, q, k, v = (by_head(x, k.shape[-2]) for x in (y_bar.astype(v.dtype), q, k, v))
         weights = of_softmax[0] / of_softmax[1] if call.rounds(q) else of_softmax
-        rows = call.drop(weights, kept).astype(v.dtype).reshape(*y_bar.shape[:-1], keys)
+        rows = call.drop(weights, dropout_mask).astype(v.dtype).reshape(*y_bar.shape[:-1], keys)
         v_bar = matmul(transposed(rows), y_bar)
         weights_bar = matmul(y_bar, jnp.matrix_transpose(v), preferred_element_type=wide)
-        weights_bar = call.drop(weights_bar.reshape(weights.shape), kept).astype(weights.dtype)
+        weights_bar = call.drop(weights_bar.reshape(weights.shape), dropout_mask).astype(weights.dtype)
         logits_bar = call.allow(softmax_back(of_softmax, weights_bar).astype(wide))
         # The scale belongs to the products, which are smaller, but autodiff rounds after it.
         scale = jnp.asarray(1 / math.sqrt(q.shape[-1]), wide)

@@ -56,9 +56,9 @@ class LinearGeneralRule:
         kernel = layer.kernel[...]
         x_cast, kernel_cast = layer.promote_dtype((x, kernel), dtype=layer.dtype)
         summed = sorted(axis % x.ndim for axis in layer.axis)
-        kept = [axis for axis in range(x.ndim) if axis not in summed]
+        free = [axis for axis in range(x.ndim) if axis not in summed]
         batch, out = len(layer.batch_axis), math.prod(layer.out_features)
-        order, size = (*kept, *summed), math.prod(layer.in_features)
+        order, size = (*free, *summed), math.prod(layer.in_features)
 
         moved = jnp.transpose(x_cast, order)
         blocks = moved.reshape(*x.shape[:batch], -1, size)
@@ -108,9 +108,9 @@ def _factor_bar(y_bar, of_y, other, of_other, shape, indices, precision):
     """The cotangent of the factor of an einsum that has this shape and these indices."""
     size = dict(zip(indices, shape, strict=True))
     others = dict(zip(of_other, other.shape, strict=True)) | dict(zip(of_y, y_bar.shape, strict=True))
-    found = [index for index in size if others.get(index) == size[index]]
-    bar = jnp.einsum(f"{of_y},{of_other}->{''.join(found)}", y_bar, other, precision=precision)
-    bar = jnp.expand_dims(bar, [axis for axis, index in enumerate(size) if index not in found])
+    matched = [index for index in size if others.get(index) == size[index]]
+    bar = jnp.einsum(f"{of_y},{of_other}->{''.join(matched)}", y_bar, other, precision=precision)
+    bar = jnp.expand_dims(bar, [axis for axis, index in enumerate(size) if index not in matched])
     bar = jnp.broadcast_to(bar, tuple(size.values()))
     if len(size) == len(indices):
         return bar

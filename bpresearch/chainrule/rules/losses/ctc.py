@@ -157,7 +157,7 @@ def _steps(without_blank, with_blank):
         ended_bar = ended_bar.at[:, :-1].add(from_blank)
         old_phi_bar, of_ended = _share_phi(phi, emit + without_blank, ended_bar)
         old = old_phi_bar, of_emit + from_itself + of_ended
-        kept = jax.tree.map(lambda bar, old: jnp.where(frame.pad > 0, bar, old), states_bar, old)
-        return kept, (emit_bar, jnp.sum(phi_bar, axis=-1))
+        old_bar = jax.tree.map(lambda bar, old: jnp.where(frame.pad > 0, bar, old), states_bar, old)
+        return old_bar, (emit_bar, jnp.sum(phi_bar, axis=-1))
 
     return step, step_backward
