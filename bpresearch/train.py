@@ -262,8 +262,8 @@ def take_step(
         new = new if new.dtype == old.dtype else new.astype(old.dtype)  # keys have no astype
         return jnp.where(running & healthy, new, old)
 
-    kept = jax.tree.map(keep, after, run)
-    return kept._replace(diverged_at=diverged_at), jnp.where(diverged_at < 0, loss, jnp.nan)
+    next_run = jax.tree.map(keep, after, run)
+    return next_run._replace(diverged_at=diverged_at), jnp.where(diverged_at < 0, loss, jnp.nan)
 
 
 def train(
@@ -303,7 +303,7 @@ def train(
         )
 
     numbers = first_step + jnp.arange(order.shape[0], dtype=jnp.int32)
-    steps = (numbers, jnp.asarray(order), {name: jnp.asarray(found) for name, found in scheduled.items()})
+    steps = (numbers, jnp.asarray(order), {name: jnp.asarray(course) for name, course in scheduled.items()})
     if begun is None:
         return jax.lax.scan(step, run, steps)
     run, loss = take_step(run, begun, numbers[0], last_step)

@@ -116,21 +116,21 @@ def fuzz_files(count: int, draw: random.Random, folder: Path) -> list[str]:
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
     """Some bytes changed, left out or put in."""
-    found = bytearray(content)
+    mutant = bytearray(content)
     for _ in range(draw.choice((1, 1, 3, 10))):
-        at = draw.randrange(len(found)) if found else 0
+        at = draw.randrange(len(mutant)) if mutant else 0
         kind = draw.choice(("flip", "digit", "cut", "insert", "zeros"))
-        if kind == "flip" and found:
-            found[at] ^= 1 << draw.randrange(8)
-        elif kind == "digit" and found:
-            found[at] = ord(draw.choice("0123456789-(){}',:"))
+        if kind == "flip" and mutant:
+            mutant[at] ^= 1 << draw.randrange(8)
+        elif kind == "digit" and mutant:
+            mutant[at] = ord(draw.choice("0123456789-(){}',:"))
         elif kind == "cut":
-            del found[at : at + draw.choice((1, 50, len(found)))]
+            del mutant[at : at + draw.choice((1, 50, len(mutant)))]
         elif kind == "insert":
-            found[at:at] = draw.randbytes(draw.choice((1, 8, 100)))
+            mutant[at:at] = draw.randbytes(draw.choice((1, 8, 100)))
         else:
-            found[at : at + 16] = bytes(len(found[at : at + 16]))
-    return bytes(found)
+            mutant[at : at + 16] = bytes(len(mutant[at : at + 16]))
+    return bytes(mutant)
 
 
 def answer(call: Callable[[], Any]) -> str | None:

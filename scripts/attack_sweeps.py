@@ -63,8 +63,8 @@ def experiment() -> sweep.Experiment:
 
 
 def axes(**changes: Any) -> Any:
-    found = {"optimizer": [optim.momentum], "schedule": [schedules.cosine], "lr": [0.03, 0.1, 0.3]}
-    return sweep.grid(**(found | {"momentum": 0.9, "batch_size": 50, "seed": [0, 1]} | changes))
+    usual = {"optimizer": [optim.momentum], "schedule": [schedules.cosine], "lr": [0.03, 0.1, 0.3]}
+    return sweep.grid(**(usual | {"momentum": 0.9, "batch_size": 50, "seed": [0, 1]} | changes))
 
 
 def of_training(workdir: Path) -> Any:
@@ -143,11 +143,11 @@ def do_damages(count: int, draw: random.Random, folder: Path) -> list[str]:
         workdir = folder / f"damaged-{number}"
         shutil.copytree(folder / name, workdir)
         damage(workdir / file, kind, draw)
-        found: list[Any] = []
+        results: list[Any] = []
         readers = [sweep.read, SWEEPS[name]] if name == "function" else [SWEEPS[name]]
         for read in readers:
-            said = answer(lambda: found.append(read(workdir)))  # noqa: B023
-            silent = said is None and not same(found.pop(), expected[name])
+            said = answer(lambda: results.append(read(workdir)))  # noqa: B023
+            silent = said is None and not same(results.pop(), expected[name])
             if silent or (said is not None and str(workdir) not in said):
                 faults.append(f"{name}/{file}, {kind}, {read.__name__}: {'silent' if silent else said[:300]}")
         shutil.rmtree(workdir, ignore_errors=True)
@@ -259,9 +259,9 @@ def do_kills(count: int, draw: random.Random, folder: Path) -> list[str]:
 
 def of_pair(workdir: Path, event: int = -1, killed: int = -1) -> list[tuple[int | None, str]]:
     """Two processes that sweep together, of which one is killed at its event of this number."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        coordinator = f"localhost:{found.getsockname()[1]}"
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        coordinator = f"localhost:{probe.getsockname()[1]}"
 
     def call(number: int) -> None:
         platform.choose("cpu")

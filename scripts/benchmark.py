@@ -59,14 +59,14 @@ def tasks() -> dict:
     """Each task: data set, model with options, batch size, runs."""
     mnist1d = data.load("mnist1d")
     paper = {"initialization": "torch"}
-    found = {
+    all_tasks = {
         "default": (mnist1d, models.mlp, {"widths": (100, 100)}, 100, 90),
         "mlp": (random_task(), models.mlp, {"widths": (128, 128)}, 64, 64),
         "mnist1d.residual_mlp": (mnist1d, models.residual_mlp, paper, 100, 10),
         "mnist1d.cnn": (mnist1d, models.cnn, {**paper, "padding": 1}, 100, 10),
         "mnist1d.bidirectional_gru": (mnist1d, models.bidirectional_gru, paper, 100, 10),
     }
-    return {name: task for name, task in found.items() if name.startswith(flags.FLAGS.only)}
+    return {name: task for name, task in all_tasks.items() if name.startswith(flags.FLAGS.only)}
 
 
 def ours(dataset, model, options, batch, runs, steps) -> Callable[[], float]:

@@ -204,8 +204,8 @@ def of_examples(name: str, rounds: int) -> dict[str, float]:
 
     def by_autodiff(params, state, batch):
         def of_one(x, y):
-            one = jax.tree.map(lambda part: jnp.expand_dims(part, 0), (x, y))
-            (loss, _), grads = gradient(params, state, one)
+            example = jax.tree.map(lambda part: jnp.expand_dims(part, 0), (x, y))
+            (loss, _), grads = gradient(params, state, example)
             return loss, grads
 
         return jax.vmap(of_one)(*batch)

@@ -202,10 +202,10 @@ def main():
         else:
             is_nnx = framework == "nnx"
             of_torch = functools.partial(torch_loop, compiled=framework == "torch_compile")
-            one = (nnx_loop if is_nnx else of_torch)(name, batch, threads)
-            train, runs = lambda form, order: one(order), 1
+            loop = (nnx_loop if is_nnx else of_torch)(name, batch, threads)
+            train, runs = lambda form, order: loop(order), 1
             order = np.random.default_rng(0).integers(0, 4000, (steps, batch))
-            one(order[:50])
+            loop(order[:50])
     except ImportError:
         print("missing", flush=True)
         return

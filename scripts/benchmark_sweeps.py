@@ -81,8 +81,8 @@ class PythonLoop:
 
 def in_turn(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """The median of what each gives over the rounds; one round before them warms up."""
-    found = [{name: rate() for name, rate in contenders.items()} for _ in range(rounds + 1)][1:]
-    return {name: statistics.median(one[name] for one in found) for name in contenders}
+    rates = [{name: rate() for name, rate in contenders.items()} for _ in range(rounds + 1)][1:]
+    return {name: statistics.median(of_round[name] for of_round in rates) for name in contenders}
 
 
 def layouts(figures: dict[str, float], steps: int, rounds: int) -> None:
@@ -144,12 +144,12 @@ def saving(figures: dict[str, float], steps: int, rounds: int) -> None:
     )
     seconds: dict[str, list[float]] = {"memory": [], "disk": []}
     for round_ in range(rounds + 1):
-        for kind, found in seconds.items():
+        for kind, times in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
                 begun = time.perf_counter()
                 sweep.run(task, axes, Path(folder) / "w" if kind == "disk" else None, quiet=kind == "memory")
                 if round_:  # the first compiles
-                    found.append(time.perf_counter() - begun)
+                    times.append(time.perf_counter() - begun)
     ratios = [a / b for a, b in zip(seconds["disk"], seconds["memory"], strict=True)]
     figures["saving.overhead"] = statistics.median(ratios) - 1
 

@@ -70,8 +70,8 @@ def dense(width: int) -> tuple[Any, tuple[np.ndarray, ...]]:
         y = layer(x, w, b)
         return y, (x, w, y)
 
-    def backward(kept, y_bar):
-        x, w, y = kept
+    def backward(residuals, y_bar):
+        x, w, y = residuals
         z_bar = y_bar * (1 - y**2)
         return z_bar @ w.T, x.T @ z_bar, jnp.sum(z_bar, axis=0)
 
@@ -99,9 +99,9 @@ def of_a_small_function() -> dict[str, float]:
 
     def timed(name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         before, begun = programs, time.perf_counter()
-        answer = function(*args, **options)
+        verdict = function(*args, **options)
         figures[f"{name}_s"], figures[f"{name}_programs"] = time.perf_counter() - begun, programs - before
-        return answer
+        return verdict
 
     with jax.enable_x64(True):
         timed("check_grads", check_grads, layer, args, order=1, modes=["rev"])

@@ -28,23 +28,23 @@ def rooms() -> dict[str, set[str]]:
 
 def tests_of(changed: Iterable[str]) -> list[str]:
     """Folders and files of tests, for paths from the root; all of them for the settings of the whole."""
-    concerned, found = rooms(), {"tests/test_house.py"}
+    concerned, tests = rooms(), {"tests/test_house.py"}
     for path in map(Path, changed):
         room = path.with_suffix("").parts[1:2]
         if path.parts[0] == "bpresearch" and room and room[0] in concerned:
-            found |= {place for name in concerned[room[0]] for place in _places(name)}
+            tests |= {place for name in concerned[room[0]] for place in _places(name)}
         elif path.parts[0] == "tests" and path.name.startswith("test_"):
-            found |= {str(path)} if (ROOT / path).exists() else set()
+            tests |= {str(path)} if (ROOT / path).exists() else set()
         elif path.parts[0] == "tests" and path.name == "conftest.py" and len(path.parts) > 2:
-            found.add(str(path.parent))
+            tests.add(str(path.parent))
         elif path.suffix == ".md" or path.parts[0] == "docs":
-            found |= {"tests/test_docs.py", "tests/test_figures.py", *_naming(path.name)}
+            tests |= {"tests/test_docs.py", "tests/test_figures.py", *_naming(path.name)}
         elif path.parts[0] in ("experiments", "scripts", "tests"):
             words = {"scripts": path.name if path.suffix else f"scripts/{path.name}"}
-            found |= {*_naming(words.get(path.parts[0], path.stem))}
+            tests |= {*_naming(words.get(path.parts[0], path.stem))}
         elif path.parts[0] == "bpresearch" or path.suffix in (".toml", ".txt", ".py"):
             return ["bpresearch", "tests"]
-    return sorted(found)
+    return sorted(tests)
 
 
 def _places(room: str) -> list[str]:
@@ -63,8 +63,8 @@ def _naming(word: str) -> list[str]:
 
 def changed() -> list[str]:
     """What differs from the last commit, new files included; if nothing does, what that commit changed."""
-    here = _git("diff", "--name-only", "HEAD") + _git("ls-files", "--others", "--exclude-standard")
-    return here or _git("diff", "--name-only", "HEAD~1", "HEAD")
+    uncommitted = _git("diff", "--name-only", "HEAD") + _git("ls-files", "--others", "--exclude-standard")
+    return uncommitted or _git("diff", "--name-only", "HEAD~1", "HEAD")
 
 
 def _git(*arguments: str) -> list[str]:

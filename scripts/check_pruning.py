@@ -33,14 +33,14 @@ def main() -> int:
     steps = 80 if flags.FLAGS.quick else shared.positive("steps", low=8)
     seeds = shared.positive("seeds", low=2)
     platform.start(None)
-    found: dict[str, list[tuple[bool, bool, float]]] = {name: [] for name in names}
+    judgements: dict[str, list[tuple[bool, bool, float]]] = {name: [] for name in names}
     for number in range(sweeps):
         results, experiment = full_sweep(number, seeds, steps)
         for name in names:
-            found[name].append(judged(name, results, experiment))
+            judgements[name].append(judged(name, results, experiment))
     figures = {"sweeps": float(sweeps)}
     for name in names:
-        same, right, share = np.array(found[name], float).T
+        same, right, share = np.array(judgements[name], float).T
         figures |= {
             f"{name}.winner_named": right.sum(),
             f"{name}.same_setting": same.sum(),
@@ -92,10 +92,10 @@ def judged(name: str, results: xr.Dataset, experiment: sweep.Experiment) -> tupl
         going_on &= prune.survivors(name, experiment.steps, rungs[:count], reached[:, :count], maximize=True)
     steps += going_on.sum() * (experiment.steps - rungs[-1])
     score = np.where(np.isnan(final).any(axis=1), -np.inf, final.mean(axis=1))
-    best, kept = int(np.argmax(score)), int(np.argmax(np.where(going_on, score, -np.inf)))
-    gap = statistics.mean_and_interval(final[best] - final[kept])
-    right = best == kept or gap.mean <= gap.half_width
-    return best == kept, bool(right), steps / (len(settings) * experiment.steps)
+    best, survivor = int(np.argmax(score)), int(np.argmax(np.where(going_on, score, -np.inf)))
+    gap = statistics.mean_and_interval(final[best] - final[survivor])
+    right = best == survivor or gap.mean <= gap.half_width
+    return best == survivor, bool(right), steps / (len(settings) * experiment.steps)
 
 
 if __name__ == "__main__":

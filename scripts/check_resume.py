@@ -45,13 +45,13 @@ def train(workdir: Path) -> None:
 
 def compare(workdir: Path, undisturbed: Path) -> None:
     """Raises an AssertionError unless both stores hold the same bits."""
-    found, expected = (
+    resumed, expected = (
         xr.open_zarr(path / "results.zarr", consolidated=False) for path in (workdir, undisturbed)
     )
-    assert set(found.variables) == set(expected.variables)
+    assert set(resumed.variables) == set(expected.variables)
     for name, values in expected.variables.items():
-        np.testing.assert_array_equal(found[name].values, values.values, err_msg=str(name))
-    assert bool(found.finished.all()) and not (workdir / "checkpoints").exists()
+        np.testing.assert_array_equal(resumed[name].values, values.values, err_msg=str(name))
+    assert bool(resumed.finished.all()) and not (workdir / "checkpoints").exists()
 
 
 def apart(function: Callable[..., None], *arguments: Path) -> int:
@@ -68,8 +68,8 @@ def ended(child: int, seconds: float) -> bool:
     """Whether the process ends by itself within this time; if not, it is killed."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
+        process, status = os.waitpid(child, os.WNOHANG)
+        if process:
             if code := os.waitstatus_to_exitcode(status):
                 raise SystemExit(max(code, 1))  # it has said why
             return True

@@ -58,16 +58,16 @@ def main() -> int:
 def table_of(outcomes: dict[str, Outcome]) -> Table:
     columns = ("kind", "error", "untold", "claimed", "plain", "covered", "mean covered")
     table = Table(*columns, title="Simulated comparisons", caption="Errors in standard deviations of a run.")
-    for name, found in outcomes.items():
-        shares = (f"{100 * value:.2f} %" for value in found[2:])
-        table.add_row(name, f"{found.error:+.3f}", f"{found.error_untold:+.3f}", *shares)
+    for name, tally in outcomes.items():
+        shares = (f"{100 * value:.2f} %" for value in tally[2:])
+        table.add_row(name, f"{tally.error:+.3f}", f"{tally.error_untold:+.3f}", *shares)
     return table
 
 
 def coverage_table(coverage: dict[int, dict[str, float]]) -> Table:
     table = Table("interval", *(f"{seeds} seeds" for seeds in coverage), title="Coverage")
     for name in next(iter(coverage.values())):
-        values = [found[name] for found in coverage.values()]
+        values = [of_intervals[name] for of_intervals in coverage.values()]
         table.add_row(name, *("not offered" if math.isnan(v) else f"{100 * v:.1f} %" for v in values))
     return table
 
@@ -77,12 +77,12 @@ def complaints(
 ) -> list[str]:
     """What is out of bounds by more than three standard errors of the simulation."""
     shares = [
-        (f"{name}: claimed", found.claimed, 0.035, 0.055, comparisons)
-        for name, found in outcomes.items()
+        (f"{name}: claimed", tally.claimed, 0.035, 0.055, comparisons)
+        for name, tally in outcomes.items()
         if KINDS[name].difference == 0
     ]
-    for name, found in outcomes.items():
-        for what, value in (("difference", found.covered), ("mean", found.mean_covered)):
+    for name, tally in outcomes.items():
+        for what, value in (("difference", tally.covered), ("mean", tally.mean_covered)):
             shares.append((f"{name}: coverage of the {what}", value, 0.93, 0.97, comparisons))
     for seeds, of_intervals in coverage.items():
         shares += [(f"{name} at {seeds} seeds", v, 0.93, 0.97, samples) for name, v in of_intervals.items()]
@@ -91,18 +91,18 @@ def complaints(
         error = 3 * math.sqrt(value * (1 - value) / count)
         if value + error < low or value - error > high:
             wrong.append(f"{name}: {100 * value:.2f} %, and should be {100 * low:g} to {100 * high:g} %")
-    for name, found in outcomes.items():
-        if abs(found.error) > 0.05 + 3 / math.sqrt(comparisons * 2):
-            wrong.append(f"{name}: the reported mean is off by {found.error:+.3f}")
-        if found.claimed < found.claimed_plainly:
+    for name, tally in outcomes.items():
+        if abs(tally.error) > 0.05 + 3 / math.sqrt(comparisons * 2):
+            wrong.append(f"{name}: the reported mean is off by {tally.error:+.3f}")
+        if tally.claimed < tally.claimed_plainly:
             wrong.append(f"{name}: a plain paired t test finds more")
     return wrong
 
 
 def figures(outcomes: dict[str, Outcome], coverage: dict[int, dict[str, float]]) -> dict[str, float]:
-    flat = {f"{n}.{key}": v for n, found in outcomes.items() for key, v in found._asdict().items()}
-    for seeds, found in coverage.items():
-        flat |= {f"coverage.{name}.{seeds}": v for name, v in found.items() if not math.isnan(v)}
+    flat = {f"{n}.{key}": v for n, tally in outcomes.items() for key, v in tally._asdict().items()}
+    for seeds, of_intervals in coverage.items():
+        flat |= {f"coverage.{name}.{seeds}": v for name, v in of_intervals.items() if not math.isnan(v)}
     return flat
 
 

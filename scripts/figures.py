@@ -91,18 +91,18 @@ def write_pages() -> Iterator[str]:
 @functools.cache
 def modules(source: str) -> set[str]:
     """The modules of this package that a source imports, and those further up; `from a import b` is `a.b`."""
-    found = set()
+    imports = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.split(".")[0] == "bpresearch"}
+            imports |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in imports if name.split(".")[0] == "bpresearch"}
 
 
 def speaks_of(script: Path, root: Path = ROOT) -> set[str]:
     """The files that a script's figures are computed by: itself and what it imports, not what shows them."""
-    found, left = {script}, [script]
+    reached, left = {script}, [script]
     while left:
         file = left.pop()
         source = file.read_text()
@@ -114,11 +114,11 @@ def speaks_of(script: Path, root: Path = ROOT) -> set[str]:
             for end in range(2, len(parts) + 1):
                 path = root.joinpath(*parts[:end])
                 imported |= {path.with_suffix(".py"), path / "__init__.py"}
-        for path in imported - found:
+        for path in imported - reached:
             if path.exists() and path.relative_to(root).parts[1] not in SHOWN_BY:
-                found.add(path)
+                reached.add(path)
                 left.append(path)
-    return {str(path.relative_to(root)) for path in found}
+    return {str(path.relative_to(root)) for path in reached}
 
 
 @functools.cache

@@ -97,9 +97,9 @@ def trainer(name: str, form: str) -> Callable[..., jax.Array]:
     if form == "vmap":
         return jax.jit(jax.vmap(train, (0, 0, 0, None, None)))
     if form == "scan":
-        one = jax.jit(train)
+        alone = jax.jit(train)
         return lambda seeds, rates, orders, x, y: jnp.stack(
-            [one(*run, x, y) for run in zip(seeds, rates, orders, strict=True)]
+            [alone(*run, x, y) for run in zip(seeds, rates, orders, strict=True)]
         )
 
     def share(seeds, rates, orders, x, y):

@@ -45,21 +45,21 @@ def values(flag: str, text: str, kind: type = float) -> list[Any]:
     try:
         if kind is not str and text.startswith(DISTRIBUTIONS):
             name, low, high = text.split(":")
-            found: list[Any] = [Uniform(kind(low), kind(high), log=name == "loguniform")]
+            axis: list[Any] = [Uniform(kind(low), kind(high), log=name == "loguniform")]
         elif kind is not str and text.startswith(("linspace:", "logspace:")):
             name, low, high, count = text.split(":")
             _few(flag, text, int(count))
             space = np.linspace if name == "linspace" else np.geomspace
-            found = [
+            axis = [
                 kind(round(v, 12) if kind is int else v) for v in space(float(low), float(high), int(count))
             ]
-            found = [float(f"{v:.12g}") for v in found] if kind is float else found
+            axis = [float(f"{v:.12g}") for v in axis] if kind is float else axis
         elif kind is int and ":" in text:
             first, last, *step = (int(part) for part in text.split(":"))
             _few(flag, text, (last - first) // (step[0] if step else 1))
-            found = list(range(first, last, *step))
+            axis = list(range(first, last, *step))
         else:
-            found = [kind(part.strip()) for part in text.split(",")]
+            axis = [kind(part.strip()) for part in text.split(",")]
     except TooManyError:
         raise
     except NoDistributionError as error:
@@ -68,19 +68,19 @@ def values(flag: str, text: str, kind: type = float) -> list[Any]:
         raise ValueError(
             f"--{flag}={text}: cannot read it; give one value or many, such as {example}"
         ) from error
-    if not found or (kind is str and "" in found):
+    if not axis or (kind is str and "" in axis):
         raise ValueError(f"--{flag}={text} holds no value or an empty one: give {example}")
-    if len(set(found)) < len(found):
+    if len(set(axis)) < len(axis):
         raise ValueError(f"--{flag}={text} holds a value twice")
-    return found
+    return axis
 
 
 def numbers(
     flag: str, text: str, kind: type = float, *, low: float | int, high: float | int = math.inf
 ) -> list[Any]:
     """`values` that are numbers with low <= value < high; a zero has no sign."""
-    found = values(flag, text, kind)
-    for value in found:
+    axis = values(flag, text, kind)
+    for value in axis:
         for end in value.ends if isinstance(value, Uniform) else [value]:
             if end == 0 and math.copysign(1, end) < 0:
                 raise ValueError(f"--{flag}={end}: a zero has no sign: write 0")
@@ -88,18 +88,18 @@ def numbers(
                 below = "" if high == math.inf else f" and below {high:g}"
                 least = "finite values" if low == -math.inf else f"values of at least {low:g}{below}"
                 raise ValueError(f"--{flag}={end}: takes {least}")
-    return found
+    return axis
 
 
 def sizes(flag: str) -> list[int]:
     """The positive integers that a flag lists."""
     try:
-        found = [int(part) for part in getattr(FLAGS, flag).split(",")]
+        integers = [int(part) for part in getattr(FLAGS, flag).split(",")]
     except ValueError:
-        found = [0]
-    if min(found) < 1:
+        integers = [0]
+    if min(integers) < 1:
         raise ValueError(f"--{flag}={getattr(FLAGS, flag)}: takes positive integers, such as 100,100")
-    return found
+    return integers
 
 
 def positive(flag: str, low: int = 1) -> int:

@@ -95,9 +95,9 @@ def main() -> int:
     results = studies[0]
     if check:
         files.write(workdir / "gradient_check.json", check.to_json())
-    for name, found in zip(folders, studies, strict=True):
-        console.print(report.table(found))
-        console.print(f"{f'{name}: ' * (len(folders) > 1)}{statistics.verdict(found)}", markup=False)
+    for name, of_study in zip(folders, studies, strict=True):
+        console.print(report.table(of_study))
+        console.print(f"{f'{name}: ' * (len(folders) > 1)}{statistics.verdict(of_study)}", markup=False)
     for warning in statistics.budget_warnings(results):
         console.print(warning, markup=False)
     figures = statistics.figures(results)

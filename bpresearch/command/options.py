@@ -148,10 +148,10 @@ def base_width(flag: str, text: str, chosen: dict[str, Callable[..., Any]]) -> d
             f"--{flag}={text}: takes an option of --model={','.join(chosen)} and its value in the model of "
             "base width, such as width:64"
         )
-    found = parsed(flag, value, taking[0])
-    if len(found) != 1:
+    widths = parsed(flag, value, taking[0])
+    if len(widths) != 1:
         raise ValueError(f"--{flag}={text}: takes one value")
-    return {name: found[0]}
+    return {name: widths[0]}
 
 
 def parsed(flag: str, text: str, owner: Owner) -> list[Any]:
@@ -178,10 +178,10 @@ def parsed(flag: str, text: str, owner: Owner) -> list[Any]:
     high = 1 if owner.ours and owner.kind == "optimizer" and option in BELOW_ONE else math.inf
     if owner.ours and owner.kind == "model" and option in MOST_LAYERS:
         high = MOST_LAYERS[option] + 1
-    found = numbers(flag, text, form, low=low, high=high)
-    if owner.ours and option in ABOVE_ZERO and any(value == 0 for value in found):
+    axis = numbers(flag, text, form, low=low, high=high)
+    if owner.ours and option in ABOVE_ZERO and any(value == 0 for value in axis):
         raise ValueError(f"--{flag}={text}: takes values above 0; with 0, {ABOVE_ZERO[option]}")
-    return found
+    return axis
 
 
 def form_of(owner: Owner) -> Any:
@@ -252,12 +252,12 @@ def _sizes(flag: str, text: str, owner: Owner) -> tuple[Any, ...]:
     if not text.strip():
         return ()
     try:
-        found = tuple(kind(part) for part in text.split(","))
+        sizes = tuple(kind(part) for part in text.split(","))
     except ValueError:
-        found = (0,)
-    if kind is int and min(found) < 1:
+        sizes = (0,)
+    if kind is int and min(sizes) < 1:
         raise ValueError(f"--{flag}={text}: takes positive integers, such as 100,100; several with / between")
-    return found
+    return sizes
 
 
 def _guessed(text: str) -> Any:

@@ -66,8 +66,8 @@ def task_parts(flag: str, text: str) -> dict[str, Any]:
         FileError: the file cannot be loaded.
     """
     module = load(flag, text)
-    found = {name: getattr(module, name) for name in PARTS if hasattr(module, name)}
-    for name, part in found.items():
+    parts = {name: getattr(module, name) for name in PARTS if hasattr(module, name)}
+    for name, part in parts.items():
         if name in ("optimizers", "schedules", "metrics"):
             fits, form = (
                 isinstance(part, Mapping) and all(map(callable, part.values())),
@@ -79,7 +79,7 @@ def task_parts(flag: str, text: str) -> dict[str, Any]:
             fits, form = callable(part) or (name == "data" and isinstance(part, Mapping)), "a function"
         if not fits:
             raise ValueError(f"--{flag}={text}: its {name} is of type {type(part).__name__}: must be {form}")
-    return found
+    return parts
 
 
 def load(flag: str, text: str) -> ModuleType:
@@ -129,10 +129,12 @@ def own_traceback(error: BaseException) -> str:
     theirs = [frame for frame in shown.stack if _is_theirs(Path(frame.filename))]
     if not theirs and not isinstance(error, SyntaxError):
         return ""
-    kept = [frame for frame in shown.stack if PACKAGE not in Path(frame.filename).parents]
-    kept = kept[kept.index(theirs[0]) :] if theirs else []
-    kept = [frame for frame in kept if not (frame.filename.startswith("<") or _is_jaxs(Path(frame.filename)))]
-    shown.stack = traceback.StackSummary.from_list(kept)
+    frames = [frame for frame in shown.stack if PACKAGE not in Path(frame.filename).parents]
+    frames = frames[frames.index(theirs[0]) :] if theirs else []
+    frames = [
+        frame for frame in frames if not (frame.filename.startswith("<") or _is_jaxs(Path(frame.filename)))
+    ]
+    shown.stack = traceback.StackSummary.from_list(frames)
     shown.__cause__ = shown.__context__ = None
     notes = shown.__notes__ or []  # type: ignore[has-type]
     shown.__notes__ = [note for note in notes if "JAX has removed" not in note and note.strip("-")]

@@ -64,9 +64,9 @@ def listed(text: str, kind: type = float) -> Listed:
     >>> listed("logspace:0.01:1:3"), listed("0:3", int)
     ((0.01, 0.1, 1.0), (0, 1, 2))
     """
-    found = Listed(values("default", text, kind))
-    found.text = text
-    return found
+    default = Listed(values("default", text, kind))
+    default.text = text
+    return default
 
 
 class Option(NamedTuple):
@@ -99,26 +99,26 @@ class Option(NamedTuple):
         given, flag = getattr(FLAGS, self.name), self.flag
         if self.kind is bool:
             return given
-        found = numbers(self.name, str(given), self.kind, low=flag.low, high=flag.high)
-        if any(isinstance(value, Uniform) for value in found):
+        axis = numbers(self.name, str(given), self.kind, low=flag.low, high=flag.high)
+        if any(isinstance(value, Uniform) for value in axis):
             raise ValueError(
                 f"--{self.name}={given}: takes a list or a range; only a sweep with --sampler draws values"
             )
-        if len(found) < flag.least:
+        if len(axis) < flag.least:
             raise ValueError(f"--{self.name}={given}: takes at least {flag.least} values, {flag.why}")
-        return tuple(found) if self.many else found[0]
+        return tuple(axis) if self.many else axis[0]
 
 
 def options(page: Callable[..., report.Finding]) -> list[Option]:
     """The parameters of a page that become flags, in order."""
-    found, hints = [], typing.get_type_hints(page, include_extras=True)
+    parameters, hints = [], typing.get_type_hints(page, include_extras=True)
     for name, parameter in inspect.signature(page).parameters.items():
         if name not in ("quick", "workdir"):
             form, flag = typing.get_args(hints[name])
             many = typing.get_origin(form) is tuple
             kind = typing.get_args(form)[0] if many else form
-            found.append(Option(name, kind, many, flag, parameter.default))
-    return found
+            parameters.append(Option(name, kind, many, flag, parameter.default))
+    return parameters
 
 
 def run_page(page: Callable[..., report.Finding]) -> NoReturn:

@@ -92,16 +92,23 @@ def running_options() -> dict[str, Any]:
 
 def describe_and_stop(experiment: sweep.Experiment, axes: sweep.Axes | list[sweep.Settings]) -> None:
     """--dry_run: prints what the sweep will take, and ends the program."""
-    found = sweep.estimate(experiment, axes, **running_options())
+    estimates = sweep.estimate(experiment, axes, **running_options())
     table = Table("program", "runs", "together", "memory", "time", title="What the sweep will take")
-    for one in found:
-        together = f"{one.together} (vmap {one.width})" if one.width > 1 else str(one.together)
-        memory = f"{one.memory / 2**20:.0f} MiB"
-        table.add_row(one.program, str(one.runs), together, memory, seconds_in_words(one.seconds))
+    for estimate in estimates:
+        together = (
+            f"{estimate.together} (vmap {estimate.width})" if estimate.width > 1 else str(estimate.together)
+        )
+        memory = f"{estimate.memory / 2**20:.0f} MiB"
+        table.add_row(
+            estimate.program, str(estimate.runs), together, memory, seconds_in_words(estimate.seconds)
+        )
     Console().print(table)
-    runs, seconds = sum(one.runs for one in found), sum(one.seconds for one in found)
-    programs = f"{len(found)} program{'s' if len(found) > 1 else ''}"
-    memory = f"{max(one.memory for one in found) / 2**20:.0f} MiB"
+    runs, seconds = (
+        sum(estimate.runs for estimate in estimates),
+        sum(estimate.seconds for estimate in estimates),
+    )
+    programs = f"{len(estimates)} program{'s' if len(estimates) > 1 else ''}"
+    memory = f"{max(estimate.memory for estimate in estimates) / 2**20:.0f} MiB"
     steps = f"{'up to ' if experiment.ends else ''}{experiment.steps} steps"
     print(f"{runs} runs of {steps}, {programs}, {memory}, about {seconds_in_words(seconds)}")
     raise Stop

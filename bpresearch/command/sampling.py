@@ -38,14 +38,14 @@ def check_sampler(axes: sweep.Axes) -> None:
     if FLAGS.prune is not None:
         check_pruner(choose("prune", FLAGS.prune, PRUNERS), axes)
         sample.optuna()
-    for axis, found in axes.items():
-        if isinstance(found[0], sweep.Uniform) and (name == "grid" or axis == "seed"):
+    for axis, entries in axes.items():
+        if isinstance(entries[0], sweep.Uniform) and (name == "grid" or axis == "seed"):
             way = (
                 "takes integers, all of which are trained"
                 if axis == "seed"
                 else "needs --sampler=random, qmc or tpe"
             )
-            raise ValueError(f"--{axis}={found[0]}: a distribution {way}")
+            raise ValueError(f"--{axis}={entries[0]}: a distribution {way}")
     for flag in ("trials", "trials_at_once", "sampler_seed"):
         if name == "grid" and FLAGS[flag].present:
             raise ValueError(f"--{flag} needs --sampler=random, qmc or tpe")

@@ -142,7 +142,7 @@ def axes_from_flags() -> sweep.Axes:
         axes |= sweep.grid(model=list(chosen["model"].values()))
     steps = numbers("steps", FLAGS.steps, int, low=1)
     several = {"steps": steps, "precision": precisions(), "gradient": list(engines_from_flags())}
-    axes |= sweep.grid(**{name: found for name, found in several.items() if len(found) > 1})
+    axes |= sweep.grid(**{name: axis for name, axis in several.items() if len(axis) > 1})
     if FLAGS.warmup is not None:
         axes |= sweep.grid(warmup=numbers("warmup", FLAGS.warmup, low=0, high=1))
     axes |= option_axes(chosen)
@@ -159,12 +159,12 @@ def axes_from_flags() -> sweep.Axes:
 def optimizers_from_flags() -> dict[str, optim.Optimizer]:
     """The optimizers that --optimizer or --task name, with what flags ask for beside their own options."""
     asked = [name for name in optim.OPTIONS if FLAGS[name].present or FLAGS[f"optimizer.{name}"].present]
-    found = selected("optimizer", optim.BY_NAME)
-    for name, optimizer in found.items():
+    optimizers = selected("optimizer", optim.BY_NAME)
+    for name, optimizer in optimizers.items():
         if "learning_rate" not in inspect.signature(optimizer).parameters:
             flag = f"--optimizer={name}" if FLAGS["optimizer"].present else f"--task={FLAGS.task}: {name}"
             raise ValueError(f"{flag}: has no parameter learning_rate; an optimizer takes that first")
-    return {name: optim.with_options(optimizer, asked) for name, optimizer in found.items()}
+    return {name: optim.with_options(optimizer, asked) for name, optimizer in optimizers.items()}
 
 
 def rates_from_flags(optimizers: dict[str, optim.Optimizer]) -> list[Any]:

@@ -105,11 +105,11 @@ def given(flag: str) -> dict[str, Callable[..., Any]]:
     dict of several, `optimizers` say, and what the flag itself names of a file, by all that is written
     there."""
     parts = task_file()
-    found = dict(parts.get(f"{flag}s", {}))
+    functions = dict(parts.get(f"{flag}s", {}))
     if flag in parts:
-        found = {own_name(parts[flag], flag): parts[flag], **found}
+        functions = {own_name(parts[flag], flag): parts[flag], **functions}
     texts = (FLAGS[flag].value or "").split(",") if flag in FLAGS else []
-    return found | {
+    return functions | {
         text.strip(): own.named(flag, text.strip()) for text in texts if own.is_file(text.strip())
     }
 
@@ -183,22 +183,22 @@ def dataset_from_flags(chosen: list[Callable[..., nnx.Module]]) -> Any:
     if own.is_file(FLAGS.dataset):
         return own.named("dataset", FLAGS.dataset)
     choose("dataset", FLAGS.dataset, data.NAMES)
-    found = data.load(FLAGS.dataset, data_dir=FLAGS.data_dir, standardize=FLAGS.standardize)
+    dataset = data.load(FLAGS.dataset, data_dir=FLAGS.data_dir, standardize=FLAGS.standardize)
     for model in chosen:
         if model not in models.BY_NAME.values():
             continue
         language = model in models.OF_TOKENS
-        if found.tokens != language:
-            held, wanted = ("tokens", "transformer") if found.tokens else ("numbers", "vit")
+        if dataset.tokens != language:
+            held, wanted = ("tokens", "transformer") if dataset.tokens else ("numbers", "vit")
             other = ", or --dataset=text" if language else ""
             raise ValueError(
                 f"--model={FLAGS.model} takes {'tokens' if language else 'numbers'}, and "
-                f"--dataset={found.name} holds {held}: take --model={wanted}{other}"
+                f"--dataset={dataset.name} holds {held}: take --model={wanted}{other}"
             )
     reconstructing = [model in models.RECONSTRUCTING for model in chosen]
     if any(reconstructing) and not all(reconstructing):
         raise ValueError(f"--model={FLAGS.model}: autoencoders have other targets: take them by themselves")
-    return data.reconstruction(found) if all(reconstructing) else found
+    return data.reconstruction(dataset) if all(reconstructing) else dataset
 
 
 def described(task: sweep.Task) -> str:
@@ -229,10 +229,10 @@ def task_model(task: sweep.Task, seed: int) -> nnx.Module:
     if len(chosen) > 1:
         raise ValueError(f"--model={FLAGS.model}: takes one model")
     axes = option_axes({"model": chosen})
-    for flag, found in axes.items():
-        if len(found) > 1 or isinstance(found[0], sweep.Uniform):
+    for flag, axis in axes.items():
+        if len(axis) > 1 or isinstance(axis[0], sweep.Uniform):
             raise ValueError(f"--{flag}={FLAGS[flag].value}: takes one value")
-    options = {flag.removeprefix("model."): found[0] for flag, found in axes.items()}
+    options = {flag.removeprefix("model."): axis[0] for flag, axis in axes.items()}
     rngs = nnx.Rngs(seed)
     return with_rngs(task.build(task.model, options, rngs), task.objective, rngs)
 

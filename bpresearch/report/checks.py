@@ -13,10 +13,10 @@ from bpresearch.report.figures import write_picture
 
 def grid(title: str, columns: Iterable[str], *, words: Iterable[str] = ()) -> Table:
     """An empty table for the console; columns of numbers are flush right, those of `words` flush left."""
-    found = Table(title=title)
+    table = Table(title=title)
     for name in columns:
-        found.add_column(name, justify="left" if name in words else "right")
-    return found
+        table.add_column(name, justify="left" if name in words else "right")
+    return table
 
 
 class Check(NamedTuple):

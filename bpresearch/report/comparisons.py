@@ -65,13 +65,13 @@ def importances(sweeps: Sweeps) -> alt.FacetChart | None:
     None where too few settings were tried, or they were drawn and Optuna is not installed.
     """
     try:
-        found = [(sweep, importance(sweep.results, sweeps.by)) for sweep in sweeps]
+        sweep_shares = [(sweep, importance(sweep.results, sweeps.by)) for sweep in sweeps]
     except MissingExtraError:
         return None
     rows = [
         {"parameter": titled(name), "share": 100 * share, sweeps.by: value, "sweep": sweep.name,
          "panel": sweeps.panel(sweep, value)}
-        for sweep, shares in found
+        for sweep, shares in sweep_shares
         for value, of in shares.items()
         for name, share in of.items()
     ]  # fmt: skip
@@ -111,8 +111,8 @@ def profiles(sweeps: Sweeps) -> alt.FacetChart | None:
     high = max(float(np.concatenate(s).max()) for s in scores.values())
     thresholds = np.linspace(max(low, -0.2), high, 101) if high > low else np.array([low - 0.01, high])
     rows = []
-    for name, found in scores.items():
-        share, below, above = 100 * performance_profile(found, thresholds)
+    for name, per_stratum in scores.items():
+        share, below, above = 100 * performance_profile(per_stratum, thresholds)
         rows.append(
             pd.DataFrame({"score": thresholds, "share": share, "low": below, "high": above, by: name})
         )
@@ -141,8 +141,8 @@ def interquartile_means(sweeps: Sweeps) -> alt.FacetChart | None:
     if not scores:
         return None
     rows = [
-        {by: name, **interquartile_mean_interval(found)._asdict(), "panel": ""}
-        for name, found in scores.items()
+        {by: name, **interquartile_mean_interval(per_stratum)._asdict(), "panel": ""}
+        for name, per_stratum in scores.items()
     ]
     frame = pd.DataFrame(rows)
     strata = len(next(iter(scores.values())))
@@ -181,15 +181,15 @@ def intervals(sweeps: Sweeps) -> alt.FacetChart | None:
     rows: list[dict[str, Any]] = []
     for sweep in sweeps:
         metric = metric_of(sweep.results)
-        for found in differences(sweep.results, by)[1]:
-            for kind, interval in (("paired by seed", found.paired), ("unpaired", found.unpaired)):
+        for difference in differences(sweep.results, by)[1]:
+            for kind, interval in (("paired by seed", difference.paired), ("unpaired", difference.unpaired)):
                 low, high = interval.bounds
                 scaled = {
                     name: sweeps.scaled(value)
                     for name, value in (("difference", interval.mean), ("low", low), ("high", high))
                 }
                 rows.append(
-                    {"against": found.name, "kind": kind, **scaled, "sweep": sweep.name,
+                    {"against": difference.name, "kind": kind, **scaled, "sweep": sweep.name,
                      "panel": sweeps.panel(sweep), "unit": metric.title}
                 )  # fmt: skip
     frame = pd.DataFrame(rows)

@@ -36,18 +36,18 @@ def section(report: Mapping[str, Any]) -> Section:
     else:
         lead = f"The gradient is wrong at {', '.join(dict.fromkeys(row['path'] for row in wrong))}."
     said = [f"{row['path']}: {row['detail']}" for row in wrong if row["oracle"] in BY_THEMSELVES]
-    found = Section("gradient", "Gradient check", [lead])
-    found.warnings = [*dict.fromkeys([*said, *report.get("hints", ())])]
-    found.text = [
+    verification = Section("gradient", "Gradient check", [lead])
+    verification.warnings = [*dict.fromkeys([*said, *report.get("hints", ())])]
+    verification.text = [
         *report.get("notes", ()),
         "The cotangent flows from the loss to the input. Each layer's own rule is checked by itself, "
         "with the right cotangent of its output, so that a mistake is found where it is made.",
     ]
-    found.chain = chain(report)
-    found.tables = [_table(rows)]
+    verification.chain = chain(report)
+    verification.tables = [_table(rows)]
     if any(row.get("error") is not None for row in rows):
-        found.pictures = {"gradient_errors": error_map(report)}
-    return found
+        verification.pictures = {"gradient_errors": error_map(report)}
+    return verification
 
 
 def chain(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -65,8 +65,8 @@ def chain(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         state = "culprit" if layer in culprits else "right"
         text = "✗ culprit: its own rule is wrong" if layer in culprits else "✓ rule right" if rules else ""
-        found = [_leaf(name, rows) for name, rows in leaves.items()]
-        links.append({"name": layer, "state": state, "verdict": text, "leaves": found})
+        verdicts = [_leaf(name, rows) for name, rows in leaves.items()]
+        links.append({"name": layer, "state": state, "verdict": text, "leaves": verdicts})
     return links
 
 
@@ -105,8 +105,8 @@ def _owner(path: str, layers: list[str]) -> tuple[str, str]:
 
 def _leaf(name: str, rows: list[Mapping[str, Any]]) -> dict[str, str]:
     wrong = any(row["passed"] is False for row in rows)
-    found = ", ".join(f"{row['oracle']} {_number(row['error'])}" for row in rows)
-    return {"name": name, "state": "wrong" if wrong else "right", "text": f"{'✗' if wrong else '✓'} {found}"}
+    errors = ", ".join(f"{row['oracle']} {_number(row['error'])}" for row in rows)
+    return {"name": name, "state": "wrong" if wrong else "right", "text": f"{'✗' if wrong else '✓'} {errors}"}
 
 
 def error_map(report: Mapping[str, Any]) -> alt.TopLevelMixin:
@@ -119,7 +119,7 @@ def error_map(report: Mapping[str, Any]) -> alt.TopLevelMixin:
     for layer, rules, leaves in by_layer(report["rows"]):
         name = f"▶ {layer} (culprit)" if layer in culprits else layer
         cells += [(name, row) for row in rules]
-        cells += [(f"{layer}: {leaf}", row) for leaf, found in leaves.items() for row in found]
+        cells += [(f"{layer}: {leaf}", row) for leaf, rows in leaves.items() for row in rows]
     frame = pd.DataFrame(
         {
             "where": where,
@@ -169,8 +169,8 @@ def _ratio(row: Mapping[str, Any]) -> float:
     if math.isnan(error):
         return 4.0
     smallest = 1e-300
-    found = math.log10(max(error, smallest) / max(tolerance, smallest))
-    return max(-4.0, min(4.0, found))
+    logarithm = math.log10(max(error, smallest) / max(tolerance, smallest))
+    return max(-4.0, min(4.0, logarithm))
 
 
 def _number(value: Any) -> str:

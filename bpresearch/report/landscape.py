@@ -79,8 +79,8 @@ def _positive(rows: pd.DataFrame, name: str) -> bool:
 def _told(sweeps: Sweeps) -> list[str]:
     """What a hover tells of a run: its place and every axis."""
     names = ["optimizer", "schedule", "lr", *sweeps.axes]
-    found = list(dict.fromkeys([*(["sweep"] if len(sweeps) > 1 else []), *names]))
-    return [name for name in found if name in sweeps.runs]
+    columns = list(dict.fromkeys([*(["sweep"] if len(sweeps) > 1 else []), *names]))
+    return [name for name in columns if name in sweeps.runs]
 
 
 def _count(shown: pd.DataFrame, of: pd.DataFrame) -> str:
@@ -141,10 +141,10 @@ def heat_maps(sweeps: Sweeps) -> alt.FacetChart | None:
             )
         )
     choices = {name: titled(name) for name in axes}
-    kept = ["panel", "optimizer", "schedule", "sweep", "setting", "value", *axes]
+    columns = ["panel", "optimizer", "schedule", "sweep", "setting", "value", *axes]
     return panels(
         layers,
-        rows[list(dict.fromkeys(kept))],
+        rows[list(dict.fromkeys(columns))],
         "Which settings work together?",
         f"Best mean {metric.name} over all other settings{'; empty: no run came to its end' * empty}",
         height=max(120, min(26 * rows[down].nunique(), 330)),
@@ -217,14 +217,14 @@ def parallel_coordinates(sweeps: Sweeps) -> alt.FacetChart | None:
 
 def _positions(values: pd.Series, name: str) -> tuple[Any, list[tuple[float, str]]]:
     """Where values stand on an axis from 0 to 1, and its labels; few values stand evenly."""
-    found = values.dropna()
-    kinds = sorted(found.unique()) if values.dtype.kind in "if" else list(dict.fromkeys(found))
+    present = values.dropna()
+    kinds = sorted(present.unique()) if values.dtype.kind in "if" else list(dict.fromkeys(present))
     if name != "value" and (len(kinds) <= 8 or values.dtype.kind not in "if"):
         step = 1 / max(len(kinds) - 1, 1)
         at = {kind: i * step if len(kinds) > 1 else 0.5 for i, kind in enumerate(kinds)}
         texts = [f"{k:.4g}" if isinstance(k, int | float | np.number) else str(k) for k in kinds]
         return values.map(at), list(zip(at.values(), texts, strict=True))
-    low, high = float(found.min()), float(found.max())
+    low, high = float(present.min()), float(present.max())
     logarithmic = name != "value" and low > 0 and high / low >= 10
     scaled = np.log10(values) if logarithmic else values
     ends = (np.log10(low), np.log10(high)) if logarithmic else (low, high)

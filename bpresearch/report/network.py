@@ -117,13 +117,13 @@ def _steps(anatomy: Anatomy) -> pd.DataFrame:
     for path in anatomy.paths:
         start, before, height = 0, "the weight", 0.5
         for link, factor, unit in zip(path.links, path.factors, path.units, strict=True):
-            name, here, column = unit_name(link, unit), _height(link, unit), anatomy.links.index(link) + 1
+            name, level, column = unit_name(link, unit), _height(link, unit), anatomy.links.index(link) + 1
             row = rows.setdefault(
                 (start, before, column, name),
-                {"column": start, "height": height, "column2": column, "height2": here,
+                {"column": start, "height": height, "column2": column, "height2": level,
                  "kind": link.kind, "layer": link.layer, "from": before, "to": name,
                  "factor": factor, "share": 0.0, "largest": path is anatomy.paths[0]},
             )  # fmt: skip
             row["share"] += abs(path.product)
-            start, before, height = column, name, here
+            start, before, height = column, name, level
     return pd.DataFrame(rows.values(), columns=STEP)

@@ -139,7 +139,7 @@ def _figure(name: str, spec: dict[str, Any], tables: dict[str, Any]) -> dict[str
     """A picture for the page, its data moved to the page's tables, where several pictures may share them."""
     datasets = spec.pop("datasets", {})
     main = spec.get("data", {}).get("name")
-    names = sorted(datasets, key=lambda found: found != main)
+    names = sorted(datasets, key=lambda dataset: dataset != main)
     for key in names:
         tables.setdefault(key, columnar(datasets[key]))
     brush = [p for p in spec.get("params", []) if p["name"] == "brush"]
@@ -180,15 +180,15 @@ def _vega() -> str:
     It is kept on disk: putting it together takes a second.
     """
     versions = f"{version('vl-convert-python')}-{vega_lite_version()}"
-    kept = cache_folder() / f"vega-{versions}.js"
+    cache_file = cache_folder() / f"vega-{versions}.js"
     with suppress(OSError, UnicodeError):
-        return kept.read_text(encoding="utf-8")
+        return cache_file.read_text(encoding="utf-8")
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
     # In a script element, only these begin something else; in JavaScript's strings they mean the same.
     script = re.sub(r"<(?=/script|script|!--)", r"\\x3c", bundle, flags=re.IGNORECASE)
     with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        files.write(kept, script)
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        files.write(cache_file, script)
     return script
 
 
@@ -206,14 +206,14 @@ def save(chart: alt.TopLevelMixin, path: str | Path) -> Path:
 
     The HTML is a page of its own, interactive, in light and dark.
     """
-    found, path = specification(chart), Path(path).expanduser()
+    picture, path = specification(chart), Path(path).expanduser()
     match path.suffix:
         case ".png":
-            return files.write(path, png(svg(found)))
+            return files.write(path, png(svg(picture)))
         case ".svg":
-            return files.write(path, svg(found))
+            return files.write(path, svg(picture))
         case ".html":
-            title = _head(found)[0] or path.stem
+            title = _head(picture)[0] or path.stem
             section = Section("picture", title, pictures={path.stem: chart})
             return files.write(path, render(title, [section]))
         case suffix:

@@ -92,8 +92,8 @@ def length(width: str) -> float:
     Raises:
         ValueError: it is none, or not between 50 and 2,000 points.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(pt|in|cm|mm)", WIDTHS.get(width, width))
-    points = float(found[1]) * POINTS[found[2]] if found else 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(pt|in|cm|mm)", WIDTHS.get(width, width))
+    points = float(match[1]) * POINTS[match[2]] if match else 0.0
     if not 50 <= points <= 2000:
         raise ValueError(
             f"width={width}: takes {', '.join(WIDTHS)} or a length such as 8.5cm, 3.3in or 240pt"
@@ -188,19 +188,19 @@ def _thinner(spec: Any, points: float) -> None:
 
 
 def _config(points: float) -> dict[str, Any]:
-    found = config()
-    found["font"] = "Helvetica, Arial, sans-serif"
-    found["padding"] = 1
+    theme = config()
+    theme["font"] = "Helvetica, Arial, sans-serif"
+    theme["padding"] = 1
     small = {"labelFontSize": 7, "titleFontSize": 7.5, "titleFontWeight": "normal"}
-    found["axis"] |= small | {"titlePadding": 3, "tickSize": 3, "labelPadding": 2}
+    theme["axis"] |= small | {"titlePadding": 3, "tickSize": 3, "labelPadding": 2}
     columns = max(1, int(points // 80))
-    found["legend"] |= small | {"symbolSize": 60, "symbolStrokeWidth": 1.2, "columns": columns, "offset": 4}
-    found["legend"] |= {"labelLimit": 160, "rowPadding": 1, "columnPadding": 6}
-    found["header"] |= {"labelFontSize": 7.5, "labelFontWeight": "normal", "labelPadding": 3}
+    theme["legend"] |= small | {"symbolSize": 60, "symbolStrokeWidth": 1.2, "columns": columns, "offset": 4}
+    theme["legend"] |= {"labelLimit": 160, "rowPadding": 1, "columnPadding": 6}
+    theme["header"] |= {"labelFontSize": 7.5, "labelFontWeight": "normal", "labelPadding": 3}
     if points < 300:
-        found["legend"]["layout"] = {"bottom": {"direction": "vertical"}}
-    found["facet"] = {"spacing": 10}
-    return found
+        theme["legend"]["layout"] = {"bottom": {"direction": "vertical"}}
+    theme["facet"] = {"spacing": 10}
+    return theme
 
 
 def _in_points(drawing: str) -> str:

@@ -98,14 +98,14 @@ def curve_layers(
     y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6))
     y["axis"]["labelExpr"] = NUMBER if scale["type"] == "log" else FOUR_DIGITS
     mean = alt.Chart().transform_filter(f"datum.run === {ONE_RUN}")
-    one = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
+    single = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
     shown = tooltips(
         rows, ["optimizer", "schedule", "setting", *dict.fromkeys(["step", x]), "value", "low", "high"]
     )
     return [
         band(channels, across, y, mean),
         line(channels, mean, x=across, y=y, tooltip=shown),
-        one.mark_line(strokeWidth=1, strokeOpacity=0.55).encode(
+        single.mark_line(strokeWidth=1, strokeOpacity=0.55).encode(
             x=across, y=y, color=channels["color"], detail="run:N", tooltip=shown
         ),
     ]
@@ -119,8 +119,8 @@ def curves(sweeps: Sweeps, variable: str, logarithmic: bool) -> pd.DataFrame:
         along = next(str(name) for name in values.dims if name != "run")
         for (optimizer, schedule), setting in best_settings(sweep.results).items():
             at, means = binned(values.values[setting.runs], values[along].values)
-            for step, found in zip(at, means.T, strict=True):
-                scaled = np.log(np.maximum(found, FLOOR)) if logarithmic else found
+            for step, run_means in zip(at, means.T, strict=True):
+                scaled = np.log(np.maximum(run_means, FLOOR)) if logarithmic else run_means
                 interval = mean_and_interval(scaled)
                 bounds = np.array([interval.mean, *interval.bounds])
                 value, low, high = np.exp(bounds) if logarithmic else bounds
@@ -153,8 +153,8 @@ def effective_learning_rate(sweeps: Sweeps) -> alt.FacetChart | None:
     """The same against lr / (1 - beta), at which momentum and SGD take equal steps along a constant
     gradient; None where there is nothing to compare.
     """
-    found = sweeps.settings
-    both = found[found.effective_lr.notna()].optimizer.nunique() > 1 and "momentum" in found
+    settings = sweeps.settings
+    both = settings[settings.effective_lr.notna()].optimizer.nunique() > 1 and "momentum" in settings
     if sweeps.by != "optimizer" or not both:
         return None
     title = "Is momentum more than a larger learning rate?"
@@ -176,11 +176,11 @@ def sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.Facet
     others = [name for name in sweeps.axes if name not in ("optimizer", "schedule", field)]
     shown = tooltips(rows, ["optimizer", "schedule", field, *others, "value", "low", "high", "diverged"])
     mean = alt.Chart().transform_filter(f"datum.run === {ONE_RUN}")
-    one = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
+    single = alt.Chart().transform_filter(f"datum.run !== {ONE_RUN}")
     layers = [
         band(channels, x, y, mean),
         *dotted_line(channels, mean, x=x, y=y, tooltip=shown),
-        one.mark_point(size=70, strokeWidth=1.5).encode(
+        single.mark_point(size=70, strokeWidth=1.5).encode(
             x=x, y=y, color=channels["color"], shape=channels["shape"], tooltip=shown
         ),
     ]
@@ -197,11 +197,11 @@ def sensitivity(sweeps: Sweeps, field: str, label: str, title: str) -> alt.Facet
 
 def _best_at_each(sweeps: Sweeps, field: str) -> pd.DataFrame:
     """For each optimizer, schedule and value of a field the setting that is best by validation."""
-    found = sweeps.settings.dropna(subset=[field])
-    if found[field].nunique() > 25:  # of a random search
-        found = found.assign(**{field: coarse(found[field])})
+    settings = sweeps.settings.dropna(subset=[field])
+    if settings[field].nunique() > 25:  # of a random search
+        settings = settings.assign(**{field: coarse(settings[field])})
     sign = 1 if sweeps.metric.higher_is_better else -1
-    order = found.assign(order=(sign * found.choosing).fillna(-np.inf))
+    order = settings.assign(order=(sign * settings.choosing).fillna(-np.inf))
     order = order.sort_values(["share_diverged", "order"], ascending=[True, False], kind="stable")
     best = order.drop_duplicates(["panel", sweeps.by, field]).sort_index()
     return best.drop(columns=["order", "setting"])

@@ -28,7 +28,7 @@ def diagnostics(sweeps: Sweeps) -> dict[str, alt.FacetChart]:
     largest eigenvalues, has a line for each. What has another dimension, such as a histogram, has a heat map
     of that dimension against the steps.
     """
-    found: dict[str, alt.FacetChart] = {}
+    charts: dict[str, alt.FacetChart] = {}
     for name in dict.fromkeys(name for sweep in sweeps for name in _recorded(sweep.results)):
         having = Sweeps([sweep for sweep in sweeps if name in sweep.results], sweeps.by)
         values = [sweep.results[name].values for sweep in having]
@@ -37,14 +37,14 @@ def diagnostics(sweeps: Sweeps) -> dict[str, alt.FacetChart]:
             continue
         positive = bool(finite.min() > 0)
         if values[0].ndim == 2:
-            found[name] = _curves(having, name, positive)
+            charts[name] = _curves(having, name, positive)
         elif having.sweeps[0].results[name].dims[2] == "rank":
-            found[name] = _ranks(having, name, positive)
+            charts[name] = _ranks(having, name, positive)
         elif finite.min() >= 0 and having.sweeps[0].results[name].dims[2] == "layer":
-            found[name] = _layers(having, name)
+            charts[name] = _layers(having, name)
         else:
-            found[name] = _heat_map(having, name, positive)
-    return found
+            charts[name] = _heat_map(having, name, positive)
+    return charts
 
 
 def _recorded(results: xr.Dataset) -> list[str]:
@@ -131,12 +131,12 @@ def _ranks(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:
         along, ranks = str(variable.dims[1]), variable["rank"].values.tolist()
         for (optimizer, schedule), setting in best_settings(sweep.results).items():
             stratum, mine = (schedule, optimizer) if sweeps.by == "optimizer" else (optimizer, schedule)
-            here = {"optimizer": optimizer, "schedule": schedule, "sweep": sweep.name}
-            here["panel"] = sweeps.panel(sweep, mine, stratum)
+            labels = {"optimizer": optimizer, "schedule": schedule, "sweep": sweep.name}
+            labels["panel"] = sweeps.panel(sweep, mine, stratum)
             for place, rank in enumerate(ranks):
                 at, means = binned(variable.values[setting.runs, :, place], variable[along].values)
                 rows += [
-                    {"step": float(step), "value": float(value), "rank": rank, **here}
+                    {"step": float(step), "value": float(value), "rank": rank, **labels}
                     for step, value in zip(at, means.mean(axis=0), strict=True)
                 ]
     frame, words = pd.DataFrame(rows).dropna(), titled(name)
@@ -179,12 +179,12 @@ def _heat_map(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:
         along, other = map(str, variable.dims[1:])
         for (optimizer, schedule), setting in best_settings(sweep.results).items():
             stratum, mine = (schedule, optimizer) if sweeps.by == "optimizer" else (optimizer, schedule)
-            here = {"optimizer": optimizer, "schedule": schedule, "sweep": sweep.name}
-            here["panel"] = sweeps.panel(sweep, mine, stratum)
+            labels = {"optimizer": optimizer, "schedule": schedule, "sweep": sweep.name}
+            labels["panel"] = sweeps.panel(sweep, mine, stratum)
             for place, where in enumerate(variable[other].values.tolist()):
                 at, means = binned(variable.values[setting.runs, :, place], variable[along].values, MAP_BINS)
                 rows += [
-                    {"step": float(step), "where": where, "value": float(value), **here}
+                    {"step": float(step), "where": where, "value": float(value), **labels}
                     for step, value in zip(at, means.mean(axis=0), strict=True)
                 ]
     frame, words = pd.DataFrame(rows), titled(name)
@@ -223,5 +223,5 @@ def _heat_map(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:
 
 def _some(steps: pd.Series) -> list[float]:
     """A few of the steps, for an axis's labels."""
-    found = sorted(set(steps))
-    return found[:: max(1, len(found) // 4)]
+    distinct = sorted(set(steps))
+    return distinct[:: max(1, len(distinct) // 4)]

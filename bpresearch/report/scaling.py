@@ -143,11 +143,11 @@ def _rates(sweeps: Sweeps, sweep: Sweep) -> list[dict[str, Any]]:
             losses[rate] = np.nanmin([losses.get(rate, np.inf), loss if np.isfinite(loss) else np.inf])
         for (optimizer, schedule, at), losses in groups.items():
             rates = np.array(sorted(losses))
-            found = np.array([losses[rate] for rate in rates])
-            if len(rates) < 3 or not np.isfinite(found).any():
+            curve = np.array([losses[rate] for rate in rates])
+            if len(rates) < 3 or not np.isfinite(curve).any():
                 continue
-            best = int(np.argmin(found))
-            rate = descent.lowest(rates, found)[0] if found[np.isfinite(found)].min() > 0 else rates[best]
+            best = int(np.argmin(curve))
+            rate = descent.lowest(rates, curve)[0] if curve[np.isfinite(curve)].min() > 0 else rates[best]
             rows.append({"axis": column(axis), "at": at, "lr": float(rate),
                          "edge": "yes" if best in (0, len(rates) - 1) else "no", "sweep": sweep.name,
                          "optimizer": optimizer, "schedule": schedule})  # fmt: skip
@@ -198,7 +198,7 @@ def shapes(sweeps: Sweeps) -> alt.FacetChart | None:
     if not frames:
         return None
     frame = pd.concat(frames, ignore_index=True)
-    kept = [sweeps.by, "at", "place", "named", "of_line", "panel", "sweep", "value", "low", "high", "lr"]
+    columns = [sweeps.by, "at", "place", "named", "of_line", "panel", "sweep", "value", "low", "high", "lr"]
     channels = sweeps.channels(frame)
     x = alt.X("at:O", title=None, sort=alt.EncodingSortField("place", op="min"))
     x["axis"] = alt.Axis(labelAngle=0, labelLimit=90)
@@ -214,7 +214,7 @@ def shapes(sweeps: Sweeps) -> alt.FacetChart | None:
             intervals.encode(x=x, y=low, y2="high:Q", detail=channels["detail"]),
             *dotted_line(channels, x=x, y=y, tooltip=shown, detail=lines),
         ],
-        frame[kept],
+        frame[columns],
         "What does each setting gain, at the learning rate that is best for it?",
         f"Final {sweeps.metric.name}, all else at its best; {sweeps.tuning_seeds}",
         height=240,

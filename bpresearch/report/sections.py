@@ -161,12 +161,12 @@ def _verdict(sweeps: Sweeps, section: Section) -> None:
     warnings = []
     for sweep in sweeps:
         best = list(best_settings(sweep.results).values())
-        found = [*edge_warnings(sweep.results, best), *budget_warnings(sweep.results)]
+        cautions = [*edge_warnings(sweep.results, best), *budget_warnings(sweep.results)]
         if min(len(setting.seeds) for setting in best) < 3:
-            found.append("With fewer than three seeds, intervals say little.")
+            cautions.append("With fewer than three seeds, intervals say little.")
         if sweep.unfinished:
-            found.append(f"{sweep.unfinished} runs have not finished and are not in here.")
-        warnings += [prefix[sweep.name] + text for text in found]
+            cautions.append(f"{sweep.unfinished} runs have not finished and are not in here.")
+        warnings += [prefix[sweep.name] + text for text in cautions]
     section.warnings = warnings
 
 
@@ -177,8 +177,8 @@ def _protocol(sweeps: Sweeps, section: Section) -> None:
 
 
 def _settings(sweeps: Sweeps, section: Section) -> None:
-    found = [(sweep, row) for sweep in sweeps for row in best_rows(sweep.results)]
-    names = list(dict.fromkeys(name for _, row in found for name in row))
+    rows = [(sweep, row) for sweep in sweeps for row in best_rows(sweep.results)]
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
     chosen = " or ".join(dict.fromkeys(chosen_by(sweep.results).name for sweep in sweeps))
     fresh = all(s.fresh for sweep in sweeps for s in best_settings(sweep.results).values())
     caption = (
@@ -186,7 +186,7 @@ def _settings(sweeps: Sweeps, section: Section) -> None:
         "range."
     )
     table = Table(caption, [*(["sweep"] if len(sweeps) > 1 else []), *names])
-    for sweep, row in found:
+    for sweep, row in rows:
         cells = [*([sweep.name] if len(sweeps) > 1 else []), *(row.get(name, "-") for name in names)]
         table.add(cells, {"optimizer": row["optimizer"], "schedule": row["schedule"], "sweep": sweep.name})
     section.tables = [table]
@@ -206,12 +206,14 @@ def _target(sweeps: Sweeps, section: Section) -> None:
             + ["seconds (median)"] * bool(sweep.seconds),
         )
         per_step = {key: times[0] for key, times in sweep.seconds.items()}
-        for found in steps_to_target(sweep.results, sweeps.target, sweeps.by).values():
-            steps = [f"{n:.0f}" if np.isfinite(n) else "never" for n in (found.median, found.held)]
-            keys = {key: str(found.setting.values[key]) for key in ("optimizer", "schedule")}
-            time = found.seconds(per_step)
+        for to_target in steps_to_target(sweep.results, sweeps.target, sweeps.by).values():
+            steps = [f"{n:.0f}" if np.isfinite(n) else "never" for n in (to_target.median, to_target.held)]
+            keys = {key: str(to_target.setting.values[key]) for key in ("optimizer", "schedule")}
+            time = to_target.seconds(per_step)
             steps += [f"{time:.3g}" if np.isfinite(time) else "never"] if per_step else []
-            table.add([describe(found.setting), f"{found.reached} of {len(found.steps)}", *steps], keys)
+            table.add(
+                [describe(to_target.setting), f"{to_target.reached} of {len(to_target.steps)}", *steps], keys
+            )
         tables.append(table)
     level = f"{100 * sweeps.target.level:g} %"
     section.text = [
@@ -243,16 +245,16 @@ def _cost(sweeps: Sweeps, section: Section) -> None:
 def _comparison(sweeps: Sweeps, section: Section) -> None:
     tables = []
     for sweep in sweeps:
-        first, found = differences(sweep.results, sweeps.by)
+        first, others = differences(sweep.results, sweeps.by)
         test = metric_of(sweep.results)
-        if not found:
+        if not others:
             continue
         name = f"{sweep.name}: " if len(sweeps) > 1 else ""
         table = Table(
             f"{name}How much better {first.values[sweeps.by]} is, each {sweeps.by} at its best setting.",
             ["against", "paired by seed", "unpaired", "p (Holm)", "probability of improvement"],
         )
-        for row in found:
+        for row in others:
             chance, low, high = row.improvement
             interval = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
             table.add(
@@ -284,13 +286,13 @@ def _diagnostics(sweeps: Sweeps, section: Section) -> None:
 def _gradient(sweeps: Sweeps, section: Section) -> None:
     checked = [sweep for sweep in sweeps if sweep.check]
     for sweep in checked:
-        found = gradients.section(sweep.check)
+        verification = gradients.section(sweep.check)
         prefix = f"{sweep.name}: " if len(sweeps) > 1 else ""
-        section.lead = [*section.lead, prefix + found.lead[0]]
-        section.text = [*section.text, *found.text]
+        section.lead = [*section.lead, prefix + verification.lead[0]]
+        section.text = [*section.text, *verification.text]
         if len(checked) == 1:
-            section.chain, section.pictures = found.chain, found.pictures
-            section.tables = found.tables
+            section.chain, section.pictures = verification.chain, verification.pictures
+            section.tables = verification.tables
 
 
 def _provenance(sweeps: Sweeps, section: Section) -> None:
@@ -332,7 +334,7 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     """Nested settings as lines of a name and a text."""
     if isinstance(value, dict):
         pairs = [_flat(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()]
-        return [pair for found in pairs for pair in found]
+        return [pair for branch in pairs for pair in branch]
     if isinstance(value, list):
         text = ", ".join(cell(item) for item in value[:40]) + (", ..." if len(value) > 40 else "")
         return [(path, text or "-")]
@@ -359,12 +361,12 @@ def _kept(sweeps: Sweeps) -> list[int]:
 
 def _curves(sweeps: Sweeps) -> dict[str, Any]:
     """The training loss of single runs, for the pictures of loss curves to show when they are picked."""
-    kept, values, steps, first = set(_kept(sweeps)), {}, {}, 0
+    numbers, values, steps, first = set(_kept(sweeps)), {}, {}, 0
     for sweep in sweeps:
         at, losses = binned(sweep.results.train_loss.values, sweep.results.step.values, BINS)
         steps[sweep.name] = [short(float(step)) for step in at]
         for number, row in enumerate(losses.astype(np.float64).tolist()):
-            if first + number in kept:
+            if first + number in numbers:
                 values[str(first + number)] = [short(value, 3) for value in row]
         first += len(losses)
     return {"steps": steps, "values": values}

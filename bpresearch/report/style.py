@@ -75,9 +75,9 @@ def channels_by(frame: pd.DataFrame, field: str, names: Sequence[str] = ()) -> d
         field: the column.
         names: all values that it has in any picture, so that each looks alike in all; by default the frame's.
     """
-    here = set(frame[field])
+    present = set(frame[field])
     names = list(names or dict.fromkeys(frame[field]))
-    kind, legend = f"{field}:N", alt.Legend(values=[name for name in names if name in here])
+    kind, legend = f"{field}:N", alt.Legend(values=[name for name in names if name in present])
     shared: dict[str, Any] = {"title": field, "legend": legend}
     return {
         "color": alt.Color(kind, scale=alt.Scale(domain=names), **shared),
@@ -130,10 +130,10 @@ def _datum(channels: dict[str, Any]) -> str:
 
 def axis_at(values: Iterable[float]) -> alt.Axis:
     """An axis of numbers with its labels at the values that occur, if they are few."""
-    found = sorted(set(values))
-    if len(found) > 9:
+    distinct = sorted(set(values))
+    if len(distinct) > 9:
         return alt.Axis(format="~g", labelExpr=FOUR_DIGITS, tickCount=5)
-    return alt.Axis(format="~g", labelExpr=FOUR_DIGITS, values=found)
+    return alt.Axis(format="~g", labelExpr=FOUR_DIGITS, values=distinct)
 
 
 FOUR_DIGITS = "datum.label && format(datum.value, '.4~g')"
@@ -198,9 +198,9 @@ def panels(
 def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
     """A picture as Vega-Lite's JSON, with its data."""
     with alt.data_transformers.disable_max_rows():
-        found: dict[str, Any] = chart.to_dict()
-    found.pop("config", None)  # Altair's own
-    return found
+        picture: dict[str, Any] = chart.to_dict()
+    picture.pop("config", None)  # Altair's own
+    return picture
 
 
 def vega_lite_version() -> str:

@@ -112,8 +112,10 @@ class Sweeps:
     @cached_property
     def metric(self) -> Metric:
         """The test metric; without a unit where the sweeps have several."""
-        found = list(dict.fromkeys(metric_of(sweep.results) for sweep in self))
-        return found[0] if len(found) == 1 else found[0]._replace(title="final test metric", percent=False)
+        metrics = list(dict.fromkeys(metric_of(sweep.results) for sweep in self))
+        return (
+            metrics[0] if len(metrics) == 1 else metrics[0]._replace(title="final test metric", percent=False)
+        )
 
     @property
     def one_metric(self) -> bool:
@@ -146,8 +148,8 @@ class Sweeps:
     @cached_property
     def axes(self) -> list[str]:
         """What differs between the settings of any sweep, as columns of the tables."""
-        found = [column(name) for sweep in self for name in axes_of(sweep.results)]
-        return list(dict.fromkeys(found))
+        columns = [column(name) for sweep in self for name in axes_of(sweep.results)]
+        return list(dict.fromkeys(columns))
 
     @cached_property
     def runs(self) -> pd.DataFrame:

@@ -128,10 +128,10 @@ def studies_table(studies: Sequence[xr.Dataset], by: str = "optimizer") -> Table
     grid.add_column(by)
     for name in ("median", "mean", "lowest", "highest"):
         grid.add_column(name, justify="right")
-    for found in over_studies(studies, by):
-        numbers = (found.median, float(found.values.min()), float(found.values.max()))
+    for tuning in over_studies(studies, by):
+        numbers = (tuning.median, float(tuning.values.min()), float(tuning.values.max()))
         median, low, high = (test.format(Interval(number, np.nan, 1)) for number in numbers)
-        grid.add_row(escape(found.name), median, test.format(found.mean), low, high)
+        grid.add_row(escape(tuning.name), median, test.format(tuning.mean), low, high)
     return grid
 
 

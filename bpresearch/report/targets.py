@@ -16,8 +16,8 @@ def time_to_target(sweeps: Sweeps) -> alt.FacetChart | None:
     frames = []
     for sweep in sweeps:
         at = sweep.results.eval_step.values.astype(np.float64)
-        for name, found in steps_to_target(sweep.results, sweeps.target, sweeps.by).items():
-            share = 100 * reached_by(found.steps, at)
+        for name, to_target in steps_to_target(sweep.results, sweeps.target, sweeps.by).items():
+            share = 100 * reached_by(to_target.steps, at)
             columns = {"step": at, "share": share, sweeps.by: name, "sweep": sweep.name}
             frames.append(pd.DataFrame(columns | {"panel": sweeps.panel(sweep)}))
     frame = pd.concat(frames, ignore_index=True)
@@ -31,9 +31,9 @@ def target_profiles(sweeps: Sweeps) -> alt.FacetChart | None:
     """The share of sweeps in which each takes at most so many times the steps of the fastest; None of one."""
     if sweeps.target is None or len(sweeps) < 2:
         return None
-    found = [steps_to_target(sweep.results, sweeps.target, sweeps.by) for sweep in sweeps]
-    names = [name for name in found[0] if all(name in of for of in found)]
-    times = {name: np.array([of[name].median for of in found]) for name in names}
+    per_sweep = [steps_to_target(sweep.results, sweeps.target, sweeps.by) for sweep in sweeps]
+    names = [name for name in per_sweep[0] if all(name in of for of in per_sweep)]
+    times = {name: np.array([of[name].median for of in per_sweep]) for name in names}
     ratios = np.geomspace(1, 10, 101)
     frame = pd.concat(
         [

@@ -103,9 +103,9 @@ def _searched(
     while asked := told(lambda: study.ask(size, trials)):
         runs = [study.runs_of(sample.optuna().trial.FixedTrial(params)) for params in asked]
         listed = _different(runs)
-        found = run(experiment, listed, workdir, source=source, **how)
-        told(partial(study.tell, runs, found, rungs_of(experiment) if prune else []))
-        results.append(found.isel(run=[repr(settings) not in everything for settings in listed]))
+        outcomes = run(experiment, listed, workdir, source=source, **how)
+        told(partial(study.tell, runs, outcomes, rungs_of(experiment) if prune else []))
+        results.append(outcomes.isel(run=[repr(settings) not in everything for settings in listed]))
         everything |= {repr(settings) for settings in listed}
     if workdir is None:
         return xr.concat(

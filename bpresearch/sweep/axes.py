@@ -38,9 +38,9 @@ def grid(**axes: Any) -> Axes:
         ValueError: an axis has no value, or one twice.
     """
     listed = {}
-    for name, found in axes.items():
-        many = isinstance(found, Iterable) and not isinstance(found, str | tuple)
-        listed[name] = found if isinstance(found, Every) else list(found) if many else [found]
+    for name, values in axes.items():
+        many = isinstance(values, Iterable) and not isinstance(values, str | tuple)
+        listed[name] = values if isinstance(values, Every) else list(values) if many else [values]
         if not listed[name]:
             raise ValueError(f"axis {name} has no value")
         if len({repr(value) for value in listed[name]}) < len(listed[name]):
@@ -84,10 +84,10 @@ def product(axes: Axes) -> list[Settings]:
 
 def groups(runs: list[Settings]) -> list[list[Settings]]:
     """The runs in groups that one program can train, in the order of each group's first run."""
-    found: dict[tuple[Any, ...], list[Settings]] = {}
+    members: dict[tuple[Any, ...], list[Settings]] = {}
     for settings in runs:
-        found.setdefault(group_of(settings), []).append(settings)
-    return list(found.values())
+        members.setdefault(group_of(settings), []).append(settings)
+    return list(members.values())
 
 
 def group_of(settings: Settings) -> tuple[Any, ...]:

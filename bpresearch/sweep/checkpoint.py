@@ -54,12 +54,12 @@ def resumed(workdir: Path | None, state: Any, rows: np.ndarray) -> tuple[Any, in
 
     Without one, `state`, as it is before the first step.
     """
-    found = restore(workdir, state, rows) if workdir else None
-    step = int(agreed(np.array(found[1] if found else 0)))
+    checkpoint = restore(workdir, state, rows) if workdir else None
+    step = int(agreed(np.array(checkpoint[1] if checkpoint else 0)))
     if not step:
         return state, 0
     leaves, tree = jax.tree.flatten(state)
-    read = agreed(found[0] if found else [_blank(leaf) for leaf in leaves])
+    read = agreed(checkpoint[0] if checkpoint else [_blank(leaf) for leaf in leaves])
     shardings = [leaf.sharding for leaf in leaves]
     whole = zip(read, leaves, shardings, strict=True)
     return jax.tree.unflatten(tree, [as_before(place(a, s), leaf) for a, leaf, s in whole]), step
@@ -79,8 +79,8 @@ def restore(workdir: Path, state: Any, rows: np.ndarray) -> tuple[list[np.ndarra
         ValueError: there is one, and it is damaged.
     """
     folder = workdir / "checkpoints"
-    found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.exists() else []
-    whole = [path for path in found if path.name.replace("-", "").isdigit()]  # others were cut short
+    folders = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.exists() else []
+    whole = [path for path in folders if path.name.replace("-", "").isdigit()]  # others were cut short
     if not whole:
         return None
     try:

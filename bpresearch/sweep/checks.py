@@ -77,7 +77,7 @@ def _largest(experiment: Experiment, settings: Settings) -> int:
 
     program = jax.make_jaxpr(evaluated)(*example)
     results = [result.aval for equation in program.eqns for result in equation.outvars]
-    return max(math.prod(found.shape) * 4 for found in results if hasattr(found, "shape"))
+    return max(math.prod(variable.shape) * 4 for variable in results if hasattr(variable, "shape"))
 
 
 def _fit(need: int, what: str) -> None:

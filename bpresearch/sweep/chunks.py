@@ -82,7 +82,7 @@ def batches(experiment: Experiment, seeds: list[int], batch_size: int, chunk: li
 
 def tables(experiment: Experiment, settings: list[Settings]) -> dict[str, np.ndarray]:
     """Every run's value at each step, (runs, steps), of the hyper-parameters that are scheduled."""
-    steps, found = experiment.steps, {}
+    steps, schedules = experiment.steps, {}
     multiples: dict[Any, np.ndarray] = {}
     for name in scheduled(settings[0]):
         rates = name == "learning_rate"
@@ -96,8 +96,8 @@ def tables(experiment: Experiment, settings: list[Settings]) -> dict[str, np.nda
                 schedule = warmed(schedule, shape[1]) if shape[1] else schedule
                 multiples[shape] = table(schedule(steps), steps)
             rows.append(np.float32(run["lr"] if rates else peak(run, name)) * multiples[shape])
-        found[name] = np.stack(rows)
-    return found
+        schedules[name] = np.stack(rows)
+    return schedules
 
 
 def peak(run: Settings, name: str) -> float:

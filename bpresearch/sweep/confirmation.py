@@ -79,7 +79,9 @@ def expected(runs: list[Settings], seeds: int, by: str = "optimizer") -> list[Se
         return []  # there is nothing to choose
     first = {(settings["optimizer"], settings["schedule"]): settings for settings in reversed(runs)}
     ahead = {settings[by]: settings for settings in first.values()}
-    return _fresh_runs([(one, ahead[one[by]] is one) for one in first.values()], runs, seeds)
+    return _fresh_runs(
+        [(candidate, ahead[candidate[by]] is candidate) for candidate in first.values()], runs, seeds
+    )
 
 
 def tuning_seeds(seeds: Sequence[int], study: int) -> list[int]:

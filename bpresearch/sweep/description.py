@@ -49,7 +49,7 @@ def describe(
         **({"mup": label(list(experiment.mup.items()))} if experiment.mup else {}),
         "diagnostics": [label(diagnostic) for diagnostic in experiment.diagnostics],
         "devices": f"{jax.device_count()} x {jax.default_backend()}",
-        "axes": {axis: label(found) for axis, found in axes.items()},
+        "axes": {axis: label(values) for axis, values in axes.items()},
         "layout": layout,
         "shard": shard,
         "prune": prune,
@@ -60,12 +60,12 @@ def describe(
 def label(value: Any) -> Any:
     """A setting in JSON: numbers and text as they are, functions by name, tuples and lists item by item."""
     if isinstance(value, functools.partial):
-        options = ", ".join(f"{key}={label(found)}" for key, found in value.keywords.items())
+        options = ", ".join(f"{key}={label(option)}" for key, option in value.keywords.items())
         return f"{label(value.func)}({options})"
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, list | tuple):
-        return [label(found) for found in value]
+        return [label(entry) for entry in value]
     if getattr(value, "__name__", "") == "gradient":
         return value.__module__.removeprefix("bpresearch.").split(".")[0]
     return getattr(value, "__name__", value)
@@ -81,7 +81,7 @@ def coordinate(value: Any) -> Any:
     """A setting as a coordinate of the results: a number, or text."""
     value = label(value)
     if isinstance(value, list):
-        return ",".join(str(found) for found in value)
+        return ",".join(str(part) for part in value)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
@@ -144,8 +144,8 @@ def _version(package: str) -> str:
 
 def git_revision() -> str:
     """The revision of the source tree that is running, "+changes" if it differs from it, or "unknown"."""
-    here = str(Path(__file__).parent)
-    describe = ["git", "-C", here, "describe", "--always", "--dirty=+changes", "--abbrev=12"]
+    folder = str(Path(__file__).parent)
+    describe = ["git", "-C", folder, "describe", "--always", "--dirty=+changes", "--abbrev=12"]
     try:
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -180,9 +180,9 @@ class Examples:
 
 def _groups(runs: list[Settings], rows: np.ndarray) -> list[Block]:
     """The runs of each group, each run once."""
-    found: dict[int, Settings] = dict(zip(rows.tolist()[::-1], runs[::-1], strict=True))
-    row = {id(settings): number for number, settings in found.items()}
-    ordered = [found[number] for number in dict.fromkeys(rows.tolist())]
+    by_row: dict[int, Settings] = dict(zip(rows.tolist()[::-1], runs[::-1], strict=True))
+    row = {id(settings): number for number, settings in by_row.items()}
+    ordered = [by_row[number] for number in dict.fromkeys(rows.tolist())]
     return [Block(group, np.array([row[id(s)] for s in group])) for group in groups(ordered)]
 
 
@@ -227,7 +227,9 @@ def _train(
         made = with_these_settings(program_of)
         ready = [pool.submit(made, *what) for what in zip(experiments, todo, parts, strict=True)]
         stream = Stream(experiment, choice, group, report)
-        paces = [Pace(one.segments_in_a_chunk, steady=jax.process_count() > 1) for one in experiments]
+        paces = [
+            Pace(of_block.segments_in_a_chunk, steady=jax.process_count() > 1) for of_block in experiments
+        ]
 
         def train(number: int, runs: Block, **rung: Any) -> None:
             program = ready[number].result()
@@ -240,17 +242,17 @@ def _train(
             if prune:
                 pruning.train_in_rungs(prune, experiment, todo, train, stream)
             else:
-                for number, one in enumerate(todo):
-                    train(number, one)
+                for number, members in enumerate(todo):
+                    train(number, members)
             stream.flush()
         except Interrupted as error:
             pool.shutdown(wait=False, cancel_futures=True)
             stream.flush()
             finished = group["finished"][:]
-            kept = f"saved in {path}; the same command goes on from there" if path else "not saved"
-            kept = kept if leads() else "the first process says where"
+            whereabouts = f"saved in {path}; the same command goes on from there" if path else "not saved"
+            whereabouts = whereabouts if leads() else "the first process says where"
             raise Interrupted(
-                f"stopped: {int(finished.sum())} of {len(finished)} runs are done, {kept}"
+                f"stopped: {int(finished.sum())} of {len(finished)} runs are done, {whereabouts}"
             ) from error
 
 

@@ -110,8 +110,8 @@ def write_events(results: xr.Dataset, folder: Path, points: int) -> Path:
 def thinned(losses: np.ndarray, points: int) -> list[tuple[int, float]]:
     """At most `points` pairs (step, mean loss of the steps since the last pair), where that is finite."""
     width = -(-len(losses) // points)
-    found = [
+    pairs = [
         (min(begin + width, len(losses)), float(np.mean(losses[begin : begin + width])))
         for begin in range(0, len(losses), width)
     ]
-    return [(step, loss) for step, loss in found if math.isfinite(loss)]
+    return [(step, loss) for step, loss in pairs if math.isfinite(loss)]

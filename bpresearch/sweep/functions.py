@@ -92,12 +92,12 @@ def run(
         todo = [(row, s) for row, s in zip(rows.tolist(), runs, strict=True) if not finished[row]]
         with progress(len(todo), len(todo), quiet) as report, ThreadPoolExecutor(1) as writer:
             writing = [
-                writer.submit(_write, group, [row for row, _ in block], found)
-                for block, found in _called(function, dict(todo), report)
+                writer.submit(_write, group, [row for row, _ in block], metrics)
+                for block, metrics in _called(function, dict(todo), report)
             ]
             try:
-                for one in writing:
-                    one.result()
+                for future in writing:
+                    future.result()
             except OSError as error:
                 raise store.unwritable(path, error) from error
         results = store.dataset(group)
@@ -121,20 +121,22 @@ def _called(function: Function, todo: dict[int, Settings], report: Any) -> Any:
             padded = block + block[-1:] * (-len(block) % room)
             seeds = np.array([todo[row]["seed"] for row in padded], np.uint32)
             values = {name: np.array([todo[row][name] for row in padded], np.float32) for name in traced}
-            found = program(*place((seeds, values), sharding))
-            kept = {name: fetch(array)[: len(block)] for name, array in found.items()}
+            arrays = program(*place((seeds, values), sharding))
+            metrics = {name: fetch(array)[: len(block)] for name, array in arrays.items()}
             report(steps=len(block), runs=len(block))
-            yield [(row, todo[row]) for row in block], kept
+            yield [(row, todo[row]) for row in block], metrics
 
 
 def _one(function: Function, fixed: Settings, seed: Any, values: dict[str, Any]) -> dict[str, jax.Array]:
-    found = function(jax.random.key(seed), {**fixed, **values})
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"{label(function)} returns {type(found).__name__}: takes a dict of arrays by name")
-    return {name: jnp.asarray(value) for name, value in found.items()}
+    metrics = function(jax.random.key(seed), {**fixed, **values})
+    if not isinstance(metrics, dict) or not metrics:
+        raise ValueError(
+            f"{label(function)} returns {type(metrics).__name__}: takes a dict of arrays by name"
+        )
+    return {name: jnp.asarray(value) for name, value in metrics.items()}
 
 
-def _program(one: Callable[..., Any]) -> tuple[Callable[..., Any], NamedSharding]:
+def _program(function: Callable[..., Any]) -> tuple[Callable[..., Any], NamedSharding]:
     """The function for arrays of seeds and values, spread over all devices."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     spec = PartitionSpec("devices")
@@ -143,8 +145,8 @@ def _program(one: Callable[..., Any]) -> tuple[Callable[..., Any], NamedSharding
         def cut(array: jax.Array) -> jax.Array:
             return array.reshape(-1, WIDTH, *array.shape[1:])
 
-        found = jax.lax.map(lambda inputs: jax.vmap(one)(*inputs), jax.tree.map(cut, (seeds, values)))
-        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), found)
+        metrics = jax.lax.map(lambda inputs: jax.vmap(function)(*inputs), jax.tree.map(cut, (seeds, values)))
+        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), metrics)
 
     spread = jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
     return jax.jit(spread), NamedSharding(mesh, spec)
@@ -152,23 +154,23 @@ def _program(one: Callable[..., Any]) -> tuple[Callable[..., Any], NamedSharding
 
 def _shapes(function: Function, runs: list[Settings]) -> dict[str, jax.ShapeDtypeStruct]:
     """The metrics' shapes, which all runs share."""
-    found: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for settings in {_kind(s): s for s in runs}.values():
         values = {n: np.float32(v) for n, v in settings.items() if _traced(n, v) and n != "seed"}
         fixed = {name: value for name, value in settings.items() if not _traced(name, value)}
         shapes = jax.eval_shape(partial(_one, function, fixed), np.uint32(0), values)
         for name, shape in shapes.items():
-            if found.setdefault(name, shape) != shape:
+            if shared.setdefault(name, shape) != shape:
                 raise ValueError(
-                    f"{label(function)}: {name} has shape {found[name].shape} and, with {_named(fixed)}, "
+                    f"{label(function)}: {name} has shape {shared[name].shape} and, with {_named(fixed)}, "
                     f"shape {shape.shape}: must be the same in all runs"
                 )
-    return found
+    return shared
 
 
-def _write(group: Any, rows: list[int], found: dict[str, np.ndarray]) -> None:
+def _write(group: Any, rows: list[int], metrics: dict[str, np.ndarray]) -> None:
     demand_store(group)
-    for name, values in found.items():
+    for name, values in metrics.items():
         group[name].oindex[np.array(rows)] = values
     group["finished"].oindex[np.array(rows)] = np.ones(len(rows), bool)
 

@@ -112,13 +112,13 @@ def accelerator_width(products: float) -> int:
 def memory() -> int:
     """Bytes of memory that programs may share: of all local devices together, or what the host has left."""
     stats = [device.memory_stats() for device in jax.local_devices()]
-    if all(found and "bytes_limit" in found for found in stats):
-        return sum(found["bytes_limit"] for found in stats if found)
+    if all(of_device and "bytes_limit" in of_device for of_device in stats):
+        return sum(of_device["bytes_limit"] for of_device in stats if of_device)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_of(program: Population) -> int:
     """Bytes that a call of the program needs on all devices of this process, by XLA's account."""
-    found = program.advance.memory_analysis()  # type: ignore[attr-defined]
-    each = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-    return (each - found.alias_size_in_bytes) * len(program.runs.mesh.local_devices)
+    analysis = program.advance.memory_analysis()  # type: ignore[attr-defined]
+    each = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+    return (each - analysis.alias_size_in_bytes) * len(program.runs.mesh.local_devices)

@@ -50,12 +50,12 @@ def parameters(kind: str, function: Callable[..., Any]) -> dict[str, inspect.Par
         function: as in `bpresearch.models`, `bpresearch.optim` and `bpresearch.optim.schedules`.
     """
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    found = {name: p for name, p in arguments(function).items() if p.kind not in several}
+    named = {name: p for name, p in arguments(function).items() if p.kind not in several}
     if kind == "model":
-        return {name: p for name, p in found.items() if name not in GIVEN}
+        return {name: p for name, p in named.items() if name not in GIVEN}
     if kind == "optimizer":
-        return {name: found[name] for name in hyperparameters(function) if name in found}
-    return dict(list(found.items())[1:])
+        return {name: named[name] for name in hyperparameters(function) if name in named}
+    return dict(list(named.items())[1:])
 
 
 def kinds(axes: Iterable[str]) -> list[str]:
@@ -75,35 +75,35 @@ def axis_of(kind: str, option: str, axes: Iterable[str]) -> str | None:
 
 def chosen(kind: str, settings: Settings, function: Callable[..., Any]) -> dict[str, Any]:
     """A run's options of its model, optimizer or schedule, but for those that are left at their defaults."""
-    found = {}
+    options = {}
     for option in parameters(kind, function):
         axis = axis_of(kind, option, settings)
         if axis and not _missing(settings[axis]):
-            found[option] = settings[axis]
-    return found
+            options[option] = settings[axis]
+    return options
 
 
 def owners(axis: str, axes: dict[str, list[Any]], model: Callable[..., Any]) -> list[str]:
     """The kinds whose functions, of those on the axes, take an axis as an option."""
-    found = []
+    takers = []
     for kind in kinds(axes):
         functions = axes.get(kind, [model] if kind == "model" else [])
         callables = [function for function in functions if callable(function)]
         if any(axis_of(kind, o, [axis]) == axis for f in callables for o in parameters(kind, f)):
-            found.append(kind)
-    return found
+            takers.append(kind)
+    return takers
 
 
 def taken(settings: Settings, model: Callable[..., Any], axes: Iterable[str]) -> set[str]:
     """Those of the axes that concern a run with these settings: its own, its optimizer's and its model's."""
     axes = list(axes)
-    found = {*COMMON}
-    found |= {f"{name}_schedule" for name in parameters("optimizer", settings["optimizer"])}
+    names = {*COMMON}
+    names |= {f"{name}_schedule" for name in parameters("optimizer", settings["optimizer"])}
     for kind in kinds(axes):
         function = settings.get(kind, model if kind == "model" else None)
-        if callable(function) and kind in found | {"model"}:
-            found |= {axis for option in parameters(kind, function) if (axis := axis_of(kind, option, axes))}
-    return {name for name in axes if name in found}
+        if callable(function) and kind in names | {"model"}:
+            names |= {axis for option in parameters(kind, function) if (axis := axis_of(kind, option, axes))}
+    return {name for name in axes if name in names}
 
 
 def scheduled(settings: Settings) -> list[str]:
@@ -117,12 +117,12 @@ def constants(settings: Settings) -> dict[str, Any]:
     """The optimizer's other hyper-parameters that are inputs of a program: those that are real numbers,
     and the seed if it takes one."""
     real = chosen("optimizer", settings, settings["optimizer"])
-    found: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         name: value for name, value in real.items() if isinstance(value, float | np.floating)
     }
     if "seed" in hyperparameters(settings["optimizer"]):
-        found.setdefault("seed", settings["seed"])
-    return {name: value for name, value in found.items() if name not in scheduled(settings)}
+        inputs.setdefault("seed", settings["seed"])
+    return {name: value for name, value in inputs.items() if name not in scheduled(settings)}
 
 
 def structural(settings: Settings) -> Settings:
@@ -134,14 +134,14 @@ def structural(settings: Settings) -> Settings:
 
 def inputs_of(settings: Settings) -> set[str]:
     """The axes whose values are inputs of a program, and do not split a sweep into several."""
-    found = {"lr", "schedule", "warmup", "seed"}
+    inputs = {"lr", "schedule", "warmup", "seed"}
     for name in (*constants(settings), *scheduled(settings)):
-        found |= {axis_of("optimizer", name, settings) or name, f"{name}_schedule"}
+        inputs |= {axis_of("optimizer", name, settings) or name, f"{name}_schedule"}
     for kind in kinds(settings):
         if kind.endswith("schedule") and callable(settings.get(kind)):
             options = parameters(kind, settings[kind])
-            found |= {axis for option in options if (axis := axis_of(kind, option, settings))}
-    return found
+            inputs |= {axis for option in options if (axis := axis_of(kind, option, settings))}
+    return inputs
 
 
 def _missing(value: Any) -> bool:

@@ -126,21 +126,23 @@ def population(
 
     def start_all(counts, seeds, hyperparameters):
         inputs = (seeds, hyperparameters)
-        one, found = traced(programs.start, *rows_of(inputs))
-        return each(lambda _, row: one(*row), 1, counts[0], blank(rows_of(found, len(seeds))), inputs)
+        start_one, row_shapes = traced(programs.start, *rows_of(inputs))
+        return each(
+            lambda _, row: start_one(*row), 1, counts[0], blank(rows_of(row_shapes, len(seeds))), inputs
+        )
 
     def advance_all(counts, runs, inputs, common):
-        def one(run, inputs):
+        def advance_one(run, inputs):
             order = common.orders[inputs.order]
             chunk = Chunk(inputs.seeds, common.first, common.last, common.evaluation, order, *inputs[2:])
             return programs.advance(run, chunk, common.data)
 
-        one, found = traced(one, *rows_of((runs, inputs)))
+        advance_one, row_shapes = traced(advance_one, *rows_of((runs, inputs)))
         return each(
-            lambda carried, row: one(carried[0], row),
+            lambda carried, row: advance_one(carried[0], row),
             width,
             counts[0],
-            (runs, *blank(rows_of(found[1:], len(inputs.seeds)))),
+            (runs, *blank(rows_of(row_shapes[1:], len(inputs.seeds)))),
             inputs,
         )
 
@@ -201,9 +203,9 @@ def each(function: Callable[..., Any], width: int, count: Any, carried: Any, inp
             rows = rows[None] if width == 1 else rows
             return jax.lax.dynamic_update_slice_in_dim(array, rows, number * width, 0)
 
-        one = function if width == 1 else jax.vmap(function)
-        found = one(jax.tree.map(take, carried), jax.tree.map(take, inputs))
-        return jax.tree.map(put, carried, found)
+        step = function if width == 1 else jax.vmap(function)
+        after = step(jax.tree.map(take, carried), jax.tree.map(take, inputs))
+        return jax.tree.map(put, carried, after)
 
     return jax.lax.fori_loop(0, -(-count // width), body, carried)
 
@@ -246,7 +248,7 @@ def measure(experiment: Experiment, moment: Moment, data: dict[str, Any]) -> dic
     held_out = {name: part for name, part in data.items() if name != "train"}
     most = len(jax.tree.leaves(data[experiment.choosing_part])[0])
     parts = {"train_eval": jax.tree.map(lambda array: array[:most], data["train"]), **held_out}
-    found = {
+    measurements = {
         f"{name}_{metric}": Measured(value)
         for name, part in parts.items()
         for metric, value in evaluate(moment.training, moment.run, part).items()
@@ -255,8 +257,8 @@ def measure(experiment: Experiment, moment: Moment, data: dict[str, Any]) -> dic
     for diagnostic in experiment.diagnostics:
         for name, result in diagnostic(moment).items():
             values = jnp.where(healthy, result.values.astype(jnp.float32), jnp.nan)
-            found[name] = Measured(values, result.coordinates)
-    return found
+            measurements[name] = Measured(values, result.coordinates)
+    return measurements
 
 
 def values_of(measured: dict[str, Measured]) -> dict[str, jax.Array]:
@@ -270,7 +272,7 @@ def measured_variables(
     """What an evaluation of these runs gives, without computing it: shapes in place of the values."""
     training = experiment.training(settings)
     keys, hyper, _, common = shapes(experiment, settings, data, 1, 1)
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (keys, hyper))
+    single = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (keys, hyper))
     coordinates: dict[str, dict[str, Any]] = {}
 
     def values(key, hyperparameters, index, data):
@@ -278,11 +280,11 @@ def measured_variables(
         rates = {"learning_rate": jnp.float32(0)} | hyperparameters
         step = next_step(training, run, data["train"], index, rates)
         moment = Moment(training, run, key, run.params, jnp.int32(0), data["train"], index, rates, step)
-        found = measure(experiment, moment, data)
-        coordinates.update({name: result.coordinates for name, result in found.items()})
-        return values_of(found)
+        measurements = measure(experiment, moment, data)
+        coordinates.update({name: result.coordinates for name, result in measurements.items()})
+        return values_of(measurements)
 
     index = jax.ShapeDtypeStruct(common.orders.shape[3:], common.orders.dtype)
     with experiment.in_format():
-        found = jax.eval_shape(values, *one, index, common.data)
-    return {name: Measured(found[name], coordinates[name]) for name in found}
+        variables = jax.eval_shape(values, *single, index, common.data)
+    return {name: Measured(variables[name], coordinates[name]) for name in variables}

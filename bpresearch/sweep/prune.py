@@ -48,8 +48,8 @@ def check_pruner(name: str | None, axes: Axes) -> None:
 def rungs_of(experiment: Experiment) -> list[int]:
     """The steps after which runs are judged: the first evaluations after an eighth, a quarter and a half."""
     steps, every = experiment.steps, experiment.eval_every
-    found = [-(-round(part * steps) // every) * every for part in RUNGS]
-    return sorted({step for step in found if 0 < step < steps})
+    rungs = [-(-round(part * steps) // every) * every for part in RUNGS]
+    return sorted({step for step in rungs if 0 < step < steps})
 
 
 def pruner(name: str, steps: int) -> Any:
@@ -187,20 +187,25 @@ def train_in_rungs(
         stream: takes the results to the store.
     """
     group, steps, rungs = stream.group, experiment.steps, rungs_of(experiment)
-    rows = np.concatenate([one.rows for one in todo])
-    of_group = np.concatenate([np.full(len(one.rows), i) for i, one in enumerate(todo)])
-    runs = [settings for one in todo for settings in one.settings]
+    rows = np.concatenate([block.rows for block in todo])
+    of_group = np.concatenate([np.full(len(block.rows), i) for i, block in enumerate(todo)])
+    runs = [settings for block in todo for settings in block.settings]
     setting = numbers_of(runs)
     pair = np.unique([settings["seed"] for settings in runs], return_inverse=True)[1]
     metric, maximize = group[stream.choice.variable], stream.choice.maximize
     known = group["finished"][:][rows]
     states, going_on = RungStates(), np.ones(len(rows), bool)
     for count, until in enumerate([*rungs, steps], 1):
-        for number, one in enumerate(todo):
-            here = (going_on & ~known)[of_group == number]
-            if here.any():
-                chosen = [settings for settings, goes in zip(one.settings, here, strict=True) if goes]
-                train(number, one._replace(settings=chosen, rows=one.rows[here]), states=states, until=until)
+        for number, block in enumerate(todo):
+            active = (going_on & ~known)[of_group == number]
+            if active.any():
+                chosen = [settings for settings, goes in zip(block.settings, active, strict=True) if goes]
+                train(
+                    number,
+                    block._replace(settings=chosen, rows=block.rows[active]),
+                    states=states,
+                    until=until,
+                )
         stream.flush()
         if until == steps:
             return

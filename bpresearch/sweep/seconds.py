@@ -61,8 +61,8 @@ def seconds_per_step(
         for group in order:
             times[group].append(programs[group]())
         order = order[1:] + order[:1]
-    found = {group: StepTime(float(np.median(t)), min(t), max(t)) for group, t in times.items()}
-    return [found[group_of(settings)] for settings in runs]
+    step_times = {group: StepTime(float(np.median(t)), min(t), max(t)) for group, t in times.items()}
+    return [step_times[group_of(settings)] for settings in runs]
 
 
 def _timed(experiment: Experiment, settings: Settings, seconds: float) -> Callable[[], float]:

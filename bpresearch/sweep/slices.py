@@ -28,8 +28,8 @@ def numbers(text: str) -> tuple[int, int]:
     Raises:
         ValueError: the text is not of this form, or there is no such slice.
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    number, count = (int(part) for part in found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = (int(part) for part in match.groups()) if match else (0, 0)
     if not 1 <= number <= count:
         raise ValueError(f"slice={text}: takes a number and how many there are, 1/16 to 16/16")
     return number, count
@@ -98,7 +98,7 @@ def _by_number(workdirs: list[Path]) -> tuple[list[Path], bool]:
     on as many devices."""
     if not workdirs:
         raise ValueError("--workdir: there are no slices to merge")
-    found: dict[int, Path] = {}
+    folders: dict[int, Path] = {}
     devices: set[str | None] = set()
     first: Any = None
     for path in workdirs:
@@ -113,12 +113,12 @@ def _by_number(workdirs: list[Path]) -> tuple[list[Path], bool]:
             raise ValueError(f"--workdir={path}: is one of {count} slices, {first[0]} one of {first[1]}")
         if other := difference(first[2], config):
             raise ValueError(f"--workdir={path}: is of another sweep than {first[0]} ({other})")
-        if number in found:
-            raise ValueError(f"--workdir={path}: slice {number} of {count} is in {found[number]} too")
-        found[number] = path
-    if missing := sorted(set(range(1, first[1] + 1)) - set(found)):
+        if number in folders:
+            raise ValueError(f"--workdir={path}: slice {number} of {count} is in {folders[number]} too")
+        folders[number] = path
+    if missing := sorted(set(range(1, first[1] + 1)) - set(folders)):
         raise ValueError(f"slice {missing[0]} of {first[1]} is missing; --workdir takes those of all slices")
-    return [found[number] for number in sorted(found)], len(devices) == 1
+    return [folders[number] for number in sorted(folders)], len(devices) == 1
 
 
 def _join(parts: list[xr.Dataset], like: zarr.Group, path: Path) -> None:

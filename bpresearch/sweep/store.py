@@ -144,17 +144,17 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
             )
         files.write(path, json.dumps({"experiment": config, "provenance": provenance()}, indent=2))
     try:
-        found = dict(json.loads(path.read_text())["experiment"])
+        stored = dict(json.loads(path.read_text())["experiment"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"--workdir={workdir}: config.json cannot be read; take another folder") from error
-    there, here = found.get("devices"), config.get("devices")
-    if there and there != here:
+    there, devices = stored.get("devices"), config.get("devices")
+    if there and there != devices:
         raise ValueError(
-            f"--workdir={workdir} was begun on {there} devices, and here are {here}, with which results "
+            f"--workdir={workdir} was begun on {there} devices, and here are {devices}, with which results "
             "differ in their last bits: go on with as many devices (of a CPU, cores), or take another folder"
         )
-    found["devices"] = here
-    if other := difference(found, json.loads(json.dumps(config))):
+    stored["devices"] = devices
+    if other := difference(stored, json.loads(json.dumps(config))):
         raise ValueError(
             f"--workdir={workdir} holds a sweep with other settings ({other}); take another folder"
         )
@@ -162,17 +162,17 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
 
 def layout_of(experiment: Experiment, metrics: dict[str, Measured], choice: Choice) -> Layout:
     """The results of trainings: the loss of each step, and what evaluations measure."""
-    found: dict[str, Any] = {
+    coordinates: dict[str, Any] = {
         "step": np.arange(1, experiment.steps + 1),
         "eval_step": experiment.eval_steps,
     }
     nothing, never = np.float32(np.nan), np.int32(-1)
     variables: dict[str, tuple[np.generic, tuple[str, ...]]] = {"train_loss": (nothing, ("step",))}
     for name, measured in metrics.items():
-        found |= {axis: np.asarray(values) for axis, values in measured.coordinates.items()}
+        coordinates |= {axis: np.asarray(values) for axis, values in measured.coordinates.items()}
         variables[name] = (nothing, ("eval_step", *measured.coordinates))
     variables |= {"diverged_at": (never, ()), "pruned_at": (never, ())}
-    return Layout(found, variables, {"chosen_by": choice.variable, "higher_is_better": choice.maximize})
+    return Layout(coordinates, variables, {"chosen_by": choice.variable, "higher_is_better": choice.maximize})
 
 
 def open_store(
@@ -314,9 +314,9 @@ def dataset(group: zarr.Group) -> xr.Dataset:
     except ValueError as error:
         workdir = getattr(group.store, "root", Path()).parent
         raise ValueError(f"--workdir={workdir}: results.zarr was damaged in this run ({error})") from error
-    found = xr.open_zarr(group.store, consolidated=False, chunks=None)
-    texts = {name for name, values in found.coords.items() if values.dtype.kind == "T"}
-    return found.assign_coords({name: found[name].astype(object) for name in texts})
+    results = xr.open_zarr(group.store, consolidated=False, chunks=None)
+    texts = {name for name, values in results.coords.items() if values.dtype.kind == "T"}
+    return results.assign_coords({name: results[name].astype(object) for name in texts})
 
 
 def read(workdir: str | Path) -> xr.Dataset:
@@ -340,10 +340,10 @@ def read_trainings(workdir: str | Path) -> xr.Dataset:
     Raises:
         ValueError: as in `read`, or they are of a function.
     """
-    found = read(workdir)
-    if "train_loss" not in found:
+    results = read(workdir)
+    if "train_loss" not in results:
         raise ValueError(
             f"--workdir={workdir}: holds the results of a function, and no training: "
             "read them in Python, with bpresearch.sweep.read"
         )
-    return found
+    return results

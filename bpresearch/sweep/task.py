@@ -120,10 +120,10 @@ class Task:
     @property
     def all_metrics(self) -> dict[str, Callable[..., Any]]:
         """What evaluations measure beside the loss, but for what the loss gives itself."""
-        found = dict(self.metrics)
+        measures = dict(self.metrics)
         if self.classes is not None and not isinstance(self.objective, TrainingLoss):
-            found.setdefault("accuracy", losses.accuracy)
-        return found
+            measures.setdefault("accuracy", losses.accuracy)
+        return measures
 
     def build(self, model: Callable[..., nnx.Module], options: dict[str, Any], rngs: nnx.Rngs) -> nnx.Module:
         """A model from its function, its options, and what the data say of its inputs and outputs."""
