@@ -26,26 +26,26 @@ class Check(NamedTuple):
     """
 
     what: str
-    found: float | int
+    measured: float | int
     expected: float | int
     tolerance: float | int | None
 
     @classmethod
-    def below(cls, what: str, found: float | int, limit: float | int) -> "Check":
+    def below(cls, what: str, measured: float | int, limit: float | int) -> "Check":
         """A number that must be less than a limit.
 
         >>> from bpresearch.report import Check
         >>> Check.below("loss after / before", 0.9, 1).passed, Check.below("loss after / before", 1, 1).passed
         (True, False)
         """
-        return cls(what, found, limit, None)
+        return cls(what, measured, limit, None)
 
     @property
     def passed(self) -> bool:
         """Whether they are within the tolerance, or the number below its limit; never if one is NaN."""
         if self.tolerance is None:
-            return bool(self.found < self.expected)
-        return bool(abs(self.found - self.expected) <= self.tolerance)
+            return bool(self.measured < self.expected)
+        return bool(abs(self.measured - self.expected) <= self.tolerance)
 
 
 class Finding(NamedTuple):
@@ -76,7 +76,7 @@ def conclude(console: Console, finding: Finding, folder: Path) -> int:
         theory = f"{check.expected:.5g}"
         allowed = (f"< {theory}", "") if check.tolerance is None else (theory, f"{check.tolerance:.5g}")
         shown.add_row(
-            check.what, f"{check.found:.5g}", *allowed, "yes" if check.passed else "[bold red]NO[/]"
+            check.what, f"{check.measured:.5g}", *allowed, "yes" if check.passed else "[bold red]NO[/]"
         )
     console.print(shown)
     return 0 if all(check.passed for check in finding.checks) else 1
