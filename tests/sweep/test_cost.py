@@ -25,7 +25,7 @@ def test_a_rehearsal_trains_every_run_as_a_sweep_does(monkeypatch):
     runs = sweep.expand(axis, task.model)
     rehearsal = Rehearsal(task, runs, layout="map")
     assert rehearsal.program.size == 2 and len(rehearsal.blocks) == 4
-    assert rehearsal.seconds(first_part_only=True) > 0
+    assert rehearsal.seconds(first_segment_only=True) > 0
     assert not rehearsal.group["finished"][:].any()
     assert rehearsal.steps_per_second() > 0
     expected = sweep.run(task, axis, quiet=True, layout="map").train_loss

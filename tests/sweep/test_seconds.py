@@ -19,7 +19,7 @@ def clock(monkeypatch):
         cost = {"sgd": 1.0, "momentum": 3.0}[name]
 
         def program(count, *_):
-            now[0] += cost * seconds.PART * count * (1 + 0.001 * len(turns))
+            now[0] += cost * seconds.STEPS * count * (1 + 0.001 * len(turns))
             turns.append((name, int(count)))
 
         return program, None, None
