@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.functional import (
     Loss,
@@ -20,7 +21,7 @@ from bpresearch.functional import (
 
 def gradient(
     graphdef: nnx.GraphDef, loss_fn: Loss, *, inputs: bool = False, penalty: Loss | None = None
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     """The pure function `(params, state, (x, y)) -> (loss, new_state), grads`.
 
     The loss is the mean of `loss_fn(model(x), y)` over all its elements, plus `penalty(params)`. With
@@ -36,11 +37,11 @@ def gradient(
 
     of_batch = objective(loss_fn, penalty)
 
-    def loss(params: Params, x: Any, state: State, y: Any):
+    def loss(params: Params, x: PyTree, state: State, y: PyTree):
         model = merge(graphdef, params, state)
         return of_batch(model, params, x, y), state_of(model)
 
-    def value_and_grad(params: Params, state: State, batch: tuple[Any, Any]):
+    def value_and_grad(params: Params, state: State, batch: tuple[PyTree, PyTree]):
         x, y = batch
         wrt = (0, 1) if inputs else 0
         return jax.value_and_grad(loss, wrt, has_aux=True, allow_int=inputs)(params, x, state, y)
@@ -49,10 +50,10 @@ def gradient(
 
 
 def value_and_grad(
-    f: nnx.Module | Callable[..., Any],
+    f: nnx.Module | Callable[..., PyTree],
     loss_fn: Loss | None = None,
-    x: Any = None,
-    y: Any = None,
+    x: PyTree = None,
+    y: PyTree = None,
     *,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
@@ -96,8 +97,8 @@ def value_and_grad(
 
 
 def grad(
-    f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, has_aux: bool = False
-) -> Callable[..., Any]:
+    f: Callable[..., PyTree], *, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., PyTree]:
     """The gradient of a scalar function of pytrees and models, `nnx.grad(f)`; see `value_and_grad`.
 
     >>> print(bp.autodiff.grad(jnp.sin)(0.0))
@@ -135,18 +136,18 @@ class ByJax:
         return tuple(next(remaining) if _is_floating(y) else None for y in e.outs)
 
 
-def _some(e: Any) -> list[Any]:
+def _some(e: Any) -> list[PyTree]:
     return [x for x in e.ins if _is_floating(x)]
 
 
-def _of_some(e: Any, some: Sequence[Any]) -> Any:
+def _of_some(e: Any, some: Sequence[PyTree]) -> PyTree:
     remaining = iter(some)
     return e.bind(*(next(remaining) if _is_floating(x) else x for x in e.ins))
 
 
-def _floating(values: Any) -> list[Any]:
+def _floating(values: Sequence[PyTree]) -> list[PyTree]:
     return [value for value in values if _is_floating(value)]
 
 
-def _is_floating(x: Any) -> bool:
+def _is_floating(x: PyTree) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)

@@ -7,11 +7,12 @@ against the first, `blank` and `Branch` against the others.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import ArrayLike, PyTree
 
 from bpresearch.jaxprs import traced
 
@@ -31,7 +32,7 @@ class Branch:
 
     def __call__(
         self,
-        needed: Any,
+        needed: ArrayLike,
         healthy: Array,
         compute: Callable[[], Value],
         otherwise: Callable[[], Value] | None = None,
@@ -56,7 +57,7 @@ def whole(values: Value) -> Value:
     return jax.lax.optimization_barrier(values)
 
 
-def blank(shapes: Any) -> Any:
+def blank(shapes: PyTree) -> PyTree:
     """Arrays of NaN, of zeros, or of some random key.
 
     >>> import jax

@@ -1,18 +1,16 @@
 """What a run has reached: its losses and metrics over a part of the data."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpresearch.functional import as_pair, losses, merge
 from bpresearch.optim.evaluation import evaluation_params
 from bpresearch.train import Run, Training
 
 
-def evaluate(training: Training, run: Run, data: Any, *, block: int = 1000) -> dict[str, Float[Array, ""]]:
+def evaluate(training: Training, run: Run, data: PyTree, *, block: int = 1000) -> dict[str, Float[Array, ""]]:
     """The mean loss over a part of the data, and the metrics; NaN once the run has diverged.
 
     The examples go through the model in blocks of at most `block`, so that memory does not grow with

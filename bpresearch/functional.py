@@ -7,7 +7,7 @@ work on these dicts; the object is put together again inside the compiled progra
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 Params = dict[Any, Any]
 """Nested dict of parameter arrays, with the paths of `nnx.to_pure_dict(nnx.state(model, nnx.Param))`."""
@@ -43,7 +44,7 @@ def state_of(model: nnx.Module) -> State:
     return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
 
-def as_inputs(x: Any) -> tuple[Any, ...]:
+def as_inputs(x: PyTree) -> tuple[PyTree, ...]:
     """The positional inputs of a model: a tuple is several inputs, anything else is one."""
     return x if isinstance(x, tuple) else (x,)
 
@@ -57,7 +58,7 @@ class TrainingLoss:
     an `nnx.Rngs` that `with_rngs` puts there.
     """
 
-    loss: Callable[..., Any]
+    loss: Callable[..., PyTree]
 
     @property
     def __name__(self) -> str:  # type: ignore[override]
@@ -68,19 +69,19 @@ class TrainingLoss:
         """Whether the loss takes `rngs`."""
         return "rngs" in inspect.signature(self.loss).parameters
 
-    def with_metrics(self, model: nnx.Module, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def with_metrics(self, model: nnx.Module, batch: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
         """One value, or one for each example, and the metrics that the loss gives beside it."""
         drawn = {"rngs": model.loss_rngs} if self.random else {}
         returned = self.loss(model, batch, **drawn)
         values, metrics = returned if isinstance(returned, tuple) else (returned, {})
         return values, metrics if isinstance(metrics, dict) else {}
 
-    def __call__(self, model: nnx.Module, batch: Any) -> jax.Array:
+    def __call__(self, model: nnx.Module, batch: PyTree) -> jax.Array:
         """One value, or one for each example."""
         return self.with_metrics(model, batch)[0]
 
 
-def takes_the_model(loss: Callable[..., Any]) -> bool:
+def takes_the_model(loss: Callable[..., PyTree]) -> bool:
     """Whether a loss is `(model, batch) -> values` and not `(outputs, targets) -> values`.
 
     It is if its first parameter is called `model` or its second `batch`.
@@ -99,7 +100,7 @@ def with_rngs(model: nnx.Module, loss_fn: Loss | TrainingLoss, rngs: nnx.Rngs) -
     return model
 
 
-def as_pair(loss_fn: Loss | TrainingLoss, batch: Any) -> tuple[Any, Any]:
+def as_pair(loss_fn: Loss | TrainingLoss, batch: PyTree) -> tuple[PyTree, PyTree]:
     """A batch as the engines take it, `(x, y)`: of a loss of model and batch, x is ()."""
     if isinstance(loss_fn, TrainingLoss):
         return (), batch
@@ -110,8 +111,8 @@ def as_pair(loss_fn: Loss | TrainingLoss, batch: Any) -> tuple[Any, Any]:
 def losses(
     loss_fn: Loss | TrainingLoss,
     model: nnx.Module,
-    x: Any,
-    y: Any,
+    x: PyTree,
+    y: PyTree,
     metrics: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({}),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The values of a loss in either form, and metrics by name: those that it gives, and those asked for.
@@ -133,7 +134,7 @@ def objective(loss_fn: Loss | TrainingLoss, penalty: Loss | None = None) -> Call
     `TrainingLoss`, the mean of its values.
     """
 
-    def loss(model: nnx.Module, params: Params, x: Any, y: Any) -> jax.Array:
+    def loss(model: nnx.Module, params: Params, x: PyTree, y: PyTree) -> jax.Array:
         value = jnp.mean(losses(loss_fn, model, x, y)[0])
         return value if penalty is None else value + penalty(params)
 
@@ -162,7 +163,7 @@ class Program:
 
 
 @partial(jax.jit, static_argnums=0)
-def _compiled(program: Program, params: Params, state: State, batch: tuple[Any, Any]):
+def _compiled(program: Program, params: Params, state: State, batch: tuple[PyTree, PyTree]):
     loss_fn, inputs, penalty, _ = program.options
     gradient = program.gradient(program.graphdef, loss_fn, inputs=inputs, penalty=penalty)
     return gradient(params, state, batch)
@@ -172,12 +173,12 @@ def compiled_value_and_grad(
     gradient: Callable,
     model: nnx.Module,
     loss_fn: Callable[..., jax.Array],
-    x: Any,
-    y: Any,
+    x: PyTree,
+    y: PyTree,
     inputs: bool,
-    version: Any = None,
+    version: Hashable = None,
     penalty: Callable[..., jax.Array] | None = None,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, PyTree]:
     """An engine's `gradient` on one batch, compiled once for each structure of model, loss and `version`."""
     graphdef, params, state = split(model)
     program = Program(gradient, graphdef, (loss_fn, inputs, penalty, version))

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal, Var
+from jaxtyping import PyTree
 
 CALLS = ("jit", "pjit", "closed_call", "core_call")
 """Equations that evaluate a program and say nothing else about it."""
@@ -14,7 +15,7 @@ CALLS = ("jit", "pjit", "closed_call", "core_call")
 BODIES = ("jaxpr", "call_jaxpr", "call")
 
 
-def traced(f: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any]:
+def traced(f: Callable[..., PyTree], *args: PyTree) -> tuple[Callable[..., PyTree], PyTree]:
     """`f` as operations, traced once for arguments of these shapes: its Python does not run again when it is
     called. And the shapes of what it returns.
 
@@ -25,7 +26,7 @@ def traced(f: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any]:
     closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
     leaves, structure = jax.tree.flatten(shapes)
 
-    def again(*args: Any) -> Any:
+    def again(*args: PyTree) -> PyTree:
         values = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(args))
         arrays = [  # a number that stands in the program itself comes out as a Python number
             value if isinstance(value, jax.Array) else jnp.asarray(value, leaf.dtype)
@@ -36,7 +37,7 @@ def traced(f: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any]:
     return again, shapes
 
 
-def body(params: dict[str, Any]) -> tuple[Jaxpr, Sequence[Any]]:
+def body(params: dict[str, Any]) -> tuple[Jaxpr, Sequence[PyTree]]:
     """The program of a call, and the values of its constants."""
     inner = next(params[name] for name in BODIES if name in params)
     return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
@@ -50,12 +51,12 @@ def sizes(params: dict[str, Any]) -> tuple[int, int]:
     return params["num_consts"], params["num_consts"] + params["num_carry"]
 
 
-def read(v: Any, values: dict[Any, Any]) -> Any:
+def read(v: Var | Literal, values: dict[Var, PyTree]) -> PyTree:
     """The value of a variable, or of a literal."""
     return jnp.asarray(v.val, v.aval.dtype) if isinstance(v, Literal) else values[v]
 
 
-def where_going(going: jax.Array, new: Any, old: Any, axis: int = 0) -> jax.Array:
+def where_going(going: jax.Array, new: PyTree, old: PyTree, axis: int = 0) -> jax.Array:
     """What a loop's step gives where it goes on, and what was there where it is over.
 
     `going` says it for each of the loops that `jax.vmap` made one; their axes are those from `axis` on.
@@ -65,13 +66,13 @@ def where_going(going: jax.Array, new: Any, old: Any, axis: int = 0) -> jax.Arra
 
 
 def while_loop(
-    goes_on: Callable[[Any], jax.Array],
-    step: Callable[[Any], Any],
-    carry: Any,
-    where: Callable[[jax.Array, Any, Any], Any] = lambda going, new, old: jax.tree.map(
+    goes_on: Callable[[PyTree], jax.Array],
+    step: Callable[[PyTree], PyTree],
+    carry: PyTree,
+    where: Callable[[jax.Array, PyTree, PyTree], PyTree] = lambda going, new, old: jax.tree.map(
         lambda n, o: where_going(going, n, o), new, old
     ),
-) -> Any:
+) -> PyTree:
     """`lax.while_loop`, also where `goes_on` gives an answer for each of several loops in one.
 
     So it is in a traced program where `jax.vmap` met a condition that differs from example to example.

@@ -7,7 +7,7 @@ import os
 import platform as machine
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-SETTINGS: dict[str, Callable[..., contextlib.AbstractContextManager[Any]]] = {
+SETTINGS: dict[str, Callable[..., contextlib.AbstractContextManager[object]]] = {
     "jax_debug_infs": jax.debug_infs,
     "jax_debug_nans": jax.debug_nans,
     "jax_default_device": jax.default_device,
@@ -152,7 +152,7 @@ def with_these_settings(function: Callable[..., T]) -> Callable[..., T]:
     """
     settings = {name: getattr(jax.config, name) for name in SETTINGS}
 
-    def run(*args: Any) -> T:
+    def run(*args: object) -> T:
         with contextlib.ExitStack() as stack:
             for name, value in settings.items():
                 stack.enter_context(SETTINGS[name](value))

@@ -9,7 +9,7 @@ same shape, and a sweep is a map of this function over runs.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from jaxtyping import ArrayLike, Float, Int, Integer
+from jax.typing import DTypeLike
+from jaxtyping import ArrayLike, Bool, Float, Int, Integer, PyTree
 
 from bpresearch.branches import Branch, whole
 from bpresearch.functional import (
@@ -61,9 +62,9 @@ class Training:
 
     build: Callable[[nnx.Rngs], nnx.Module]
     loss: Loss | TrainingLoss
-    gradient: Callable[..., Any]
+    gradient: Callable[..., PyTree]
     optimizer: Callable[..., optax.GradientTransformation]
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     metrics: Mapping[str, Callable[..., Array]] = field(default_factory=dict)
 
     def model(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -108,7 +109,7 @@ class Moment(NamedTuple):
     """The run's initial weights, within rounding."""
     steps: Int[Array, ""]
     """Number of updates before this moment."""
-    data: Any
+    data: PyTree
     """All training examples: a tree of arrays, examples first."""
     batch: Int[Array, " batch"]
     """Which of them the next step takes."""
@@ -122,7 +123,7 @@ class Measured(NamedTuple):
     """A result of a diagnostic: an array, and the coordinates of each of its dimensions by name, in order."""
 
     values: Array
-    coordinates: dict[str, Sequence[Any]] = {}  # noqa: RUF012
+    coordinates: dict[str, Sequence[object]] = {}  # noqa: RUF012
 
 
 Diagnostic = Callable[[Moment], dict[str, Measured]]
@@ -137,7 +138,7 @@ class Chunk(NamedTuple):
     """Number, from 1, of a segment's first step."""
     last: Int[Array, " segments"]
     """Of its last; no step is taken after it."""
-    evaluation: Any
+    evaluation: Bool[Array, " segments"]
     """Whether the run is measured before the segment."""
     order: Int[Array, "segments steps batch"]
     """Which examples each step takes."""
@@ -158,7 +159,7 @@ class Programs(NamedTuple):
 
 def make_run(
     training: Training,
-    measure: Callable[[Moment, Any], dict[str, Array]],
+    measure: Callable[[Moment, dict[str, PyTree]], dict[str, Array]],
     *,
     shared: bool,
     alone: bool,
@@ -174,12 +175,14 @@ def make_run(
     """
     branch = Branch(alone)
 
-    def advance(run: Run, chunk: Chunk, data: dict[str, Any]) -> tuple[Run, Array, dict[str, Array]]:
+    def advance(run: Run, chunk: Chunk, data: dict[str, PyTree]) -> tuple[Run, Array, dict[str, Array]]:
         examples, fixed = data["train"], chunk.hyperparameters
         at_first = {name: values[0, 0] for name, values in chunk.scheduled.items()} | fixed
         initial = start(training, chunk.seed, at_first).params  # computed only if a diagnostic uses it
 
-        def segment(run: Run, inputs: tuple[Any, ...]) -> tuple[Run, tuple[Array, dict[str, Array]]]:
+        def segment(
+            run: Run, inputs: tuple[Array, Array, Array, Array, dict[str, PyTree]]
+        ) -> tuple[Run, tuple[Array, dict[str, Array]]]:
             first, last, evaluation, order, scheduled = inputs
             now = {name: values[0] for name, values in scheduled.items()} | fixed
             healthy, trains = run.diverged_at < 0, first <= last
@@ -224,7 +227,7 @@ def start(
 def next_step(
     training: Training,
     run: Run,
-    data: Any,
+    data: PyTree,
     index: Int[Array | np.ndarray, " batch"],
     hyperparameters: Mapping[str, ArrayLike],
 ) -> Step:
@@ -269,7 +272,7 @@ def take_step(
 def train(
     training: Training,
     run: Run,
-    data: Any,
+    data: PyTree,
     order: Int[Array | np.ndarray, "steps batch"],
     scheduled: dict[str, Float[Array | np.ndarray, " steps"]],
     hyperparameters: Mapping[str, ArrayLike],
@@ -311,12 +314,16 @@ def train(
     return run, jnp.concatenate([loss[None], losses])
 
 
-def batch_of(training: Training, data: Any, index: Int[Array | np.ndarray, " batch"]) -> tuple[Any, Any]:
+def batch_of(
+    training: Training, data: PyTree, index: Int[Array | np.ndarray, " batch"]
+) -> tuple[PyTree, PyTree]:
     """Some of the examples, as the engines take them."""
     return as_pair(training.loss, jax.tree.map(lambda array: array[index], data))
 
 
-def batch_loss(training: Training, params: Params, state: State, batch: tuple[Any, Any]) -> Float[Array, ""]:
+def batch_loss(
+    training: Training, params: Params, state: State, batch: tuple[PyTree, PyTree]
+) -> Float[Array, ""]:
     """The mean loss of a batch `(x, y)` in training; the model's new state is dropped."""
     return objective(training.loss)(merge(training.graphdef, params, state), params, *batch)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import registry
 from bpresearch.chainrule.primitives import SCOPE
@@ -67,7 +68,7 @@ def _release(owners: set[type]) -> None:
                 setattr(owner, "__call__", registry.plain_call(owner))  # noqa: B010
 
 
-def _caught(plain: Callable[..., Any]) -> Callable[..., Any]:
+def _caught(plain: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """The `__call__` of a module type, which binds one equation where it is active and there is a rule."""
 
     @functools.wraps(plain)
@@ -92,11 +93,11 @@ def _caught(plain: Callable[..., Any]) -> Callable[..., Any]:
 class WholeFunction:
     """A function with a rule in the place of a module's attribute: its call is one equation, too."""
 
-    def __init__(self, function: Callable[..., Any], path: str):
+    def __init__(self, function: Callable[..., PyTree], path: str):
         functools.update_wrapper(self, function)
         self.function, self.path = function, path
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: PyTree, **kwargs: Any) -> PyTree:
         if not is_active():
             return self.function(*args, **kwargs)
         if _opened.get():

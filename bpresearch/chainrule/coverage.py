@@ -16,8 +16,8 @@ import optax
 from flax import nnx
 from jax.interpreters import ad
 
-from bpresearch.chainrule.primitives import LAYER, table
-from bpresearch.chainrule.registry import NoRuleError, rule_for
+from bpresearch.chainrule.primitives import LAYER, PrimitiveRule, table
+from bpresearch.chainrule.registry import NoRuleError, Rule, rule_for
 
 NAMESPACES = {"flax.nnx": nnx, "optax.losses": optax.losses}
 
@@ -173,7 +173,7 @@ def _primitives() -> Iterable[Row]:
         yield Row("primitive", name, _file_and_formula(rule) if rule else "", "" if rule else reason)
 
 
-def _file_and_formula(rule: Any) -> str:
+def _file_and_formula(rule: PrimitiveRule | Rule) -> str:
     """Where a rule is written, and its first line.
 
     `elementwise` and `linear` make the rule of functions that are written elsewhere; where an elementwise one

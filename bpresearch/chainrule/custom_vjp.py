@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import engine
 from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
 from bpresearch.chainrule.primitives import Static, is_floating
 from bpresearch.chainrule.program import trace
 from bpresearch.chainrule.registry import Layer, has_rule
-from bpresearch.functional import merge, split, state_of
+from bpresearch.functional import State, merge, split, state_of
 
 
-def as_custom_vjp(layer: Layer) -> Any:
+def as_custom_vjp(layer: Layer) -> Layer:
     """A layer, loss or whole model that JAX differentiates by the hand-written rules.
 
     It is called as the layer is, with the same inputs and options, wherever the layer could be: alone, in
@@ -48,7 +49,7 @@ def as_custom_vjp(layer: Layer) -> Any:
         return CustomVJP(layer)
     whole = WholeFunction(layer, "") if has_rule(layer) else layer
 
-    def by_rule(*inputs: Any, **options: Any) -> Any:
+    def by_rule(*inputs: PyTree, **options: Any) -> PyTree:
         return _call(lambda variables: (whole, []), (), inputs, options)[0]
 
     return functools.update_wrapper(by_rule, layer)
@@ -60,7 +61,7 @@ class CustomVJP(nnx.Module):
     def __init__(self, layer: nnx.Module):
         self.layer = layer
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
+    def __call__(self, *inputs: PyTree, **options: Any) -> PyTree:
         graphdef, params, state = split(self.layer)
 
         def together(variables):
@@ -73,8 +74,11 @@ class CustomVJP(nnx.Module):
 
 
 def _call(
-    together: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], options: dict[str, Any]
-) -> tuple[Any, list[Any]]:
+    together: Callable[..., tuple[Layer, list[nnx.Module]]],
+    variables: PyTree,
+    inputs: tuple[PyTree, ...],
+    options: dict[str, Any],
+) -> tuple[PyTree, list[State]]:
     """Output and new state of the layer `together(variables)`; only arrays go through `jax.custom_vjp`."""
     leaves, structure = jax.tree.flatten((variables, inputs, options))
     at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray | float)]

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jaxtyping import PyTree
 
 from bpresearch.chainrule.primitives import LAYER, Equation, NoPrimitiveRuleError, Value, is_floating, table
 from bpresearch.jaxprs import read
@@ -34,7 +35,7 @@ def forward(
     args: Sequence[Value],
     wanted: Sequence[bool],
     live: Sequence[bool] | None = None,
-    given: Mapping[Any, Value] | None = None,
+    given: Mapping[Var, Value] | None = None,
 ) -> tuple[list[Value], Tape]:
     """The results of a program, and the tape.
 
@@ -70,7 +71,7 @@ def backward(
     `forward`.
     """
     on = passed(jaxpr, wanted, live)
-    cotangents: dict[Any, Value] = {}
+    cotangents: dict[Var, Value] = {}
 
     def add(v, bar):
         if bar is not None and not isinstance(v, Literal) and v in on:
@@ -88,7 +89,7 @@ def backward(
     return [cotangents.get(v) for v in jaxpr.invars]
 
 
-def evaluate(e: Equation) -> tuple[Sequence[Value], Any]:
+def evaluate(e: Equation) -> tuple[Sequence[Value], PyTree]:
     """The results of an equation and what its rule keeps besides its operands and results."""
     rule = rule_of(e)
     with inside(e):
@@ -111,7 +112,7 @@ def pull_back(e: Equation, bars: Sequence[Value | None]) -> tuple[Value | None, 
     return _watch.get()(e, bars, cotangents)
 
 
-def dependent(jaxpr: Jaxpr, wanted: Sequence[bool]) -> set[Any]:
+def dependent(jaxpr: Jaxpr, wanted: Sequence[bool]) -> set[Var]:
     """The variables with a derivative with respect to the wanted arguments."""
     on = {v for v, w in zip(jaxpr.invars, wanted, strict=True) if w}
     for eqn in jaxpr.eqns:
@@ -121,7 +122,7 @@ def dependent(jaxpr: Jaxpr, wanted: Sequence[bool]) -> set[Any]:
     return on
 
 
-def passed(jaxpr: Jaxpr, wanted: Sequence[bool], live: Sequence[bool] | None = None) -> set[Any]:
+def passed(jaxpr: Jaxpr, wanted: Sequence[bool], live: Sequence[bool] | None = None) -> set[Var]:
     """The variables that a cotangent passes on its way from the live results to the wanted arguments."""
     on = dependent(jaxpr, wanted)
     live = [True] * len(jaxpr.outvars) if live is None else live
@@ -145,7 +146,7 @@ def flow(eqn: JaxprEqn, flags: Sequence[bool]) -> Sequence[bool]:
 
 
 def equation(
-    eqn: JaxprEqn, ins: Sequence[Value], on: Container[Any], outs: Any = (), kept: Any = ()
+    eqn: JaxprEqn, ins: Sequence[Value], on: Container[Var], outs: Sequence[Value] = (), kept: PyTree = ()
 ) -> Equation:
     """An equation of a program with its values."""
     wanted = tuple(not isinstance(v, Literal) and v in on for v in eqn.invars)
@@ -172,7 +173,7 @@ def filled(bars: Sequence[Value | None], values: Sequence[Value]) -> list[Value 
     ]
 
 
-def several(answer: Any) -> tuple[Any, ...]:
+def several(answer: PyTree) -> tuple[Value, ...]:
     """A rule's answer as a tuple: a lone value stands for a tuple of one."""
     return tuple(answer) if isinstance(answer, tuple | list) else (answer,)
 
@@ -251,6 +252,6 @@ def watching(watch: Watch):
     return _setting(_watch, watch)
 
 
-def rules_in_force() -> Any:
+def rules_in_force() -> tuple[Replace, Watch]:
     """What programs that were compiled with other rules, or watched by others, differ in."""
     return _replace.get(), _watch.get()

@@ -10,7 +10,7 @@ the axis is in the results; it raises `ExamplesMeet` where two examples come tog
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, SupportsInt, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Axis:
         """What one example has of the axis."""
         return self.before * self.after
 
-    def at(self, dim: Any) -> "Axis":
+    def at(self, dim: SupportsInt) -> "Axis":
         """The axis, moved."""
         return replace(self, dim=int(dim))
 
@@ -63,8 +63,8 @@ class Operation:
     """
 
     params: dict[str, Any]
-    operands: list[Any]
-    results: list[Any]
+    operands: list[tuple[int, ...]]
+    results: list[tuple[int, ...]]
     size: int
     adds: bool = False
     numbered: dict[int, Axis] = field(default_factory=dict)
@@ -87,7 +87,10 @@ class Passage:
     column: int | None = None
 
 
-rules: dict[str, Callable[[Operation, Axes], Passage]] = {}
+Follow = Callable[[Operation, Axes], Passage]
+"""The rule of an operation: how examples pass it."""
+
+rules: dict[str, Follow] = {}
 
 
 def follow(name: str, o: Operation, axes: Axes) -> Passage:
@@ -97,8 +100,8 @@ def follow(name: str, o: Operation, axes: Axes) -> Passage:
     return rules[name](o, axes)
 
 
-def _rule(*names: str) -> Callable[[Any], Any]:
-    def register(function: Any) -> Any:
+def _rule(*names: str) -> Callable[[Follow], Follow]:
+    def register(function: Follow) -> Follow:
         rules.update(dict.fromkeys(names, function))
         return function
 

@@ -1,16 +1,18 @@
 """From the cotangents that rules return to one gradient per parameter."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.functional import Params
 from bpresearch.paths import format_path
 
 
-def gather(model: nnx.Module, cotangents: dict[Any, Any]) -> Params:
+def gather(model: nnx.Module, cotangents: dict[Any, PyTree]) -> Params:
     """The gradient of each parameter of `model`, in a dict with the paths of its parameters.
 
     A layer that is used twice appears under two paths in `cotangents` and under one in the model's state:
@@ -22,7 +24,7 @@ def gather(model: nnx.Module, cotangents: dict[Any, Any]) -> Params:
     """
     totals: dict[int, jax.Array] = {}
 
-    def add(node: Any, cotangent: Any, path: tuple[Any, ...]) -> None:
+    def add(node: Any, cotangent: PyTree, path: tuple[Hashable, ...]) -> None:
         if isinstance(node, nnx.Param):
             shape = None if cotangent is None else jnp.shape(cotangent)
             right = jnp.shape(node[...])
@@ -39,7 +41,7 @@ def gather(model: nnx.Module, cotangents: dict[Any, Any]) -> Params:
             raise ValueError(f"the rule's gradient {name!r} is not a parameter or layer of {where}")
 
     add(model, cotangents, ())
-    gradients: dict[Any, Any] = {}
+    gradients: Params = {}
     for path, node in nnx.iter_graph(model):
         if isinstance(node, nnx.Param):
             *parents, leaf = path
@@ -50,7 +52,7 @@ def gather(model: nnx.Module, cotangents: dict[Any, Any]) -> Params:
     return gradients
 
 
-def _attribute(node: Any, name: Any) -> Any:
+def _attribute(node: Any, name: Hashable) -> Any:
     """The child of a module, list or dict; None if there is none."""
     try:
         return getattr(node, name) if isinstance(name, str) and hasattr(node, name) else node[name]

@@ -45,7 +45,7 @@ class Halves:
     results: int
     places: list[tuple[str, Any]]
     extras: list[Var]
-    structure: Any
+    structure: jax.tree_util.PyTreeDef
 
     def forward(
         self, consts: Sequence[Value], operands: Sequence[Value], extras: Sequence[Var]
@@ -79,7 +79,7 @@ class Halves:
 def halves(
     program: ClosedJaxpr,
     wanted: Sequence[bool],
-    operands: Sequence[Any],
+    operands: Sequence[Value],
     live: Sequence[bool],
     there: Sequence[bool] | None = None,
 ) -> tuple[Halves, list[Value]]:
@@ -139,7 +139,7 @@ def run(
     jaxpr: Jaxpr,
     consts: Sequence[Value],
     operands: Sequence[Value],
-    outvars: Sequence[Any],
+    outvars: Sequence[Var | Literal],
     effects: bool = True,
 ) -> list[Value]:
     """The values of some variables of a program; what they do not need is not evaluated.

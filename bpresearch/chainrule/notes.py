@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from bpresearch.chainrule.primitives import zeros
 
@@ -32,7 +33,7 @@ def collecting() -> Iterator[Notes]:
         _notes.reset(token)
 
 
-def note(about: Hashable, error: jax.Array, what: Any) -> None:
+def note(about: Hashable, error: jax.Array, what: PyTree) -> None:
     """Notes an error, a number of at least zero, and what goes with it; nothing where nobody collects."""
     notes = _notes.get()
     if notes is not None:
@@ -46,7 +47,7 @@ def note_all(notes: Notes) -> None:
         note(about, error, what)
 
 
-def worse(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Any, Any]:
+def worse(one: tuple[jax.Array, PyTree], other: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
     """The note with the larger error."""
     return jax.tree.map(lambda a, b: jnp.where(one[0] >= other[0], a, b), one, other)
 

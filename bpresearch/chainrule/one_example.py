@@ -241,7 +241,7 @@ class OneExample:
             start += v.aval.shape[-1]
         return number_axes
 
-    def term(self, eqn: JaxprEqn, ins: list[Any]) -> list[Held]:
+    def term(self, eqn: JaxprEqn, ins: list[Held]) -> list[Held]:
         """A sum over the examples goes on; what is linear in it is done to each term."""
         if not adds_up(eqn.primitive.name, [isinstance(x, Own) and x.axis == TERM for x in ins]):
             raise ExamplesMeet

@@ -5,25 +5,24 @@ example. Derivatives that someone wrote stay what they are; see `one_example_pas
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bpresearch.chainrule.example_axis import TERM, Axis, CannotTell, ExamplesMeet
-from bpresearch.chainrule.one_example import Held, Mixed, OneExample, Own, Shared, entered, like
+from bpresearch.chainrule.one_example import Enter, Held, Mixed, OneExample, Own, Shared, entered, like
 from bpresearch.chainrule.primitives import Value
 from bpresearch.jaxprs import body, sizes
 
 
-def enters(*names: str) -> Callable[[Any], Any]:
+def enters(*names: str) -> Callable[[Enter], Enter]:
     """Decorator of a function `(walk, eqn, ins) -> outs` that goes into these primitives.
 
     It is not asked where nothing depends on the examples.
     """
 
-    def register(function: Any) -> Any:
+    def register(function: Enter) -> Enter:
         def enter(walk, eqn, ins):
             shared = all(isinstance(x, Shared) for x in ins)
             return walk.shared(eqn, ins) if shared else function(walk, eqn, ins)
@@ -38,7 +37,7 @@ def values_of(held: Sequence[Held]) -> list[Value | None]:
     return [x.value for x in held]
 
 
-def with_values(held: Sequence[Held], values: Sequence[Any]) -> list[Held]:
+def with_values(held: Sequence[Held], values: Sequence[Value | None]) -> list[Held]:
     """The same kinds of values."""
     return [like(x, value) for x, value in zip(held, values, strict=True)]
 
@@ -54,7 +53,7 @@ class Noted:
         self.function = function
         self.kinds: list[Held] = []
 
-    def __call__(self, ins: Sequence[Held], values: Sequence[Any]) -> list[Value | None]:
+    def __call__(self, ins: Sequence[Held], values: Sequence[Value | None]) -> list[Value | None]:
         outs = self.function(with_values(ins, values))
         self.kinds = kinds_of(outs)
         return values_of(outs)

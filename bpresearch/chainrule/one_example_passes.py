@@ -7,13 +7,13 @@ the batch, of which the example's term is taken.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, Literal, Var
 from jax.interpreters import ad
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import engine
 from bpresearch.chainrule.example_axis import TERM, ExamplesMeet
@@ -34,12 +34,12 @@ OURS = "bpresearch.chainrule.rules."
 """Rules from here are those of their layer at any number of examples."""
 
 
-def types_of(variables: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+def types_of(variables: Sequence[Var | Literal]) -> list[jax.ShapeDtypeStruct]:
     """Shapes and types of the batch's values."""
     return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
 
 
-def nothing(y: Value) -> Any:
+def nothing(y: Value) -> Value:
     """The tangent or cotangent zero."""
     return jnp.zeros_like(y) if is_floating(y) else np.zeros(jnp.shape(y), jax.dtypes.float0)
 
@@ -86,7 +86,7 @@ def custom_vjp(walk, eqn, ins):
         return [mixed] * len(eqn.outvars)
     p, (jaxpr, consts), count = eqn.params, body(eqn.params), eqn.params.get("num_consts", 0)
     run = Noted(lambda held: walk.run(jaxpr, consts, held))
-    residual_kinds: list[tuple[Held, Any]] = []  # kinds, and the batch's types
+    residual_kinds: list[tuple[Held, jax.ShapeDtypeStruct]] = []  # kinds, and the batch's types
 
     @jax.custom_vjp
     def of_example(number, *values):
@@ -131,9 +131,9 @@ def custom_vjp(walk, eqn, ins):
 
 def way_back(
     walk: OneExample,
-    backward: Callable[[Any, Any], list[Value | None]],
+    backward: Callable[[PyTree, PyTree], list[Value | None]],
     residuals: Sequence[Held],
-    types: Sequence[Any],
+    types: Sequence[jax.ShapeDtypeStruct],
     outs: tuple[JaxprEqn, Sequence[Held]],
     bars: Sequence[Value | None],
     ins: Sequence[Held],
@@ -212,8 +212,8 @@ def walked(walk, eqn, ins, values, kinds):
     The number of the example is one more operand.
     """
     call, types, count = eqn.params["call"], types_of(eqn.invars), len(eqn.outvars)
-    residual_kinds: list[tuple[Held, Any]] = []
-    structures: list[Any] = []
+    residual_kinds: list[tuple[Held, jax.ShapeDtypeStruct]] = []
+    structures: list[jax.tree_util.PyTreeDef] = []
 
     def results(numbered, outs):
         nothings = [jnp.zeros(t.shape, t.dtype) for t in types_of(eqn.outvars)]

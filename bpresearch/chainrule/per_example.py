@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import (
     engine,
@@ -34,7 +35,7 @@ PARAMETER, SHARED, BATCH = "parameter", "shared", "batch"
 
 
 def per_example_gradients(
-    f: nnx.Module | Callable[..., Any], loss_fn: Loss | None = None, x: Any = None, y: Any = None
+    f: nnx.Module | Callable[..., PyTree], loss_fn: Loss | None = None, x: PyTree = None, y: PyTree = None
 ) -> Any:
     """Loss and gradient of each example, by hand-written rules, in one of two forms.
 
@@ -84,7 +85,7 @@ def gradients(graphdef: nnx.GraphDef, loss_fn: Loss) -> Callable[..., tuple[Valu
             x, y = batch
             return loss(*as_inputs(model(*as_inputs(x))), *as_inputs(y))
 
-    def of_batch(params: Params, state: State, batch: tuple[Any, Any]) -> tuple[Value, Params]:
+    def of_batch(params: Params, state: State, batch: tuple[PyTree, PyTree]) -> tuple[Value, Params]:
         parts = (params, PARAMETER), (state, SHARED), (batch, BATCH)
         roles = [role for part, role in parts for _ in jax.tree.leaves(part)]
         leaves, structure = jax.tree.flatten((params, state, batch))
@@ -96,11 +97,13 @@ def gradients(graphdef: nnx.GraphDef, loss_fn: Loss) -> Callable[..., tuple[Valu
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compiled(program: Program, params: Params, state: State, batch: Any):
+def _compiled(program: Program, params: Params, state: State, batch: PyTree):
     return program.gradient(program.graphdef, program.options[0])(params, state, batch)
 
 
-def _of_function(f: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> tuple[Value, Any]:
+def _of_function(
+    f: Callable[..., PyTree], model: PyTree, *args: PyTree, **kwargs: PyTree
+) -> tuple[Value, PyTree]:
     parts, of_model = take_apart(((model, *args), kwargs)), take_apart(model)
     leaves, structure = jax.tree.flatten(parts.leaves)
     roles = []

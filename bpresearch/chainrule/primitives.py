@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import Primitive
+from jaxtyping import PyTree
 
 from bpresearch.chainrule.registry import NoRuleError, changed
 
@@ -60,8 +61,8 @@ class Equation:
     outs: tuple[Value, ...] = ()
     wanted: tuple[bool, ...] = ()
     live: tuple[bool, ...] = ()
-    kept: Any = None
-    source: Any = None
+    kept: PyTree = None
+    source: source_info_util.SourceInfo | None = None
     enclosing: "Equation | None" = None
 
     def bind(self, *ins: Value) -> tuple[Value, ...]:
@@ -129,7 +130,7 @@ class PrimitiveRule(Protocol):
     gets None for results on which nothing depends.
     """
 
-    backward: Callable[..., Any]
+    backward: Callable[..., PyTree]
 
 
 class NoPrimitiveRuleError(NoRuleError):

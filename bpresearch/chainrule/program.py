@@ -16,12 +16,13 @@ import optax
 from flax import nnx
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr
+from jaxtyping import PyTree
 
 from bpresearch.chainrule.calls import layers_whole, named
 from bpresearch.chainrule.primitives import Value
 from bpresearch.chainrule.references import has_references, of_values
 from bpresearch.chainrule.staging import current_trace, staging
-from bpresearch.functional import merge, split, state_of
+from bpresearch.functional import State, merge, split, state_of
 
 # The line of an equation is the user's, not one of the libraries that the user's line has called.
 _package = Path(__file__).parents[1]
@@ -47,13 +48,13 @@ class Program:
 
     jaxpr: Jaxpr
     consts: list[Value]
-    structure: Any
+    structure: jax.tree_util.PyTreeDef
 
     def __str__(self) -> str:
         return str(self.jaxpr)
 
 
-def trace(f: Callable[..., Any], *args: Any, everything: bool = False) -> Program:
+def trace(f: Callable[..., PyTree], *args: PyTree, everything: bool = False) -> Program:
     """The program of `f(*args)`, layers whole. `args` are pytrees of arrays, or of their shapes and types.
 
     What does not depend on them is no part of it, but computed at once; with `everything` it is.
@@ -75,7 +76,9 @@ def trace(f: Callable[..., Any], *args: Any, everything: bool = False) -> Progra
     return Program(closed.jaxpr, closed.consts, jax.tree.structure(shapes))
 
 
-def trace_of(f: Callable[[list[Any]], Any], leaves: Sequence[Any], wanted: Sequence[bool]) -> Program:
+def trace_of(
+    f: Callable[[list[PyTree]], PyTree], leaves: Sequence[PyTree], wanted: Sequence[bool]
+) -> Program:
     """The program of `f(leaves)` as a function of the wanted leaves; the others are known, whatever they
     are.
     """
@@ -87,12 +90,12 @@ def trace_of(f: Callable[[list[Any]], Any], leaves: Sequence[Any], wanted: Seque
     return trace(of_wanted, *picked(leaves, wanted))
 
 
-def picked(leaves: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+def picked(leaves: Sequence[PyTree], wanted: Sequence[bool]) -> list[PyTree]:
     """The wanted leaves."""
     return [leaf for leaf, w in zip(leaves, wanted, strict=True) if w]
 
 
-def in_place(values: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+def in_place(values: Sequence[PyTree], wanted: Sequence[bool]) -> list[PyTree]:
     """Values of the wanted leaves in the places of all; None for the others."""
     remaining = iter(values)
     return [next(remaining) if w else None for w in wanted]
@@ -113,11 +116,11 @@ class Parts:
         leaves: arrays, and for each model a pair `(params, state)` of nested dicts.
     """
 
-    structure: Any
+    structure: jax.tree_util.PyTreeDef
     models: dict[int, nnx.GraphDef]
-    leaves: list[Any]
+    leaves: list[PyTree]
 
-    def together(self, leaves: list[Any]) -> tuple[Any, list[nnx.Module]]:
+    def together(self, leaves: list[PyTree]) -> tuple[PyTree, list[nnx.Module]]:
         """The arguments with these arrays, and the models in them, named."""
         models, whole = [], list(leaves)
         for place, graphdef in self.models.items():
@@ -126,7 +129,7 @@ class Parts:
         return self.structure.unflatten(whole), models
 
 
-def take_apart(arguments: Any) -> Parts:
+def take_apart(arguments: PyTree) -> Parts:
     """Finds the models among the arguments and their arrays."""
     leaves, structure = jax.tree.flatten(arguments, is_leaf=is_model)
     models = {}
@@ -138,8 +141,8 @@ def take_apart(arguments: Any) -> Parts:
 
 
 def of_arrays(
-    f: Callable[..., Any], parts: Parts, opened: bool = False
-) -> Callable[[list[Any]], tuple[Any, list[Any]]]:
+    f: Callable[..., PyTree], parts: Parts, opened: bool = False
+) -> Callable[[list[PyTree]], tuple[PyTree, list[State]]]:
     """`f` as a function of the arrays in its arguments, with the models' new variables beside its result.
 
     Args:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from flax import nnx
+from jaxtyping import PyTree
 
 Layer: TypeAlias = nnx.Module | Callable[..., Any]
 
@@ -24,8 +25,8 @@ class Rule(Protocol):
     keywords passed on to both.
     """
 
-    forward: Callable[..., tuple[Any, Any]]
-    backward: Callable[..., tuple[dict[Any, Any], Any]]
+    forward: Callable[..., tuple[PyTree, PyTree]]
+    backward: Callable[..., tuple[dict[Any, PyTree], PyTree]]
 
 
 class NoRuleError(LookupError):
@@ -43,7 +44,7 @@ class DoesNotApply(Exception):
     """What `forward` raises on a call that its rule does not take; the layer is opened then, and traced."""
 
 
-_rules: dict[Any, Rule] = {}
+_rules: dict[Layer | type, Rule] = {}
 _version = 0
 
 
@@ -75,7 +76,7 @@ def rule(*targets: Layer | type) -> Callable[[Any], Any]:
     return register
 
 
-def registered() -> dict[Any, Rule]:
+def registered() -> dict[Layer | type, Rule]:
     """Every module type and function that has a rule, with its rule.
 
     >>> bp.chainrule.registered()[nnx.Linear].__name__
@@ -125,7 +126,7 @@ def has_rule(layer: Any) -> bool:
     return True
 
 
-def plain_call(type_: type) -> Any:
+def plain_call(type_: type) -> Callable[..., PyTree]:
     """The `__call__` of a module type as its author wrote it, also while calls of layers are kept whole."""
     return getattr(type_.__call__, "plain_call", type_.__call__)
 

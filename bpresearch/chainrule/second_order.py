@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import engine, tangents, transforms
 from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
@@ -29,7 +30,7 @@ from bpresearch.chainrule.registry import has_rule, version
 from bpresearch.functional import Loss, Params, Program, State, as_inputs, merge, split
 
 
-def hvp(f: nnx.Module | Callable[..., Any], *given: Any, argnums: int | Sequence[int] = 0) -> Any:
+def hvp(f: nnx.Module | Callable[..., PyTree], *given: Any, argnums: int | Sequence[int] = 0) -> PyTree:
     """The Hessian times a vector, by hand-written rules, in one of two forms.
 
     `hvp(model, loss_fn, x, y, vector)` is of the loss of a model with respect to its parameters, compiled;
@@ -62,7 +63,7 @@ def hvp(f: nnx.Module | Callable[..., Any], *given: Any, argnums: int | Sequence
     return _of_function(f, *given, argnums)
 
 
-def gauss_newton(model: nnx.Module, loss_fn: Loss, x: Any, y: Any, vector: Params) -> Params:
+def gauss_newton(model: nnx.Module, loss_fn: Loss, x: PyTree, y: PyTree, vector: Params) -> Params:
     """The Gauss-Newton matrix J^T H_l J of a loss times a vector, by hand-written rules, compiled.
 
     J is the Jacobian of the model's outputs with respect to its parameters, and H_l the Hessian of the mean
@@ -85,7 +86,7 @@ def hessian_vector_product(graphdef: nnx.GraphDef, loss_fn: Loss) -> Callable[..
     """The pure function `(params, state, (x, y), vector) -> H vector`."""
     gradient = transforms.gradient(graphdef, loss_fn)
 
-    def product(params: Params, state: State, batch: tuple[Any, Any], vector: Params) -> Params:
+    def product(params: Params, state: State, batch: tuple[PyTree, PyTree], vector: Params) -> Params:
         return forward_over_reverse(lambda params: gradient(params, state, batch)[1], params, vector)
 
     return product
@@ -95,7 +96,7 @@ def gauss_newton_product(graphdef: nnx.GraphDef, loss_fn: Loss) -> Callable[...,
     """The pure function `(params, state, (x, y), vector) -> G vector`."""
     loss = WholeFunction(loss_fn, "loss") if has_rule(loss_fn) else loss_fn
 
-    def product(params: Params, state: State, batch: tuple[Any, Any], vector: Params) -> Params:
+    def product(params: Params, state: State, batch: tuple[PyTree, PyTree], vector: Params) -> Params:
         x, y = batch
         weights, structure = jax.tree.flatten(params)
 
@@ -119,7 +120,7 @@ def gauss_newton_product(graphdef: nnx.GraphDef, loss_fn: Loss) -> Callable[...,
     return product
 
 
-def forward_over_reverse(gradient: Callable[[Any], Any], at: Any, vector: Any) -> Any:
+def forward_over_reverse(gradient: Callable[[PyTree], PyTree], at: PyTree, vector: PyTree) -> PyTree:
     """H v: the tangent of a gradient at a point along a vector."""
     w, structure = jax.tree.flatten(at)
     g = trace(lambda *w: gradient(structure.unflatten(w)), *w)
@@ -127,7 +128,9 @@ def forward_over_reverse(gradient: Callable[[Any], Any], at: Any, vector: Any) -
     return g.structure.unflatten(_filled(value_dots, values))
 
 
-def _hessian_of_outputs(loss: Callable[..., Value], z: Sequence[Value], z_dot: Sequence[Any]) -> list[Any]:
+def _hessian_of_outputs(
+    loss: Callable[..., Value], z: Sequence[Value], z_dot: Sequence[Value | None]
+) -> list[Value | None]:
     """H_l z_dot for each output; None for those that are not floating point or do not move."""
     places = [
         i
@@ -139,7 +142,7 @@ def _hessian_of_outputs(loss: Callable[..., Value], z: Sequence[Value], z_dot: S
         filled = dict(enumerate(z)) | dict(zip(places, moving, strict=True))
         return loss([filled[i] for i in range(len(z))])
 
-    product: list[Any] = [None] * len(z)
+    product: list[Value | None] = [None] * len(z)
     if places:
         gradient = transforms.grad(of_moving)
         z_bar_dots = forward_over_reverse(gradient, [z[i] for i in places], [z_dot[i] for i in places])
@@ -149,14 +152,14 @@ def _hessian_of_outputs(loss: Callable[..., Value], z: Sequence[Value], z_dot: S
 
 
 def _of_function(
-    f: Callable[..., Any], primals: Sequence[Any], vector: Any, argnums: int | Sequence[int]
-) -> Any:
+    f: Callable[..., PyTree], primals: Sequence[PyTree], vector: PyTree, argnums: int | Sequence[int]
+) -> PyTree:
     primals, chosen = tuple(primals), (argnums,) if isinstance(argnums, int) else tuple(argnums)
     chosen = tuple(n % len(primals) for n in chosen)
     vectors = dict(zip(chosen, (vector,) if isinstance(argnums, int) else vector, strict=True))
     parts = take_apart((primals, {}))
     leaves, structure = jax.tree.flatten(parts.leaves)
-    dots: list[Any] = []
+    dots: list[Value | None] = []
     for n, primal in enumerate(primals):
         dots += _directions(primal, vectors[n]) if n in vectors else [None] * len(_arrays(primal))
 
@@ -172,12 +175,12 @@ def _of_function(
     return g.structure.unflatten(_filled(value_dots, values))
 
 
-def _arrays(primal: Any) -> list[Any]:
+def _arrays(primal: PyTree) -> list[Value]:
     """The arrays of an argument in the order of `take_apart`: of a model, its parameters come first."""
     return jax.tree.leaves(take_apart(primal).leaves)
 
 
-def _directions(primal: Any, vector: Any) -> list[Any]:
+def _directions(primal: PyTree, vector: PyTree) -> list[Value | None]:
     """A tangent for each array of an argument; None for variables of models that are no parameters."""
     models = [leaf for leaf in jax.tree.leaves(primal, is_leaf=is_model) if is_model(leaf)]
     if not models:
@@ -191,14 +194,14 @@ def _directions(primal: Any, vector: Any) -> list[Any]:
     return [*jax.tree.leaves(vector), *[None] * len(jax.tree.leaves(state))]
 
 
-def _require_like(vector: Any, params: Any) -> None:
+def _require_like(vector: PyTree, params: PyTree) -> None:
     if jax.tree.map(jnp.shape, vector) != jax.tree.map(jnp.shape, params):
         raise ValueError(
             "the vector must have the paths and shapes of the model's parameters, or of the argument"
         )
 
 
-def _along(vector: Any, leaves: Sequence[Value]) -> list[Value | None]:
+def _along(vector: PyTree, leaves: Sequence[Value]) -> list[Value | None]:
     """The vector's arrays in the types of what they move; None where there is no derivative."""
     dots = jax.tree.leaves(vector, is_leaf=lambda dot: dot is None)
     return [
@@ -212,7 +215,7 @@ def _filled(dots: Sequence[Value | None], values: Sequence[Value]) -> list[Value
 
 
 def _of_model(
-    product: Callable[..., Any], model: nnx.Module, loss_fn: Loss, x: Any, y: Any, vector: Params
+    product: Callable[..., PyTree], model: nnx.Module, loss_fn: Loss, x: PyTree, y: PyTree, vector: Params
 ) -> Params:
     graphdef, params, state = split(model)
     _require_like(vector, params)
@@ -221,5 +224,5 @@ def _of_model(
 
 
 @partial(jax.jit, static_argnums=0)
-def _compiled(program: Program, params: Params, state: State, batch: Any, vector: Params) -> Params:
+def _compiled(program: Program, params: Params, state: State, batch: PyTree, vector: Params) -> Params:
     return program.gradient(program.graphdef, program.options[0])(params, state, batch, vector)

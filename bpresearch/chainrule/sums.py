@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import engine
 from bpresearch.chainrule.halves import depending, run
@@ -32,8 +33,11 @@ LARGEST_FACTORS = 4
 
 
 def step_by_step(
-    step: Callable[[Any, Any], tuple[Any, list[Value | None], Any]], carry: Any, slices: Any, **options: Any
-) -> tuple[Any, list[Value | None], Any]:
+    step: Callable[[PyTree, PyTree], tuple[PyTree, list[Value | None], PyTree]],
+    carry: PyTree,
+    slices: PyTree,
+    **options: Any,
+) -> tuple[PyTree, list[Value | None], PyTree]:
     """`lax.scan` of `(carry, slice) -> carry, terms, outputs`: the last carry, the sums of the terms, all
     outputs.
 
@@ -156,7 +160,9 @@ def over_examples(
     return [total(*result) for result in zip(results, products, summed, strict=True)]
 
 
-def _product(jaxpr: Jaxpr, v: Any, moves: set[Var], most: float = LARGEST_FACTORS) -> _Product | None:
+def _product(
+    jaxpr: Jaxpr, v: Var | Literal | None, moves: set[Var], most: float = LARGEST_FACTORS
+) -> _Product | None:
     """The term as a product whose factors change from step to step; None if it is none, or not worth it."""
     if not isinstance(v, Var):
         return None

@@ -12,20 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import engine, tangents
 from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
 from bpresearch.chainrule.primitives import is_floating
 from bpresearch.chainrule.program import Parts, in_place, of_arrays, picked, take_apart, trace_of
 from bpresearch.chainrule.registry import has_rule, version
-from bpresearch.functional import Loss, compiled_value_and_grad, merge, objective, state_of
+from bpresearch.functional import Loss, State, compiled_value_and_grad, merge, objective, state_of
 
 
 def value_and_grad(
-    f: nnx.Module | Callable[..., Any],
+    f: nnx.Module | Callable[..., PyTree],
     loss_fn: Loss | None = None,
-    x: Any = None,
-    y: Any = None,
+    x: PyTree = None,
+    y: PyTree = None,
     *,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
@@ -71,8 +72,8 @@ def value_and_grad(
 
 
 def grad(
-    f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, has_aux: bool = False
-) -> Callable[..., Any]:
+    f: Callable[..., PyTree], *, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., PyTree]:
     """The gradient of a scalar function by the hand-written rules, as `jax.grad`; see `value_and_grad`.
 
     >>> print(bp.chainrule.grad(bp.chainrule.grad(jnp.sin))(0.5) + jnp.sin(0.5))
@@ -87,7 +88,9 @@ def grad(
     return gradient
 
 
-def _value_and_grad(f: Any, argnums: Any, has_aux: bool, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+def _value_and_grad(
+    f: Callable[..., PyTree], argnums: int | Sequence[int], has_aux: bool, *args: PyTree, **kwargs: PyTree
+) -> tuple[PyTree, PyTree]:
     parts = take_apart((args, kwargs))
     numbers = (argnums,) if isinstance(argnums, int) else argnums
     if not all(-len(args) <= n < len(args) for n in numbers):
@@ -114,7 +117,7 @@ def _value_and_grad(f: Any, argnums: Any, has_aux: bool, *args: Any, **kwargs: A
     return result, grads if not isinstance(argnums, int) else grads[0]
 
 
-def _wanted(parts: Parts, args: Any, numbers: Sequence[int]) -> list[bool]:
+def _wanted(parts: Parts, args: tuple[PyTree, ...], numbers: Sequence[int]) -> list[bool]:
     """Which of the arrays in the arguments are differentiated: those of some arguments, of models the
     parameters.
     """
@@ -129,7 +132,7 @@ def _wanted(parts: Parts, args: Any, numbers: Sequence[int]) -> list[bool]:
     return wanted
 
 
-def _argument_of(place: int, args: Any) -> int:
+def _argument_of(place: int, args: tuple[PyTree, ...]) -> int:
     """The number of the argument that a leaf of `(args, kwargs)` belongs to."""
     counts = np.cumsum(
         [len(jax.tree.leaves(arg, is_leaf=lambda v: isinstance(v, nnx.Module))) for arg in args]
@@ -138,8 +141,12 @@ def _argument_of(place: int, args: Any) -> int:
 
 
 def _gradients(
-    parts: Parts, args: Any, kwargs: Any, numbers: Sequence[int], bars: list[Any]
-) -> tuple[Any, ...]:
+    parts: Parts,
+    args: tuple[PyTree, ...],
+    kwargs: dict[str, PyTree],
+    numbers: Sequence[int],
+    bars: list[PyTree],
+) -> tuple[PyTree, ...]:
     """For each chosen argument its gradient: arrays as they are, of a model an `nnx.State`."""
     leaves = jax.tree.structure(parts.leaves).unflatten(bars)
     originals = jax.tree.leaves((args, kwargs), is_leaf=lambda v: isinstance(v, nnx.Module))
@@ -151,14 +158,16 @@ def _gradients(
     return tuple(whole_args[n] for n in numbers)
 
 
-def _write_back(parts: Parts, args: Any, kwargs: Any, states: list[Any]) -> None:
+def _write_back(
+    parts: Parts, args: tuple[PyTree, ...], kwargs: dict[str, PyTree], states: list[State]
+) -> None:
     originals = jax.tree.leaves((args, kwargs), is_leaf=lambda v: isinstance(v, nnx.Module))
     for place, state in zip(parts.models, states, strict=True):
         if state:
             nnx.update(originals[place], nnx.State(state))
 
 
-def _require_real_scalar(value: Any) -> None:
+def _require_real_scalar(value: PyTree) -> None:
     if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise TypeError(
             "a gradient is of a function with one real number as its value, not "
@@ -166,7 +175,7 @@ def _require_real_scalar(value: Any) -> None:
         )
 
 
-def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
+def vjp(f: Callable[..., PyTree], *primals: PyTree, has_aux: bool = False) -> tuple[PyTree, ...]:
     """What `f(*primals)` returns and the function that takes cotangents back, as `jax.vjp`.
 
     Returns:
@@ -210,8 +219,8 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
 
 
 def jvp(
-    f: Callable[..., Any], primals: Sequence[Any], tangents_: Sequence[Any], *, has_aux: bool = False
-) -> tuple[Any, ...]:
+    f: Callable[..., PyTree], primals: Sequence[PyTree], tangents_: Sequence[PyTree], *, has_aux: bool = False
+) -> tuple[PyTree, ...]:
     """What `f(*primals)` returns and how it changes along the tangents, as `jax.jvp`.
 
     >>> print(*bp.chainrule.jvp(jnp.sin, (0.0,), (2.0,)))
@@ -234,13 +243,13 @@ def jvp(
     return (whole[0], moved[0], whole[1]) if has_aux else (whole, moved)
 
 
-def _float0(x: Any) -> np.ndarray:
+def _float0(x: PyTree) -> np.ndarray:
     return np.zeros(jnp.shape(x), jax.dtypes.float0)
 
 
 def gradient(
     graphdef: nnx.GraphDef, loss_fn: Loss, *, inputs: bool = False, penalty: Loss | None = None
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     """The pure function `(params, state, (x, y)) -> (loss, new_state), grads`, as `autodiff.gradient`."""
     whole_loss = WholeFunction(loss_fn, "loss") if has_rule(loss_fn) else loss_fn
     of_batch = objective(whole_loss, penalty)

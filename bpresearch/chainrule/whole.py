@@ -21,12 +21,14 @@ import numpy as np
 from flax import nnx
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import engine, registry, tangents
 from bpresearch.chainrule.gather import gather
-from bpresearch.chainrule.primitives import LAYER, Static, Value, is_floating, primitive
+from bpresearch.chainrule.primitives import LAYER, Equation, Static, Value, is_floating, primitive
+from bpresearch.chainrule.registry import Layer, Rule
 from bpresearch.chainrule.sums import over_examples
-from bpresearch.functional import merge, split, state_of
+from bpresearch.functional import Params, State, merge, split, state_of
 from bpresearch.paths import format_path
 
 PATH = "bpresearch_path"
@@ -73,19 +75,19 @@ class LayerCall:
 
     name: str
     path: str
-    layer: Any
+    layer: Layer
     options: dict[str, Any]
-    rule: Any
-    results: tuple[Any, ...]
+    rule: Rule
+    results: tuple[jax.ShapeDtypeStruct, ...]
     answers: tuple[bool, ...]
     moving: tuple[bool, ...]
     names: tuple[str, ...]
     apply: Callable[..., list[Value]]
-    forward: Callable[..., tuple[list[Value], Any]]
+    forward: Callable[..., tuple[list[Value], PyTree]]
     backward: Callable[..., list[Value | None]]
 
     @property
-    def layer_with_options(self) -> Any:
+    def layer_with_options(self) -> Layer:
         """The module; or the function with what it was given by name, as a partial of it."""
         is_plain = isinstance(self.layer, nnx.Module) or not self.options
         return self.layer if is_plain else functools.partial(self.layer, **self.options)
@@ -128,11 +130,11 @@ class LayerRule:
         return tangents.walk(closed.jaxpr, closed.consts, e.ins, dots)
 
 
-def _in_force(e: Any) -> Any:
+def _in_force(e: Equation) -> Rule:
     return engine.in_force(e, e.params["call"].rule)
 
 
-def _opened(e: Any) -> tuple[list[Value], Any]:
+def _opened(e: Equation) -> tuple[list[Value], PyTree]:
     closed = jax.make_jaxpr(e.params["call"].apply)(*e.ins)
     results, tape = engine.forward(closed.jaxpr, closed.consts, e.ins, e.wanted, e.live)
     return results, (Static(closed.jaxpr), tape)
@@ -171,7 +173,9 @@ def _batch(
     return results, [0] * len(results)
 
 
-def _jvp(primals: Sequence[Value], dots: Sequence[Any], *, call: LayerCall) -> tuple[list[Value], list[Any]]:
+def _jvp(
+    primals: Sequence[Value], dots: Sequence[Value | ad.Zero], *, call: LayerCall
+) -> tuple[list[Value], list[Value | ad.Zero]]:
     """What `jax.grad` inside a user's own code sees: the layer opened, and tangents by our rules."""
     closed = jax.make_jaxpr(call.apply)(*primals)
     given = [None if isinstance(dot, ad.Zero) else dot for dot in dots]
@@ -187,14 +191,14 @@ ad.primitive_jvps[layer_p] = _jvp
 
 
 def whole_call(
-    plain: Callable[..., Any],
-    rule: Any,
+    plain: Callable[..., PyTree],
+    rule: Rule,
     bound: dict[str, Any],
-    layer: Any,
+    layer: Layer,
     path: str,
-    args: tuple[Any, ...],
+    args: tuple[PyTree, ...],
     kwargs: dict[str, Any],
-) -> Any:
+) -> PyTree:
     """What the call returns, bound as one equation.
 
     Raises:
@@ -214,7 +218,7 @@ def whole_call(
         params, state, inputs, arrays = structure.unflatten(operands)
         return merge(graphdef, params, state) if is_module else layer, inputs, {**static, **arrays}
 
-    moved: list[Any] = []  # paths of the variables that the call changes
+    moved: list[jax.tree_util.KeyPath] = []  # paths of the variables that the call changes
 
     def new_state(callee):
         variables = dict(jax.tree.leaves_with_path(state_of(callee))) if is_module else {}
@@ -280,9 +284,9 @@ def whole_call(
     return y
 
 
-def _nested(paths: Sequence[Any], values: Sequence[Value]) -> dict[Any, Any]:
+def _nested(paths: Sequence[jax.tree_util.KeyPath], values: Sequence[Value]) -> State:
     """A nested dict from paths of keys and their values."""
-    nested: dict[Any, Any] = {}
+    nested: State = {}
     for path, value in zip(paths, values, strict=True):
         inner = nested
         for key in path[:-1]:
@@ -292,8 +296,8 @@ def _nested(paths: Sequence[Any], values: Sequence[Value]) -> dict[Any, Any]:
 
 
 def _sorted_arguments(
-    plain: Callable[..., Any], layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    plain: Callable[..., PyTree], layer: Layer, args: tuple[PyTree, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[PyTree, ...], dict[str, Any]]:
     """Positional arrays, or trees of them, are inputs; everything else is an option, by its name."""
     signature = inspect.signature(plain)
     called = signature.bind(*((layer,) if isinstance(layer, nnx.Module) else ()), *args, **kwargs)
@@ -314,7 +318,7 @@ def _sorted_arguments(
     return tuple(inputs), options
 
 
-def _refuse(rule: Any, layer: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+def _refuse(rule: Rule, layer: Layer, inputs: tuple[PyTree, ...], options: dict[str, Any]) -> None:
     """Raises `DoesNotApply` where the rule cannot be asked about the call."""
     if not inputs or not all(map(_is_arrays, inputs)):
         raise registry.DoesNotApply("an input is not an array")
@@ -339,14 +343,14 @@ def _is_arrays(value: Any) -> bool:
     return bool(leaves) and all(map(_is_array, leaves))
 
 
-def _abstract(layer: Any, operands: Sequence[Value], taken_apart: Callable[..., Any]) -> Any:
+def _abstract(layer: Layer, operands: Sequence[Value], taken_apart: Callable[..., tuple[Any, ...]]) -> Layer:
     if not isinstance(layer, nnx.Module):
         return layer
     shapes = [jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in operands]
     return taken_apart(shapes)[0]
 
 
-def _name(layer: Any) -> str:
+def _name(layer: Layer) -> str:
     if isinstance(layer, nnx.Module):
         return type(layer).__name__
     while isinstance(layer, functools.partial):
@@ -354,7 +358,7 @@ def _name(layer: Any) -> str:
     return getattr(layer, "__name__", repr(layer))
 
 
-def _names(params: Any, others: int) -> tuple[str, ...]:
+def _names(params: Params, others: int) -> tuple[str, ...]:
     paths = [path for path, _ in jax.tree.leaves_with_path(params)]
     of_params = [f"gradient of {format_path(tuple(key.key for key in path))}" for path in paths]
     return (*of_params, *["cotangent of its input"] * others)

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -19,7 +18,7 @@ LOST = "another process of the sweep has ended; what is saved is whole, the same
 SECONDS_FOR_THE_OTHERS = 5.0
 """How long a process that fails waits for others that fail too, and may still need what it has sent."""
 
-_kept: list[Any] = []  # what the handler of a signal needs lives as long as the process
+_kept: list[object] = []  # what the handler of a signal needs lives as long as the process
 
 
 def tell_of_lost_processes(program: str) -> None:

@@ -15,6 +15,7 @@ In float64. Exit code 1 if the sum of the paths and jax.grad differ by more than
 the paths' absolute values.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -137,7 +138,7 @@ def of_task(paths: int, html: Path | None, json_file: Path | None) -> int:
     return 0 if explanation.agrees else 1
 
 
-def named(function: Any, *args: Any, **options: Any) -> Any:
+def named(function: Callable[..., Any], *args: object, **options: Any) -> Any:
     """What a function returns; an error about `weight=` is one about the flag."""
     try:
         return function(*args, **options)

@@ -7,7 +7,7 @@ import collections.abc
 import math
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from jaxtyping import ArrayLike
 from bpresearch import models
 from bpresearch.command.axes import numbers, values
 from bpresearch.command.start import choose
-from bpresearch.sweep.options import SETTLED, parameters
+from bpresearch.sweep.axes import Axes
+from bpresearch.sweep.options import SETTLED, Settings, parameters
 
 FLAGS = flags.FLAGS
 
@@ -42,7 +43,7 @@ class Owner(NamedTuple):
     """model, optimizer, schedule, or the schedule of something"""
     name: str
     parameter: Parameter
-    hint: Any
+    hint: object
     """The annotation; `Parameter.empty` if there is none."""
     ours: bool
 
@@ -50,7 +51,7 @@ class Owner(NamedTuple):
 _owners: dict[str, list[Owner]] = {}
 
 
-def define_option_flags(kind: str, functions: dict[str, Callable[..., Any]]) -> None:
+def define_option_flags(kind: str, functions: Mapping[str, Callable[..., object]]) -> None:
     """Defines a flag for each option of these functions that a flag can give."""
     for name, function in functions.items():
         hints = _hints(function)
@@ -100,13 +101,13 @@ def help_lines() -> list[str]:
     return lines
 
 
-def option_axes(chosen: dict[str, dict[str, Callable[..., Any]]]) -> dict[str, list[Any]]:
+def option_axes(chosen: Mapping[str, Mapping[str, Callable[..., object]]]) -> Axes:
     """The axes that the option flags describe, for the functions that are chosen: by kind and name.
 
     Raises:
         ValueError: a flag is of a function that is not chosen, or of two of them, or a value is not right.
     """
-    axes: dict[str, list[Any]] = {}
+    axes: Axes = {}
     for flag, owners in _owners.items():
         if not FLAGS[flag].present:
             continue
@@ -135,7 +136,7 @@ def option_axes(chosen: dict[str, dict[str, Callable[..., Any]]]) -> dict[str, l
     return axes
 
 
-def base_width(flag: str, text: str, chosen: dict[str, Callable[..., Any]]) -> dict[str, Any]:
+def base_width(flag: str, text: str, chosen: Mapping[str, Callable[..., object]]) -> Settings:
     """The option of the models that are chosen, and its value in that of base width: `width:64`.
 
     Raises:
@@ -207,13 +208,13 @@ def form_of(owner: Owner) -> Any:
     return None
 
 
-def _is_activation(function: Callable[..., Any]) -> bool:
+def _is_activation(function: Callable[..., object]) -> bool:
     """Whether it is one of ours, or of `jax.nn`, such as `nnx.gelu`, which ours give options to."""
     name = getattr(function, "__name__", "")
     return function in models.ACTIVATIONS.values() or getattr(jax.nn, name, None) is function
 
 
-def _plain(hint: Any) -> Any:
+def _plain(hint: object) -> object:
     """An annotation without `Annotated` and without None."""
     if typing.get_origin(hint) is typing.Annotated:
         hint = typing.get_args(hint)[0]
@@ -223,7 +224,7 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _hints(function: Callable[..., object]) -> dict[str, object]:
     """The annotations of a function, or of what makes an object of a class."""
     target = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     try:
@@ -232,7 +233,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _choice(flag: str, text: str, owner: Owner, words: tuple[Any, ...]) -> Any:
+def _choice(flag: str, text: str, owner: Owner, words: tuple[Any, ...]) -> object:
     """The value of a word: an activation's is a function; of padding, a number is one too."""
     if owner.parameter.name == "padding" and owner.ours:
         if text.isdigit():
@@ -245,7 +246,7 @@ def _choice(flag: str, text: str, owner: Owner, words: tuple[Any, ...]) -> Any:
     return models.ACTIVATIONS[word] if callable(owner.parameter.default) else word
 
 
-def _sizes(flag: str, text: str, owner: Owner) -> tuple[Any, ...]:
+def _sizes(flag: str, text: str, owner: Owner) -> tuple[int | float, ...]:
     """One value that is several numbers: `100,100`."""
     default = owner.parameter.default
     kind = float if isinstance(default, tuple | list) and any(isinstance(n, float) for n in default) else int
@@ -260,7 +261,7 @@ def _sizes(flag: str, text: str, owner: Owner) -> tuple[Any, ...]:
     return sizes
 
 
-def _guessed(text: str) -> Any:
+def _guessed(text: str) -> bool | int | float | str | None:
     for kind in (int, float):
         try:
             return kind(text)
@@ -269,7 +270,7 @@ def _guessed(text: str) -> Any:
     return {"none": None, "true": True, "false": False}.get(text.lower(), text)
 
 
-def _shown(default: Any) -> str:
+def _shown(default: object) -> str:
     if default is Parameter.empty or default is None:
         return ""
     for name, function in models.ACTIVATIONS.items():

@@ -150,5 +150,5 @@ def _is_jaxs(file: Path) -> bool:
     return "site-packages" in file.parts and {"jax", "_src"} <= set(file.parts)
 
 
-def _own(module: ModuleType, value: Any) -> bool:
+def _own(module: ModuleType, value: object) -> bool:
     return (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == module.__name__

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -35,7 +35,7 @@ class Stop(Exception):
 def run(
     main: Callable[[], int | None],
     options: Callable[[], list[str]] | None = None,
-    about: Callable[..., Any] | None = None,
+    about: Callable[..., object] | None = None,
 ) -> NoReturn:
     """Parses the flags and runs `main`.
 

@@ -5,11 +5,13 @@ import hashlib
 import inspect
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 from absl import flags
+from jaxtyping import PyTree
 
 from bpresearch import autodiff, chainrule, diagnostics, files, optim, sweep
 from bpresearch.command.axes import numbers, positive, values
@@ -167,7 +169,7 @@ def optimizers_from_flags() -> dict[str, optim.Optimizer]:
     return {name: optim.with_options(optimizer, asked) for name, optimizer in optimizers.items()}
 
 
-def rates_from_flags(optimizers: dict[str, optim.Optimizer]) -> list[Any]:
+def rates_from_flags(optimizers: dict[str, optim.Optimizer]) -> list[float | sweep.Uniform]:
     """The learning rates; if they are not given, those that the optimizers' functions have, if all do."""
     own = [inspect.signature(f).parameters["learning_rate"].default for f in optimizers.values()]
     if FLAGS["lr"].present or not all(isinstance(rate, int | float) for rate in own):
@@ -175,7 +177,7 @@ def rates_from_flags(optimizers: dict[str, optim.Optimizer]) -> list[Any]:
     return list(dict.fromkeys(float(rate) for rate in own))
 
 
-def engines_from_flags() -> list[Any]:
+def engines_from_flags() -> list[Callable[..., PyTree]]:
     """The gradient functions that --gradient names."""
     return [ENGINES[choose("gradient", n, ENGINES)] for n in values("gradient", FLAGS.gradient, str)]
 
@@ -221,7 +223,7 @@ def experiment_from_flags() -> sweep.Experiment:
     return experiment
 
 
-def _mup() -> dict[str, Any] | None:
+def _mup() -> sweep.Settings | None:
     """The option that makes the model of base width."""
     if FLAGS.mup is None:
         return None
@@ -331,7 +333,7 @@ def _written(flag: flags.Flag) -> str:
     return f"--{flag.name}={flag.value}" if text else flag.serialize()
 
 
-def _source(axes: sweep.Axes) -> dict[str, Any]:
+def _source(axes: sweep.Axes) -> sweep.Axes | dict[str, object]:
     """Where the runs come from: the axes of a grid, or what a sampler draws from."""
     return axes if FLAGS.sampler == "grid" else sweep.source_of(axes, FLAGS.sampler, FLAGS.sampler_seed)
 

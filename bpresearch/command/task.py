@@ -1,13 +1,14 @@
 """The flags of a task: data, model, loss, and where it runs; ours by name, or from a user's own file."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import jax
 from absl import flags
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch import data, losses, models, optim, platform, sweep
 from bpresearch.command import own
@@ -114,7 +115,7 @@ def given(flag: str) -> dict[str, Callable[..., Any]]:
     }
 
 
-def own_name(function: Callable[..., Any], part: str) -> str:
+def own_name(function: Callable[..., object], part: str) -> str:
     """What a function of the task file is called: by its name, or as the file where that is just `part`."""
     name = getattr(function, "__name__", part)
     return own.stem(FLAGS.task) if name == part else name
@@ -162,7 +163,7 @@ def task_from_flags() -> sweep.Task:
     return replace(task, source=own.digest())  # every file is loaded now
 
 
-def _refuse_flags_of_our_data(task: sweep.Task, parts: dict[str, Any]) -> None:
+def _refuse_flags_of_our_data(task: sweep.Task, parts: Mapping[str, object]) -> None:
     """Where the data are the user's own, flags that say how ours are loaded or split do nothing."""
     if own.is_file(FLAGS.dataset):
         whose = f"--dataset={FLAGS.dataset}"
@@ -209,7 +210,7 @@ def described(task: sweep.Task) -> str:
     )
 
 
-def loss_from_flags(task: sweep.Task) -> Callable[..., Any]:
+def loss_from_flags(task: sweep.Task) -> Callable[..., PyTree]:
     """The loss that --loss names, or the usual one for the data."""
     classification = task.classes is not None
     name = FLAGS.loss or ("cross_entropy" if classification else "mse")
@@ -237,7 +238,7 @@ def task_model(task: sweep.Task, seed: int) -> nnx.Module:
     return with_rngs(task.build(task.model, options, rngs), task.objective, rngs)
 
 
-def task_examples(task: sweep.Task, flag: str, count: int) -> tuple[Any, Any]:
+def task_examples(task: sweep.Task, flag: str, count: int) -> tuple[PyTree, PyTree]:
     """The first examples of the training part, as `verify.model` and `explain` take them: (x, y)."""
     if not 1 <= count <= task.count:
         raise ValueError(f"--{flag}={count}: takes 1 to {task.count}, the examples of --dataset={task.name}")

@@ -1,7 +1,6 @@
 """Data sets that scikit-learn carries: digits, wine and breast cancer to classify, diabetes to predict."""
 
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -62,7 +61,7 @@ def diabetes(*, standardize: str = "features") -> Dataset:
     return _divided("diabetes", x, y, 89, text, None, standardize)
 
 
-def _scikit_learn(name: str) -> Any:
+def _scikit_learn(name: str) -> ModuleType:
     module: ModuleType = extra("sklearn.datasets", f"--dataset={name}")
     return module
 

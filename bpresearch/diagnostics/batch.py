@@ -1,11 +1,10 @@
 """What diagnostics ask of a mini-batch: its loss, its gradient, its curvature; and random vectors."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from bpresearch.functional import Params, TrainingLoss, as_inputs, merge
 from bpresearch.train import Moment, batch_loss, batch_of
@@ -43,10 +42,10 @@ def gauss_newton_product(moment: Moment) -> Callable[[Params], Params]:
         raise ValueError("the loss is of model and batch: where the outputs are is not known")
     loss, (x, y) = training.loss, batch_of(training, moment.data, moment.batch)
 
-    def outputs(params: Params) -> Any:
+    def outputs(params: Params) -> PyTree:
         return merge(training.graphdef, params, moment.run.state)(*as_inputs(x))
 
-    def of_outputs(predictions: Any) -> Float[Array, ""]:
+    def of_outputs(predictions: PyTree) -> Float[Array, ""]:
         return jnp.mean(loss(*as_inputs(predictions), *as_inputs(y)))
 
     def product(v: Params) -> Params:
@@ -57,7 +56,7 @@ def gauss_newton_product(moment: Moment) -> Callable[[Params], Params]:
     return product
 
 
-def random_like_weights(moment: Moment, draw: Any, number: Array | int = 0) -> Params:
+def random_like_weights(moment: Moment, draw: Callable[..., Array], number: Array | int = 0) -> Params:
     """Random arrays like the weights: the same whenever the run comes to this step."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(moment.seed), moment.steps), number)
     leaves, tree = jax.tree.flatten(moment.run.params)

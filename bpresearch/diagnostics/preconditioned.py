@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from bpresearch.diagnostics.batch import hessian_product, random_like_weights
 from bpresearch.functional import Params
@@ -58,7 +58,7 @@ class Preconditioned(NamedTuple):
     edge: Float[Array, ""]
 
 
-def edge_of_stability(rate: ArrayLike, beta: ArrayLike = 0.0, nesterov: bool = False) -> Any:
+def edge_of_stability(rate: ArrayLike, beta: ArrayLike = 0.0, nesterov: bool = False) -> PyTree:
     """The curvature above which w <- w - rate m, m <- beta m + g, diverges: (2 + 2 beta) / rate.
 
     With Nesterov's step g + beta m, it is that over 1 + 2 beta (Cohen et al. 2021, appendix B).
@@ -84,29 +84,31 @@ def optimizer_of(moment: Moment) -> Preconditioned | None:
     return known(moment, {**defaults, **moment.hyperparameters})
 
 
-def _has_groups(state: Any) -> bool:
+def _has_groups(state: PyTree) -> bool:
     return isinstance(state, optax.transforms.PartitionState)
 
 
-def _plain(moment: Moment, at: dict[str, Any], nesterov: bool = False) -> Preconditioned:
+def _plain(moment: Moment, at: dict[str, PyTree], nesterov: bool = False) -> Preconditioned:
     edge = edge_of_stability(at["learning_rate"], at.get("momentum", 0.0), nesterov)
     return Preconditioned(jax.tree.map(jnp.ones_like, moment.run.params), edge)
 
 
-def _nesterov(moment: Moment, at: dict[str, Any]) -> Preconditioned:
+def _nesterov(moment: Moment, at: dict[str, PyTree]) -> Preconditioned:
     return _plain(moment, at, nesterov=True)
 
 
-def _root_mean_square(moment: Moment, at: dict[str, Any], second: str = "nu") -> Preconditioned:
+def _root_mean_square(moment: Moment, at: dict[str, PyTree], second: str = "nu") -> Preconditioned:
     v = optax.tree.get(moment.next.optimizer_state, second)
     return _plain(moment, at)._replace(preconditioner=jax.tree.map(lambda v: jnp.sqrt(v + at["eps"]), v))
 
 
-def _sum_of_squares(moment: Moment, at: dict[str, Any]) -> Preconditioned:
+def _sum_of_squares(moment: Moment, at: dict[str, PyTree]) -> Preconditioned:
     return _root_mean_square(moment, at, "sum_of_squares")
 
 
-def _adam(moment: Moment, at: dict[str, Any], second: str = "nu", nesterov: bool = False) -> Preconditioned:
+def _adam(
+    moment: Moment, at: dict[str, PyTree], second: str = "nu", nesterov: bool = False
+) -> Preconditioned:
     state = moment.next.optimizer_state
     b1, b2, eps, eps_root = (at[name] for name in ("b1", "b2", "eps", "eps_root"))
     v = optax.tree.get(state, second)
@@ -116,15 +118,15 @@ def _adam(moment: Moment, at: dict[str, Any], second: str = "nu", nesterov: bool
     return Preconditioned(p, edge_of_stability(at["learning_rate"] * (1 - b1), b1, nesterov))
 
 
-def _nadam(moment: Moment, at: dict[str, Any]) -> Preconditioned:
+def _nadam(moment: Moment, at: dict[str, PyTree]) -> Preconditioned:
     return _adam(moment, at, nesterov=True)
 
 
-def _amsgrad(moment: Moment, at: dict[str, Any]) -> Preconditioned:
+def _amsgrad(moment: Moment, at: dict[str, PyTree]) -> Preconditioned:
     return _adam(moment, at, "nu_max")
 
 
-KNOWN: dict[str, Callable[[Moment, dict[str, Any]], Preconditioned]] = {
+KNOWN: dict[str, Callable[[Moment, dict[str, PyTree]], Preconditioned]] = {
     "sgd": _plain,
     "momentum": _plain,
     "nesterov": _nesterov,

@@ -1,7 +1,6 @@
 """Flax NNX models: functions from the shape of an example and the number of outputs to a module."""
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 from flax import nnx
 
@@ -52,7 +51,7 @@ OF_TOKENS = (transformer,)
 RECONSTRUCTING = (autoencoder,)
 """Models whose targets are their inputs."""
 
-CHOICES: dict[str, Collection[Any]] = {
+CHOICES: dict[str, Collection[str]] = {
     "activation": ACTIVATIONS,
     "initialization": INITIALIZATIONS,
     "padding": ("SAME", "VALID"),

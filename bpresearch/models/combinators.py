@@ -1,7 +1,6 @@
 """How layers are put together, for what Flax has no layer of its own."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ class Residual(nnx.Module):
     [-1.  4.]
     """
 
-    def __init__(self, branch: nnx.Module | Callable[[Any], Any]):
+    def __init__(self, branch: nnx.Module | Callable[..., Array]):
         self.branch = branch
 
     def __call__(self, x: Array) -> Array:
@@ -57,7 +56,9 @@ class Parallel(nnx.Module):
     [1. 0.]
     """
 
-    def __init__(self, *branches: nnx.Module | Callable[[Any], Any], merge: Callable[..., Any] = concatenate):
+    def __init__(
+        self, *branches: nnx.Module | Callable[..., Array], merge: Callable[..., Array] = concatenate
+    ):
         self.branches = nnx.List(branches)
         self.merge = merge
 

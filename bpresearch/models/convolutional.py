@@ -150,7 +150,9 @@ def lenet(
     return nnx.Sequential(*features.layers, activation, *head)
 
 
-def _size_after(layers: Sequence[Any], input_shape: Sequence[int]) -> tuple[int, ...]:
+def _size_after(
+    layers: Sequence[nnx.Module | Callable[..., jax.Array]], input_shape: Sequence[int]
+) -> tuple[int, ...]:
     """Spatial size of what comes out of the layers."""
     x = jax.ShapeDtypeStruct((1, *input_shape), "float32")
     layers = [layer for layer in layers if layer is not add_channel]

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, ArrayLike, Shaped
 
 Padding = tuple[tuple[int, int], ...]
 
@@ -36,7 +36,7 @@ def take(
     return lax.slice(x, (0, *offset, 0), (x.shape[0], *limits, x.shape[-1]), (1, *strides, 1))
 
 
-def pad(x: Array, padding: Padding, value: Any = 0, dilation: Sequence[int] | None = None) -> Array:
+def pad(x: Array, padding: Padding, value: ArrayLike = 0, dilation: Sequence[int] | None = None) -> Array:
     """Pads (or, where negative, crops) the spatial axes, with `dilation - 1` values between elements."""
     if dilation is None and all(side <= 0 for pair in padding for side in pair):  # XLA fuses slices better
         begin = [-low for low, _ in padding]

@@ -1,7 +1,5 @@
 """Weight decay as a term of the loss: functions of the parameters that both engines add and differentiate."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -40,7 +38,7 @@ def l1_penalty(params: Params, weight: Weight = 1.0, only: tuple[str, ...] | Non
     return _weighted_sum(decaying(params, only), weight, lambda leaf: leaf * jnp.sign(leaf))
 
 
-def decaying(params: Params, only: tuple[str, ...] | None) -> list[tuple[Any, jax.Array]]:
+def decaying(params: Params, only: tuple[str, ...] | None) -> list[tuple[jax.tree_util.KeyPath, jax.Array]]:
     """Path and array of each parameter whose last name is in `only`; all of them for None."""
     leaves = jax.tree.leaves_with_path(params)
     return [(path, leaf) for path, leaf in leaves if only is None or path[-1].key in only]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from optax import contrib
 
 from bpresearch.optim.groups import path_of
@@ -48,7 +48,7 @@ def evaluation_params(optimizer_state: optax.OptState, params: optax.Params) -> 
     kinds = (AverageState, contrib.ScheduleFreeState)
     holders = jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, kinds))
     trained = {path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, Array] = {}
     for state in holders:
         if isinstance(state, AverageState):
             chosen |= {path_of(path): mean for path, mean in jax.tree.leaves_with_path(state.mean)}
@@ -58,7 +58,7 @@ def evaluation_params(optimizer_state: optax.OptState, params: optax.Params) -> 
                 for path, z in jax.tree.leaves_with_path(state.z)
             }
 
-    def at(path: Any, weight: Any) -> Any:
+    def at(path: jax.tree_util.KeyPath, weight: PyTree) -> PyTree:
         name = path_of(path)
         return chosen[name].astype(weight.dtype) if name in chosen else weight
 
@@ -92,7 +92,7 @@ def averaged(optimizer: Optimizer) -> Optimizer:
             mean = jax.tree.map(lambda w: w.astype(jnp.promote_types(w.dtype, jnp.float32)), params)
             return AverageState(inner.init(params), mean, jnp.int32(0))
 
-        def update(updates: optax.Updates, state: AverageState, params: Any = None, **extra: Any):
+        def update(updates: optax.Updates, state: AverageState, params: PyTree = None, **extra: Any):
             updates, inner_state = inner.update(updates, state.inner, params, **extra)
             weights = evaluation_params(inner_state, optax.apply_updates(params, updates))
             count = state.number + 1

@@ -7,12 +7,12 @@ Several patterns have commas between; `!` in front of one takes its parameters o
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
 import optax
-from jaxtyping import ArrayLike
+from jaxtyping import ArrayLike, PyTree
 
 from bpresearch.optim.optimizers import Optimizer, hyperparameters, taking
 
@@ -28,7 +28,7 @@ ALONG_A_LINE = {"backtracking", "lbfgs"}
 """Optimizers that evaluate the loss along a line through all weights."""
 
 
-def path_of(key_path: tuple[Any, ...]) -> str:
+def path_of(key_path: jax.tree_util.KeyPath) -> str:
     """The path of a leaf of a tree as text: `layers.1.kernel`."""
     return jax.tree_util.keystr(key_path, simple=True, separator=".")
 
@@ -176,7 +176,7 @@ def frozen(optimizer: Optimizer) -> Optimizer:
 
 
 def partitioned(
-    groups_of: Callable[[dict[str, Any]], Mapping[str, Any]],
+    groups_of: Callable[[dict[str, PyTree]], Mapping[str, Hashable]],
     of_group: Callable[[Any], optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation for each group of weights, by their paths.
@@ -187,7 +187,7 @@ def partitioned(
         of_group: from a group to its transformation.
     """
 
-    def partition(tree: Any) -> optax.GradientTransformationExtraArgs:
+    def partition(tree: PyTree) -> optax.GradientTransformationExtraArgs:
         # Of a tree that is itself a group, the others' places count too: patterns are of the whole model.
         everything = jax.tree.leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
         of_path = groups_of({path_of(path): leaf for path, leaf in everything})
@@ -195,10 +195,10 @@ def partitioned(
         transformations = {repr(group): of_group(group) for group in dict.fromkeys(of_path.values())}
         return optax.partition(transformations, labels)
 
-    def init(params: Any) -> optax.OptState:
+    def init(params: PyTree) -> optax.OptState:
         return partition(params).init(params)
 
-    def update(updates: Any, state: optax.OptState, params: Any = None, **extra: Any):
+    def update(updates: PyTree, state: optax.OptState, params: PyTree = None, **extra: Any):
         return partition(updates).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)

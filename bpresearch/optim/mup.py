@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
-from jaxtyping import ArrayLike
+from jaxtyping import ArrayLike, PyTree
 
 from bpresearch.functional import Params
 from bpresearch.optim.groups import partitioned, path_of
@@ -120,7 +120,7 @@ def scaled(optimizer: Optimizer, base: Params) -> Optimizer:
         )
     narrow = shapes_of(base)
 
-    def rates(weights: dict[str, Any]) -> dict[str, float]:
+    def rates(weights: dict[str, PyTree]) -> dict[str, float]:
         return dict.fromkeys(weights, 1.0) | rates_of(optimizer.__name__, weights, narrow)
 
     def by_width(learning_rate: ArrayLike, **others: Any) -> optax.GradientTransformation:
@@ -159,7 +159,7 @@ def widened(build: Callable[[nnx.Rngs], nnx.Module], base: Params) -> Callable[[
         model = build(rngs)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
-        def initial(path: Any, weight: jax.Array) -> jax.Array:
+        def initial(path: jax.tree_util.KeyPath, weight: jax.Array) -> jax.Array:
             kind, r_in, _ = role(path_of(path), weight.shape, narrow[path_of(path)])
             return weight / sqrt(r_in) if kind is Role.OUTPUT else weight
 

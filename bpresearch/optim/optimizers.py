@@ -31,13 +31,13 @@ __all__ = [
 ]
 
 
-def given_to(function: Optimizer) -> Callable[[Callable[..., Any]], Optimizer]:
+def given_to(function: Optimizer) -> Callable[[Callable[..., None]], Optimizer]:
     """Makes a function without a body an optimizer: its arguments go, by name, to one of Optax's functions.
 
     The signature has the hyper-parameters and their defaults, the docstring formula and source.
     """
 
-    def decorate(described: Callable[..., Any]) -> Optimizer:
+    def decorate(described: Callable[..., None]) -> Optimizer:
         signature = inspect.signature(described)
 
         @functools.wraps(described)

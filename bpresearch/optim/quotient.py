@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import ArrayLike
+from jaxtyping import ArrayLike, PyTree
 
 SCOPES = ("element", "layer", "global")
 
@@ -47,16 +47,16 @@ def quotient_update(
         raise ValueError(f"scope {scope!r} is not one of {', '.join(SCOPES)}")
 
     def update(
-        updates: Any, state: optax.OptState, params: Any = None, *, value: ArrayLike, **extra: Any
-    ) -> tuple[Any, optax.OptState]:
+        updates: PyTree, state: optax.OptState, params: PyTree = None, *, value: ArrayLike, **extra: Any
+    ) -> tuple[PyTree, optax.OptState]:
         del params, extra
         squares = jax.tree.map(lambda g: g * g, updates)
-        totals: dict[Any, Any] = {}
+        totals: dict[jax.tree_util.KeyPath, jax.Array] = {}
         for path, square in jax.tree.leaves_with_path(squares):
             key = _place(scope, path)
             totals[key] = square if scope == "element" else totals.get(key, 0) + jnp.sum(square)
 
-        def step(path: Any, g: Any) -> jax.Array:
+        def step(path: jax.tree_util.KeyPath, g: PyTree) -> jax.Array:
             total = totals[_place(scope, path)] + damping
             safe = jnp.where(total > 0, total, 1)
             return jnp.where(total > 0, -(g / safe) * (value * learning_rate), 0).astype(g.dtype)
@@ -66,7 +66,7 @@ def quotient_update(
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def _place(scope: str, path: tuple[Any, ...]) -> tuple[Any, ...]:
+def _place(scope: str, path: jax.tree_util.KeyPath) -> jax.tree_util.KeyPath:
     """What a leaf shares its norm with: itself, its layer (the dict that it is in), or everything."""
     return {"element": path, "layer": path[:-1], "global": ()}[scope]
 

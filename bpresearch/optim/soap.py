@@ -1,11 +1,11 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 __all__ = ["soap"]
 
@@ -28,13 +28,13 @@ class SoapState(NamedTuple):
 
     number: Int[Array, ""]
     """Of updates so far."""
-    mean: Any
+    mean: PyTree
     """m, the mean of the gradients, in the weights' own basis."""
-    square: Any
+    square: PyTree
     """v, the mean of the squares of the gradients in the eigenbasis."""
-    rows: Any
+    rows: PyTree
     """A `Basis` for each matrix, None for what is none or has too many rows."""
-    columns: Any
+    columns: PyTree
 
 
 def soap(
@@ -85,12 +85,12 @@ def soap(
         dtype = jnp.promote_types(w.dtype, jnp.float32)
         return Basis(jnp.zeros((size, size), dtype), jnp.eye(size, dtype=dtype))
 
-    def init(params: Any) -> SoapState:
+    def init(params: PyTree) -> SoapState:
         zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)), params)
         rows, columns = ([blank(w, side) for w in jax.tree.leaves(params)] for side in (0, 1))
         return SoapState(jnp.int32(0), zeros, zeros, rows, columns)
 
-    def update(updates: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
+    def update(updates: PyTree, state: SoapState, params: PyTree = None) -> tuple[PyTree, SoapState]:
         count, tree = state.number + 1, jax.tree.structure(updates)
         moved = []
         trees = (updates, state.mean, state.square)

@@ -1,7 +1,5 @@
 """Pictures of the comparison itself: budgets, profiles, intervals."""
 
-from typing import Any
-
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -30,7 +28,7 @@ def budgets(sweeps: Sweeps) -> alt.FacetChart | None:
     by = sweeps.by
     if sweeps.lost[1]:
         return None
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for sweep in sweeps:
         for name, curve in budget_curves(sweep.results, by).items():
             at = np.unique(np.geomspace(1, len(curve.trials), MOST_TRIALS).round().astype(int)) - 1
@@ -178,7 +176,7 @@ def _scores(sweeps: Sweeps) -> dict[str, list[np.ndarray]]:
 def intervals(sweeps: Sweeps) -> alt.FacetChart | None:
     """The best setting against the best of each other optimizer: paired and unpaired intervals."""
     by = sweeps.by
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for sweep in sweeps:
         metric = metric_of(sweep.results)
         for difference in differences(sweep.results, by)[1]:

@@ -50,7 +50,7 @@ def section(report: Mapping[str, Any]) -> Section:
     return verification
 
 
-def chain(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def chain(report: Mapping[str, Any]) -> Sequence[Mapping[str, object]]:
     """The layers from the loss back to the input, each with its parameters and what was found of them.
 
     A layer that only contains others is left out, unless it is the culprit.
@@ -173,7 +173,7 @@ def _ratio(row: Mapping[str, Any]) -> float:
     return max(-4.0, min(4.0, logarithm))
 
 
-def _number(value: Any) -> str:
+def _number(value: float | int | str | None) -> str:
     if value is None:
         return "-"
     return f"{float(value):.1e}" if float(value) else "0"

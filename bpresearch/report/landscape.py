@@ -215,7 +215,7 @@ def parallel_coordinates(sweeps: Sweeps) -> alt.FacetChart | None:
     )
 
 
-def _positions(values: pd.Series, name: str) -> tuple[Any, list[tuple[float, str]]]:
+def _positions(values: pd.Series, name: str) -> tuple[pd.Series, list[tuple[float, str]]]:
     """Where values stand on an axis from 0 to 1, and its labels; few values stand evenly."""
     present = values.dropna()
     kinds = sorted(present.unique()) if values.dtype.kind in "if" else list(dict.fromkeys(present))

@@ -37,7 +37,7 @@ class Table:
 
     caption: str
     columns: Sequence[str]
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, object]] = field(default_factory=list)
     wrap: bool = False
 
     def add(self, cells: Sequence[str], keys: Mapping[str, str] | None = None, wrong: bool = False) -> None:
@@ -68,7 +68,7 @@ class Section:
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Mapping[str, alt.TopLevelMixin] = field(default_factory=dict)
-    chain: Sequence[dict[str, Any]] = ()
+    chain: Sequence[Mapping[str, object]] = ()
     picks: bool = False
 
 
@@ -77,9 +77,9 @@ def render(
     sections: Sequence[Section],
     *,
     legend: Sequence[tuple[str, Sequence[str]]] = (),
-    tables: Mapping[str, dict[str, Any]] | None = None,
-    more: Mapping[str, Any] | None = None,
-    drawn: Callable[[str, dict[str, Any]], object] | None = None,
+    tables: Mapping[str, Mapping[str, object]] | None = None,
+    more: Mapping[str, object] | None = None,
+    drawn: Callable[[str, dict[str, object]], object] | None = None,
 ) -> str:
     """The page's text.
 
@@ -135,7 +135,7 @@ def templates() -> jinja2.Environment:
     return jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True)
 
 
-def _figure(name: str, spec: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
+def _figure(name: str, spec: dict[str, Any], tables: dict[str, object]) -> dict[str, object]:
     """A picture for the page, its data moved to the page's tables, where several pictures may share them."""
     datasets = spec.pop("datasets", {})
     main = spec.get("data", {}).get("name")
@@ -146,7 +146,7 @@ def _figure(name: str, spec: dict[str, Any], tables: dict[str, Any]) -> dict[str
     return {"id": name, "spec": spec, "tables": names, "brush": bool(brush)}
 
 
-def columnar(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def columnar(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """Rows as columns, shorter than rows that repeat their names; numbers to six digits."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return {
@@ -155,7 +155,7 @@ def columnar(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def short(value: Any, digits: int = 6) -> Any:
+def short(value: object, digits: int = 6) -> object:
     """A JSON value; a float has so many digits, and is null if it is NaN or infinite."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -167,7 +167,7 @@ def short(value: Any, digits: int = 6) -> Any:
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
 
 
-def in_script(value: Any) -> str:
+def in_script(value: object) -> str:
     """JSON that can stand in a script element: no text in it can end the element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -220,7 +220,7 @@ def save(chart: alt.TopLevelMixin, path: str | Path) -> Path:
             raise ValueError(f"{path}: a picture's name ends in .png, .svg or .html, not {suffix!r}")
 
 
-def _head(spec: Mapping[str, Any]) -> tuple[str, str]:
+def _head(spec: Mapping[str, object]) -> tuple[str, str]:
     """A picture's title and subtitle, empty where it has none."""
     title = spec.get("title", "")
     head = title if isinstance(title, dict) else {"text": title}

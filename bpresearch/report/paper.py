@@ -123,7 +123,7 @@ def _called(text: str, labels: Mapping[str, str]) -> str:
     return "".join(parts)
 
 
-def _renamed(value: Any, labels: Mapping[str, str], key: str = "") -> Any:
+def _renamed(value: object, labels: Mapping[str, str], key: str = "") -> Any:
     if isinstance(value, dict):
         return {
             name: inner if name == "datasets" else _renamed(inner, labels, name)
@@ -166,7 +166,7 @@ def fitted(spec: dict[str, Any], points: float) -> str:
     return drawing
 
 
-def _thinner(spec: Any, points: float) -> None:
+def _thinner(spec: object, points: float) -> None:
     """Lines, points and letters of marks at half the size that a page has, and legends that fit."""
     if isinstance(spec, dict):
         for name, most in (("gradientLength", 0.6 * points), ("columns", points // 80)):

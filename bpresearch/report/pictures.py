@@ -1,7 +1,6 @@
 """Pictures of training and tuning: loss curves, sensitivity to the learning rate."""
 
 from dataclasses import replace
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -113,7 +112,7 @@ def curve_layers(
 
 def curves(sweeps: Sweeps, variable: str, logarithmic: bool) -> pd.DataFrame:
     """Rows of a variable's course at each optimizer's best setting: the mean over seeds and its interval."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for sweep in sweeps:
         values = sweep.results[variable]
         along = next(str(name) for name in values.dims if name != "run")

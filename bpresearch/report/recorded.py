@@ -1,7 +1,5 @@
 """Pictures of what diagnostics recorded during training."""
 
-from typing import Any
-
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -78,7 +76,7 @@ def _layers(sweeps: Sweeps, name: str) -> alt.FacetChart:
 
     The mean over a bin of steps, then the geometric mean over seeds.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for sweep in sweeps:
         variable = sweep.results[name]
         along = str(variable.dims[1])
@@ -125,7 +123,7 @@ def _layers(sweeps: Sweeps, name: str) -> alt.FacetChart:
 
 def _ranks(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:
     """A line for each rank, from dark, the first, to light: the mean over a bin of steps and over seeds."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for sweep in sweeps:
         variable = sweep.results[name]
         along, ranks = str(variable.dims[1]), variable["rank"].values.tolist()
@@ -173,7 +171,7 @@ def _shades(count: int) -> list[str]:
 
 
 def _heat_map(sweeps: Sweeps, name: str, positive: bool) -> alt.FacetChart:
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for sweep in sweeps:
         variable = sweep.results[name]
         along, other = map(str, variable.dims[1:])

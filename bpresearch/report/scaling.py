@@ -1,7 +1,5 @@
 """Pictures of sweeps over size, length and shape: does what is best at one hold at another?"""
 
-from typing import Any
-
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -74,7 +72,7 @@ def ranking(sweeps: Sweeps) -> alt.FacetChart | None:
 
 def _behind(
     sweeps: Sweeps, sweep: Sweep, stratum: str, courses: dict[str, np.ndarray]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     steps = sweep.results.eval_step.values
     values = np.array(list(courses.values()))
     values = np.where(np.isfinite(values), values, -np.inf)
@@ -122,7 +120,7 @@ def best_rates(sweeps: Sweeps) -> alt.FacetChart | None:
     )
 
 
-def _rates(sweeps: Sweeps, sweep: Sweep) -> list[dict[str, Any]]:
+def _rates(sweeps: Sweeps, sweep: Sweep) -> list[dict[str, object]]:
     """The best rate of each optimizer and schedule at each value of each axis that is a size."""
     results = tuning(sweep.results)
     metric = chosen_by(results)
@@ -154,7 +152,7 @@ def _rates(sweeps: Sweeps, sweep: Sweep) -> list[dict[str, Any]]:
     return [row for row in rows if len({r["at"] for r in rows if r["axis"] == row["axis"]}) > 1]
 
 
-def _sizes(values: np.ndarray) -> dict[Any, float]:
+def _sizes(values: np.ndarray) -> dict[object, float]:
     """What number each value of an axis is: itself; of widths "64,64", 64. None of others."""
     if values.dtype.kind in "if":
         return {value: float(value) for value in values.tolist()}

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -330,7 +329,7 @@ FILL = {
 }
 
 
-def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+def _flat(value: object, path: str = "") -> list[tuple[str, str]]:
     """Nested settings as lines of a name and a text."""
     if isinstance(value, dict):
         pairs = [_flat(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()]
@@ -341,7 +340,7 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     return [(path, cell(value))]
 
 
-def _runs_table(sweeps: Sweeps) -> dict[str, Any]:
+def _runs_table(sweeps: Sweeps) -> dict[str, object]:
     """Every run, for brushing and for the list of what is picked."""
     effective = sweeps.settings.effective_lr.to_numpy()
     runs = sweeps.runs.assign(effective_lr=effective[sweeps.runs.setting])
@@ -359,7 +358,7 @@ def _kept(sweeps: Sweeps) -> list[int]:
     return landscape.thinned(sweeps.runs, CURVES).run.tolist() if len(runs) > CURVES else runs.tolist()
 
 
-def _curves(sweeps: Sweeps) -> dict[str, Any]:
+def _curves(sweeps: Sweeps) -> dict[str, object]:
     """The training loss of single runs, for the pictures of loss curves to show when they are picked."""
     numbers, values, steps, first = set(_kept(sweeps)), {}, {}, 0
     for sweep in sweeps:

@@ -208,14 +208,14 @@ def vega_lite_version() -> str:
     return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
-def save_drawings(found: dict[str, Any], folder: Path, name: str) -> Path:
+def save_drawings(found: dict[str, object], folder: Path, name: str) -> Path:
     """Writes a picture's .svg and .png; returns the PNG."""
     drawing = svg(found)
     files.write(folder / f"{name}.svg", drawing)
     return files.write(folder / f"{name}.png", png(drawing))
 
 
-def svg(found: dict[str, Any]) -> str:
+def svg(found: dict[str, object]) -> str:
     """A picture as SVG, drawn without a network."""
     return vl_convert.vegalite_to_svg(found, vl_version=vega_lite_version(), config=config())
 

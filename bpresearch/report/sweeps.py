@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpresearch.report.style import channels_by
 from bpresearch.statistics import (
@@ -50,8 +50,8 @@ class Sweep:
     name: str
     results: xr.Dataset
     unfinished: int = 0
-    provenance: dict[str, Any] = field(default_factory=dict)
-    check: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, object] = field(default_factory=dict)
+    check: dict[str, object] = field(default_factory=dict)
     seconds: dict[tuple[str, str], Sequence[float]] = field(default_factory=dict)
 
 
@@ -122,7 +122,7 @@ class Sweeps:
         """Whether all sweeps have the same test metric."""
         return len({metric_of(sweep.results) for sweep in self}) == 1
 
-    def scaled(self, values: Any) -> Any:
+    def scaled(self, values: PyTree) -> PyTree:
         """A metric's values as pictures show them: accuracies in per cent."""
         return 100 * np.asarray(values) if self.metric.percent else values
 
@@ -183,7 +183,7 @@ class Sweeps:
     def settings(self) -> pd.DataFrame:
         """A row for each setting, of its tuning runs: the mean of the test metric over seeds, its interval,
         and who diverged."""
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
         for sweep in self:
             for setting in settings_of(tuning(sweep.results)):
                 interval = mean_and_interval(setting.test)

@@ -217,5 +217,5 @@ def budget_warnings(results: xr.Dataset) -> list[str]:
     return warnings
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -61,14 +62,14 @@ def importance(results: xr.Dataset, by: str = "optimizer") -> dict[str, dict[str
     return importances
 
 
-def _is_grid(places: list[list[Any]]) -> bool:
+def _is_grid(places: list[list[object]]) -> bool:
     """Whether these are all combinations of their values, each once."""
     different = {tuple(map(repr, place)) for place in places}
     counts = [len(set(map(repr, column))) for column in zip(*places, strict=True)]
     return len(different) == len(places) == math.prod(counts)
 
 
-def _of_grid(places: list[list[Any]], scores: np.ndarray) -> list[float]:
+def _of_grid(places: list[list[object]], scores: np.ndarray) -> list[float]:
     """The variance of the means at each value of an axis, over that of all scores."""
     shares = []
     for column in zip(*places, strict=True):
@@ -94,7 +95,7 @@ def _varies(axis: str, settings: list[Setting]) -> bool:
     return None not in values and len(set(values)) > 1
 
 
-def _of_forest(places: list[list[Any]], scores: np.ndarray) -> list[float]:
+def _of_forest(places: list[list[object]], scores: np.ndarray) -> list[float]:
     """The same of a random forest, by Optuna, in which axes have their numbers for names."""
     optuna = extra("optuna", "the importance of drawn hyper-parameters")
     columns = [_scale(optuna, list(column)) for column in zip(*places, strict=True)]
@@ -119,7 +120,7 @@ def _of_forest(places: list[list[Any]], scores: np.ndarray) -> list[float]:
     return [float(shares[name]) for name in distributions]
 
 
-def _scale(optuna: Any, values: list[Any]) -> tuple[list[Any], Any]:
+def _scale(optuna: ModuleType, values: list[object]) -> tuple[list[object], Any]:
     """The values of an axis and where they lie, in the logarithm if they span a decade.
 
     Optuna's own logarithmic distribution would be averaged over as if it were uniform.

@@ -142,7 +142,7 @@ def settings_of(results: xr.Dataset) -> list[Setting]:
     order = [name for name in ("model", "dataset", "loss", "optimizer", "schedule", "lr") if name in axes]
     axes = order + [name for name in axes if name not in order]
     columns = {name: results[name].values.tolist() for name in axes}
-    groups: dict[tuple[Any, ...], list[int]] = {}
+    groups: dict[tuple[str, ...], list[int]] = {}
     for run in range(results.sizes["run"]):
         groups.setdefault(tuple(repr(columns[name][run]) for name in axes), []).append(run)
     diverged, seeds = results.diverged_at.values >= 0, results.seed.values

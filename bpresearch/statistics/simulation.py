@@ -1,7 +1,7 @@
 """Comparisons made up from a known truth, by which the statistics are checked."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -136,14 +136,14 @@ def covered(random: np.random.Generator, seeds: int, samples: int) -> dict[str, 
     chance = float(np.mean(stats.norm.cdf(1 / (np.sqrt(2) * noise))))
     above = float(np.mean(stats.norm.sf(0.5, places, noise)))
 
-    def tasks(shift: float = 0.0) -> list[Any]:
+    def tasks(shift: float = 0.0) -> list[np.ndarray]:
         return [random.normal(m + shift, s, seeds) for m, s in zip(places, noise, strict=True)]
 
     def profile() -> tuple[float, float]:
         _, low, high = performance_profile(tasks(), np.array([0.5]))
         return float(low[0]), float(high[0])
 
-    def by_task() -> list[Any]:
+    def by_task() -> list[np.ndarray]:
         return [random.normal(random.normal(), 1, seeds) for _ in range(TASKS)]
 
     normal = random.normal

@@ -1,5 +1,6 @@
 """Searches: sweeps whose settings a sampler draws, batch by batch."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,7 @@ def _searched(
     trials: int,
     batch: int | None,
     workdir: str | Path | None,
-    source: dict[str, Any],
+    source: Mapping[str, object],
     **how: Any,
 ) -> xr.Dataset:
     """Draws and trains what is left of a search's trials; returns the runs of all."""
@@ -132,7 +133,7 @@ class Study:
         self.path = path
         self.asked: list[Any] = []
 
-    def open(self, source: dict[str, Any], **how: Any) -> None:
+    def open(self, source: Mapping[str, object], **how: Any) -> None:
         """Makes the workdir the folder of this search, and reads its trials; arguments as `claim`'s."""
         if self.path:
             claim(self.path, self.experiment, source, **how)
@@ -144,7 +145,7 @@ class Study:
         self.choice = choice_before(self.experiment, self.axes)
         self.study = sample.study(self.journal, maximize=self.choice.maximize)
 
-    def ask(self, size: int, trials: int) -> list[dict[str, Any]]:
+    def ask(self, size: int, trials: int) -> list[Settings]:
         """The values of the next batch of trials, of `size` at most; none when there are `trials`."""
         self.asked = sample.next_batch(self.study, self.sampler, self.seed, size, trials)
         for trial in self.asked:
@@ -170,7 +171,7 @@ class Study:
         ends = np.array([mean[-1] if self.choice.maximize else -mean[-1] for mean in means])
         return means[int(np.argmax(np.where(np.isfinite(ends), ends, -np.inf)))]
 
-    def values(self) -> list[dict[str, Any]]:
+    def values(self) -> list[Settings]:
         """What all trials so far have on the axes that were drawn."""
         return [trial.params for trial in sample.handles(self.study)]
 
@@ -184,7 +185,7 @@ def drawn(experiment: Experiment, axes: Axes, sampler: str, workdir: Path) -> li
     """The runs of the trials that a search has drawn so far, as they are numbered in its workdir."""
     study = Study(experiment, axes, sampler, 0, workdir)
 
-    def values() -> list[dict[str, Any]]:
+    def values() -> list[Settings]:
         study.read()
         return study.values()
 
@@ -211,7 +212,7 @@ def judged(results: xr.Dataset, chosen_by: str) -> np.ndarray:
     return values
 
 
-def claim(workdir: Path, experiment: Experiment, source: Axes | dict[str, Any], **how: Any) -> None:
+def claim(workdir: Path, experiment: Experiment, source: Axes | Mapping[str, object], **how: Any) -> None:
     """Makes a workdir the folder of these results, before there are any; all arguments as `describe`'s.
 
     Raises:
@@ -221,7 +222,7 @@ def claim(workdir: Path, experiment: Experiment, source: Axes | dict[str, Any], 
         store.check_config(workdir, describe(experiment, source, **how))
 
 
-def source_of(axes: Axes, sampler: str, sampler_seed: int) -> dict[str, Any]:
+def source_of(axes: Axes, sampler: str, sampler_seed: int) -> dict[str, object]:
     """In JSON, what the trials of a search depend on beside the experiment and their number."""
     drawn = {name: str(v[0]) if isinstance(v[0], Uniform) else label(v) for name, v in axes.items()}
     every = [name for name, values in axes.items() if isinstance(values, Every)]

@@ -48,7 +48,7 @@ def grid(**axes: Any) -> Axes:
     return listed
 
 
-def expand(axes: Axes, model: Callable[..., Any]) -> list[Settings]:
+def expand(axes: Axes, model: Callable[..., object]) -> list[Settings]:
     """Every combination of the axes' values, each combination once.
 
     What an optimizer or a model does not take is NaN in its runs, and does not multiply them.
@@ -84,13 +84,13 @@ def product(axes: Axes) -> list[Settings]:
 
 def groups(runs: list[Settings]) -> list[list[Settings]]:
     """The runs in groups that one program can train, in the order of each group's first run."""
-    members: dict[tuple[Any, ...], list[Settings]] = {}
+    members: dict[tuple[object, ...], list[Settings]] = {}
     for settings in runs:
         members.setdefault(group_of(settings), []).append(settings)
     return list(members.values())
 
 
-def group_of(settings: Settings) -> tuple[Any, ...]:
+def group_of(settings: Settings) -> tuple[object, ...]:
     """What splits a sweep into programs: all settings but those that are a program's inputs."""
     inputs = inputs_of(settings)
     left = {name: value for name, value in settings.items() if name not in inputs}

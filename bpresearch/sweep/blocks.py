@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bpresearch.sweep import checkpoint
 from bpresearch.sweep.chunks import NO_SEGMENT, Pace, Segment, batches, chunks, tables, window
@@ -49,7 +51,7 @@ class Feed:
         data: all parts of the data.
     """
 
-    def __init__(self, experiment: Experiment, program: Population, block: Block, data: dict[str, Any]):
+    def __init__(self, experiment: Experiment, program: Population, block: Block, data: dict[str, PyTree]):
         settings = block.settings
         self.experiment, self.program, self.batch_size = experiment, program, settings[0]["batch_size"]
         self.places, counts = program.places(len(settings))
@@ -65,19 +67,19 @@ class Feed:
         }
         self.tables = tables(experiment, settings)
 
-    def per_run(self, values: Any) -> Any:
+    def per_run(self, values: np.ndarray) -> jax.Array:
         """One value for each run, each put into its place."""
         values = np.asarray(values)
         placed = np.zeros((self.program.size, *values.shape[1:]), values.dtype)
         placed[self.places] = values
         return place(placed, self.program.runs)
 
-    def start(self) -> Any:
+    def start(self) -> PyTree:
         """The runs before their first step."""
         first = {name: self.per_run(table[:, 0]) for name, table in self.tables.items()}
         return self.program.start(self.counts, self.keys, self.fixed | first)
 
-    def advance(self, runs: Any, chunk: list[Segment]) -> tuple[Any, Any, Any]:
+    def advance(self, runs: PyTree, chunk: list[Segment]) -> tuple[PyTree, jax.Array, dict[str, jax.Array]]:
         """The runs after the segments of a chunk, their losses, and what was measured."""
         filled = chunk + [NO_SEGMENT] * (self.experiment.segments_in_a_chunk - len(chunk))
         first, last, evaluation = (np.array(column) for column in zip(*filled, strict=True))
@@ -108,7 +110,7 @@ class Job:
 
     experiment: Experiment
     program: Population
-    data: dict[str, Any]
+    data: dict[str, PyTree]
     pace: Pace
     stream: Stream
     stop: threading.Event
@@ -134,7 +136,9 @@ class Job:
             if states:
                 states.keep(block.rows, feed.places, runs)
 
-    def _advance(self, feed: Feed, block: Block, runs: Any, step: int, until: int | None, saves: bool) -> Any:
+    def _advance(
+        self, feed: Feed, block: Block, runs: PyTree, step: int, until: int | None, saves: bool
+    ) -> PyTree:
         """The runs after the steps from `step` on; with a checkpoint now and then, if it saves any."""
         before, pause = 0, self.checkpoint_every
         saved = begun = time.monotonic()

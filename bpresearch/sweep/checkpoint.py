@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpresearch.sweep.processes import agreed, fetch, place
 
 
-def save(workdir: Path | None, state: Any, rows: np.ndarray, step: int) -> None:
+def save(workdir: Path | None, state: PyTree, rows: np.ndarray, step: int) -> None:
     """Saves the state of a block's runs after `step` steps, in place of any checkpoint before it.
 
     All processes call it; the one that has the workdir writes.
@@ -49,7 +50,7 @@ def save(workdir: Path | None, state: Any, rows: np.ndarray, step: int) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def resumed(workdir: Path | None, state: Any, rows: np.ndarray) -> tuple[Any, int]:
+def resumed(workdir: Path | None, state: PyTree, rows: np.ndarray) -> tuple[PyTree, int]:
     """The state of these runs from the checkpoint and the number of steps behind them, in all processes.
 
     Without one, `state`, as it is before the first step.
@@ -65,7 +66,7 @@ def resumed(workdir: Path | None, state: Any, rows: np.ndarray) -> tuple[Any, in
     return jax.tree.unflatten(tree, [as_before(place(a, s), leaf) for a, leaf, s in whole]), step
 
 
-def restore(workdir: Path, state: Any, rows: np.ndarray) -> tuple[list[np.ndarray], int] | None:
+def restore(workdir: Path, state: PyTree, rows: np.ndarray) -> tuple[list[np.ndarray], int] | None:
     """The leaves of these runs' state, as `plain` gives them, and the number of steps behind them.
 
     None if there is no such checkpoint.
@@ -123,21 +124,21 @@ def _checkpointer() -> Any:
     return ocp.Checkpointer(both, multiprocessing_options=alone)
 
 
-def plain(leaf: Any) -> np.ndarray:
+def plain(leaf: jax.Array) -> np.ndarray:
     """A copy on the host; of a random key, its data."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.array(fetch(leaf))
 
 
-def _blank(leaf: Any) -> np.ndarray:
+def _blank(leaf: jax.Array) -> np.ndarray:
     """Zeros of the form that `plain` gives, without asking the other processes for a leaf's values."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return np.zeros(leaf.shape, leaf.dtype)
 
 
-def as_before(array: Any, leaf: Any) -> Any:
+def as_before(array: jax.Array, leaf: jax.Array) -> jax.Array:
     """What `plain` made of a leaf, as an array of the leaf's kind."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(array))

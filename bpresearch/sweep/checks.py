@@ -2,10 +2,10 @@
 
 import math
 import os
-from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.distribution import Uniform
 from bpresearch.functional import as_pair, losses
@@ -72,7 +72,7 @@ def _largest(experiment: Experiment, settings: Settings) -> int:
     training = experiment.training(settings)
     example = as_pair(training.loss, jax.tree.map(lambda array: array[:1], experiment.parts["train"]))
 
-    def evaluated(x: Any, y: Any) -> Any:
+    def evaluated(x: PyTree, y: PyTree) -> PyTree:
         return losses(training.loss, training.model(nnx.Rngs(0)), x, y)
 
     program = jax.make_jaxpr(evaluated)(*example)

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def batches(experiment: Experiment, seeds: list[int], batch_size: int, chunk: li
 def tables(experiment: Experiment, settings: list[Settings]) -> dict[str, np.ndarray]:
     """Every run's value at each step, (runs, steps), of the hyper-parameters that are scheduled."""
     steps, schedules = experiment.steps, {}
-    multiples: dict[Any, np.ndarray] = {}
+    multiples: dict[tuple[object, ...], np.ndarray] = {}
     for name in scheduled(settings[0]):
         rates = name == "learning_rate"
         key = "schedule" if rates else f"{name}_schedule"

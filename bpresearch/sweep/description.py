@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +22,13 @@ from bpresearch.sweep.options import Settings
 
 def describe(
     experiment: Experiment,
-    axes: Axes | dict[str, Any],
+    axes: Axes | Mapping[str, object],
     *,
     layout: str = "auto",
     shard: str = "runs",
     prune: str | None = None,
     slice: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the results depend on, in JSON: two sweeps with the same description have the same results."""
     digest = hashlib.sha256()
     for array in jax.tree.leaves(experiment.parts):
@@ -57,7 +58,7 @@ def describe(
     }
 
 
-def label(value: Any) -> Any:
+def label(value: object) -> Any:
     """A setting in JSON: numbers and text as they are, functions by name, tuples and lists item by item."""
     if isinstance(value, functools.partial):
         options = ", ".join(f"{key}={label(option)}" for key, option in value.keywords.items())
@@ -71,13 +72,13 @@ def label(value: Any) -> Any:
     return getattr(value, "__name__", value)
 
 
-def model_label(experiment: Experiment, model: Any) -> str:
+def model_label(experiment: Experiment, model: object) -> str:
     """The model's name: that of the task, if the task's function is called just that, `model`."""
     name = label(model)
     return experiment.name if name == "model" else name
 
 
-def coordinate(value: Any) -> Any:
+def coordinate(value: object) -> int | float | str:
     """A setting as a coordinate of the results: a number, or text."""
     value = label(value)
     if isinstance(value, list):
@@ -97,14 +98,14 @@ def coordinates(experiment: Experiment, runs: list[Settings]) -> dict[str, np.nd
     return {axis: column(values) for axis, values in columns.items()}
 
 
-def column(values: list[Any]) -> np.ndarray:
+def column(values: Sequence[int | float | str]) -> np.ndarray:
     """The values of a coordinate: numbers, or text where one of them is; empty where that is NaN."""
     if any(isinstance(value, str) for value in values):
         return np.array(["" if value != value else str(value) for value in values], object)
     return np.array(values, np.int64 if all(isinstance(value, int) for value in values) else np.float64)
 
 
-def difference(found: Any, asked: Any, path: str = "") -> str:
+def difference(found: object, asked: object, path: str = "") -> str:
     """The first place where two configurations differ, in words; empty if they are equal."""
     if isinstance(found, dict) and isinstance(asked, dict):
         for name in sorted({*found, *asked}):
@@ -117,12 +118,12 @@ def difference(found: Any, asked: Any, path: str = "") -> str:
     return f"{path}: {_brief(found)} there, {_brief(asked)} here"
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> dict[str, object]:
     """What a result depends on beside its settings: versions, device, revision, command."""
     packages = ("bpresearch", "jax", "jaxlib", "flax", "optax", "numpy")
     return {

@@ -3,16 +3,18 @@
 import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 import xarray as xr
 import zarr
+from jaxtyping import PyTree
 
 from bpresearch.distribution import Uniform
 from bpresearch.platform import available_cores, with_these_settings
@@ -36,11 +38,11 @@ from bpresearch.train import Measured
 
 
 def run(
-    experiment: Task | Callable[..., Any],
+    experiment: Task | functions.Function,
     axes: Axes | list[Settings],
     workdir: str | Path | None = None,
     *,
-    source: dict[str, Any] | None = None,
+    source: Mapping[str, object] | None = None,
     slice: str | None = None,
     quiet: bool = False,
     layout: str = "auto",
@@ -49,7 +51,7 @@ def run(
     checkpoint_every: float | int = 20,
     prune: str | None = None,
     beside: Sequence[Settings] = (),
-    programs: dict[Any, Population] | None = None,
+    programs: dict[tuple[object, ...], Population] | None = None,
 ) -> xr.Dataset:
     """Trains every combination of the axes' values, in compiled programs that each train many runs.
 
@@ -167,9 +169,9 @@ class Examples:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self.parts: dict[str, dict[str, Any]] = {}
+        self.parts: dict[str, dict[str, PyTree]] = {}
 
-    def of(self, settings: Settings) -> dict[str, Any]:
+    def of(self, settings: Settings) -> dict[str, PyTree]:
         """The parts for runs with these settings."""
         of_group = self.experiment.of(settings)
         name = np.dtype(of_group.dtype).name
@@ -197,7 +199,7 @@ def _train(
     options: dict[str, Any],
     prune: str | None = None,
     beside: Sequence[Settings] = (),
-    programs: dict[Any, Population] | None = None,
+    programs: dict[tuple[object, ...], Population] | None = None,
 ) -> None:
     finished, path = group["finished"][:], saving["path"]
     experiments = [experiment.of(block.settings[0]) for block in todo]
@@ -213,11 +215,11 @@ def _train(
         options = options | {"available": least(memory())}  # the same programs in every process
         parts = [data.of(block.settings[0]) for block in todo]
         known = {} if programs is None else programs
-        others: dict[Any, list[Settings]] = {}
+        others: dict[tuple[object, ...], list[Settings]] = {}
         for settings in beside:
             others.setdefault(group_of(settings), []).append(settings)
 
-        def program_of(of_group: Experiment, block: Block, of_part: dict[str, Any]) -> Population:
+        def program_of(of_group: Experiment, block: Block, of_part: dict[str, PyTree]) -> Population:
             name = group_of(block.settings[0])
             if name not in known or not known[name].has_room_for(block.settings):
                 other = others.get(name, [])
@@ -266,7 +268,7 @@ def _stopping() -> Iterator[threading.Event]:
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.getsignal(kind) for kind in kinds}
 
-    def on_signal(kind: int, frame: Any) -> None:
+    def on_signal(kind: int, frame: FrameType | None) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()

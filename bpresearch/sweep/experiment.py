@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from bpresearch.autodiff import gradient as autodiff_gradient
 from bpresearch.functional import split
@@ -43,14 +45,14 @@ class Experiment(Task):
             weights are scaled by how much wider a model is (`optim.mup`). None: they are not.
     """
 
-    gradient: Callable[..., Any] = autodiff_gradient
+    gradient: Callable[..., PyTree] = autodiff_gradient
     steps: int = 1000
     eval_every: int = 50
     validation: float = 0.1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     choose: str | None = None
     ends: tuple[int, ...] = ()
-    mup: dict[str, Any] | None = None
+    mup: Settings | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,7 +108,7 @@ class Experiment(Task):
             changes["gradient"] = settings["gradient"]
         return dataclasses.replace(self, **changes) if changes else self
 
-    def in_format(self) -> AbstractContextManager[Any]:
+    def in_format(self) -> AbstractContextManager[object]:
         """Where its programs are compiled and called: double precision is on for float64 alone."""
         return jax.enable_x64(np.dtype(self.dtype) == np.float64)
 
@@ -128,7 +130,7 @@ class Experiment(Task):
         optimizer = partial(optimizer, **fixed) if fixed else optimizer
         return Training(build, self.objective, self.gradient, optimizer, self.dtype, self.all_metrics)
 
-    def examples(self) -> dict[str, Any]:
+    def examples(self) -> dict[str, PyTree]:
         """The parts of the data: `train`, `valid` unless none is held out, and `test`."""
         parts = dict(self.parts)
         if "valid" not in parts:

@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from bpresearch.sweep import slices, store
 from bpresearch.sweep.axes import Axes, grid, product
 from bpresearch.sweep.description import column, coordinate, label
 from bpresearch.sweep.options import Settings
 from bpresearch.sweep.processes import fetch, leads, place
-from bpresearch.sweep.progress import progress
+from bpresearch.sweep.progress import ProgressReport, progress
 from bpresearch.sweep.soundness import demand_store
 
 WIDTH = 16
@@ -28,7 +29,7 @@ in company."""
 TOGETHER = 1024
 """Calls after which their results are written."""
 
-Function = Callable[[jax.Array, dict[str, Any]], dict[str, Any]]
+Function = Callable[[jax.Array, Settings], dict[str, PyTree]]
 
 
 def run(
@@ -104,7 +105,9 @@ def run(
     return results if len(rows) == len(finished) and not isinstance(axes, list) else results.isel(run=rows)
 
 
-def _called(function: Function, todo: dict[int, Settings], report: Any) -> Any:
+def _called(
+    function: Function, todo: dict[int, Settings], report: ProgressReport
+) -> Iterator[tuple[list[tuple[int, Settings]], dict[str, np.ndarray]]]:
     """The metrics of the runs, block by block."""
     groups: dict[str, list[int]] = {}
     for row, settings in todo.items():
@@ -127,7 +130,9 @@ def _called(function: Function, todo: dict[int, Settings], report: Any) -> Any:
             yield [(row, todo[row]) for row in block], metrics
 
 
-def _one(function: Function, fixed: Settings, seed: Any, values: dict[str, Any]) -> dict[str, jax.Array]:
+def _one(
+    function: Function, fixed: Settings, seed: jax.Array, values: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
     metrics = function(jax.random.key(seed), {**fixed, **values})
     if not isinstance(metrics, dict) or not metrics:
         raise ValueError(
@@ -136,7 +141,9 @@ def _one(function: Function, fixed: Settings, seed: Any, values: dict[str, Any])
     return {name: jnp.asarray(value) for name, value in metrics.items()}
 
 
-def _program(function: Callable[..., Any]) -> tuple[Callable[..., Any], NamedSharding]:
+def _program(
+    function: Callable[..., dict[str, jax.Array]],
+) -> tuple[Callable[..., dict[str, jax.Array]], NamedSharding]:
     """The function for arrays of seeds and values, spread over all devices."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     spec = PartitionSpec("devices")
@@ -154,7 +161,7 @@ def _program(function: Callable[..., Any]) -> tuple[Callable[..., Any], NamedSha
 
 def _shapes(function: Function, runs: list[Settings]) -> dict[str, jax.ShapeDtypeStruct]:
     """The metrics' shapes, which all runs share."""
-    shared: dict[str, Any] = {}
+    shared: dict[str, jax.ShapeDtypeStruct] = {}
     for settings in {_kind(s): s for s in runs}.values():
         values = {n: np.float32(v) for n, v in settings.items() if _traced(n, v) and n != "seed"}
         fixed = {name: value for name, value in settings.items() if not _traced(name, value)}
@@ -175,7 +182,7 @@ def _write(group: Any, rows: list[int], metrics: dict[str, np.ndarray]) -> None:
     group["finished"].oindex[np.array(rows)] = np.ones(len(rows), bool)
 
 
-def _traced(name: str, value: Any) -> bool:
+def _traced(name: str, value: object) -> bool:
     return name == "seed" or isinstance(value, float | np.floating)
 
 
@@ -187,7 +194,7 @@ def _named(settings: Settings) -> str:
     return ", ".join(f"{name}={coordinate(value)}" for name, value in settings.items())
 
 
-def _nothing(dtype: Any) -> Any:
+def _nothing(dtype: np.dtype) -> np.generic:
     """NaN, or 0 where there is none."""
     return np.dtype(dtype).type(np.nan if np.issubdtype(dtype, np.inexact) else 0)
 

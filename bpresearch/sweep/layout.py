@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.functional import split
 from bpresearch.sweep.experiment import Experiment
@@ -31,7 +32,7 @@ products 1,500 at width 1, 7,400 at 8 and 14,800 at 64."""
 
 
 def planned(
-    experiment: Experiment, settings: list[Settings], data: dict[str, Any], *how: Any, **options: Any
+    experiment: Experiment, settings: list[Settings], data: dict[str, PyTree], *how: Any, **options: Any
 ) -> Population:
     """The programs for the runs of one group, as `laid_out` has them, in the experiment's format."""
     with experiment.in_format():
@@ -41,7 +42,7 @@ def planned(
 def laid_out(
     experiment: Experiment,
     settings: list[Settings],
-    data: dict[str, Any],
+    data: dict[str, PyTree],
     layout: str = "auto",
     memory_fraction: float = 0.6,
     shard: str = "runs",

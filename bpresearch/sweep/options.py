@@ -29,7 +29,7 @@ SETTLED = ("seed", "steps")
 """Hyper-parameters of optimizers that a run settles: its seed, and how long it is."""
 
 
-def arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def arguments(function: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     """The parameters of a function, or of what makes an object of a class: Flax's classes hide those."""
     if not isinstance(function, type):
         return inspect.signature(function).parameters
@@ -37,7 +37,7 @@ def arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 @functools.cache
-def parameters(kind: str, function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def parameters(kind: str, function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """The options of a model's, optimizer's or schedule's function, by name.
 
     >>> list(parameters("model", bp.models.residual_mlp))
@@ -73,7 +73,7 @@ def axis_of(kind: str, option: str, axes: Iterable[str]) -> str | None:
     return option if short else None
 
 
-def chosen(kind: str, settings: Settings, function: Callable[..., Any]) -> dict[str, Any]:
+def chosen(kind: str, settings: Settings, function: Callable[..., object]) -> Settings:
     """A run's options of its model, optimizer or schedule, but for those that are left at their defaults."""
     options = {}
     for option in parameters(kind, function):
@@ -83,7 +83,7 @@ def chosen(kind: str, settings: Settings, function: Callable[..., Any]) -> dict[
     return options
 
 
-def owners(axis: str, axes: dict[str, list[Any]], model: Callable[..., Any]) -> list[str]:
+def owners(axis: str, axes: dict[str, list[Any]], model: Callable[..., object]) -> list[str]:
     """The kinds whose functions, of those on the axes, take an axis as an option."""
     takers = []
     for kind in kinds(axes):
@@ -94,7 +94,7 @@ def owners(axis: str, axes: dict[str, list[Any]], model: Callable[..., Any]) -> 
     return takers
 
 
-def taken(settings: Settings, model: Callable[..., Any], axes: Iterable[str]) -> set[str]:
+def taken(settings: Settings, model: Callable[..., object], axes: Iterable[str]) -> set[str]:
     """Those of the axes that concern a run with these settings: its own, its optimizer's and its model's."""
     axes = list(axes)
     names = {*COMMON}
@@ -113,13 +113,11 @@ def scheduled(settings: Settings) -> list[str]:
     return ["learning_rate", *(name for name in names if callable(settings.get(f"{name}_schedule")))]
 
 
-def constants(settings: Settings) -> dict[str, Any]:
+def constants(settings: Settings) -> Settings:
     """The optimizer's other hyper-parameters that are inputs of a program: those that are real numbers,
     and the seed if it takes one."""
     real = chosen("optimizer", settings, settings["optimizer"])
-    inputs: dict[str, Any] = {
-        name: value for name, value in real.items() if isinstance(value, float | np.floating)
-    }
+    inputs: Settings = {name: value for name, value in real.items() if isinstance(value, float | np.floating)}
     if "seed" in hyperparameters(settings["optimizer"]):
         inputs.setdefault("seed", settings["seed"])
     return {name: value for name, value in inputs.items() if name not in scheduled(settings)}
@@ -144,5 +142,5 @@ def inputs_of(settings: Settings) -> set[str]:
     return inputs
 
 
-def _missing(value: Any) -> bool:
+def _missing(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)

@@ -10,14 +10,16 @@ room for, and never compiles its loop over runs away when there is one.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from bpresearch.branches import blank
 from bpresearch.evaluation import evaluate
@@ -50,8 +52,8 @@ class Population(NamedTuple):
             batches among those.
     """
 
-    start: Callable[..., Any]
-    advance: Callable[..., Any]
+    start: Callable[..., PyTree]
+    advance: Callable[..., PyTree]
     size: int
     seeds: int
     width: int
@@ -79,29 +81,29 @@ class Population(NamedTuple):
 class Inputs(NamedTuple):
     """What one chunk takes for each run: arrays whose first axis is the run."""
 
-    seeds: Any
-    order: Any
+    seeds: PyTree
+    order: PyTree
     """The run meets the batches `orders[order]`."""
-    scheduled: Any
+    scheduled: dict[str, PyTree]
     """Hyper-parameters with a value for each step: (runs, segments, steps of a segment)."""
-    hyperparameters: Any
+    hyperparameters: dict[str, PyTree]
 
 
 class Common(NamedTuple):
     """What one chunk takes for all runs: each segment's first and last step, batches, and the data."""
 
-    first: Any
-    last: Any
-    evaluation: Any
-    orders: Any
+    first: PyTree
+    last: PyTree
+    evaluation: PyTree
+    orders: PyTree
     """(seeds, segments, steps of a segment, batch)"""
-    data: Any
+    data: dict[str, PyTree]
 
 
 def population(
     experiment: Experiment,
     settings: Settings,
-    data: dict[str, Any],
+    data: dict[str, PyTree],
     size: int,
     seeds: int,
     width: int,
@@ -155,7 +157,7 @@ def population(
 
     keys, hyper, inputs, common = shapes(experiment, settings, data, size, seeds)
 
-    def placed(tree: Any, sharding: NamedSharding) -> Any:
+    def placed(tree: PyTree, sharding: NamedSharding) -> PyTree:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
     keys, hyper, inputs = placed((keys, hyper, inputs), runs)
@@ -191,7 +193,9 @@ def compile_with_fewer_copies(program: jax.stages.Lowered) -> jax.stages.Compile
             options = {name: value for name, value in options.items() if name not in unknown}
 
 
-def each(function: Callable[..., Any], width: int, count: Any, carried: Any, inputs: Any) -> Any:
+def each(
+    function: Callable[..., PyTree], width: int, count: jax.Array, carried: PyTree, inputs: PyTree
+) -> PyTree:
     """`function(carried, inputs)` of the first `count` rows, `width` at a time; the other rows stay."""
 
     def body(number, carried):
@@ -210,22 +214,22 @@ def each(function: Callable[..., Any], width: int, count: Any, carried: Any, inp
     return jax.lax.fori_loop(0, -(-count // width), body, carried)
 
 
-def rows_of(arrays: Any, count: int | None = None) -> Any:
+def rows_of(arrays: PyTree, count: int | None = None) -> PyTree:
     """The shapes of one row of these arrays; with a count, of so many rows of arrays like these."""
 
-    def shape(array: Any) -> jax.ShapeDtypeStruct:
+    def shape(array: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape[1:] if count is None else (count, *array.shape), array.dtype)
 
     return jax.tree.map(shape, arrays)
 
 
 def shapes(
-    experiment: Experiment, settings: Settings, data: dict[str, Any], size: int, seeds: int
-) -> tuple[Any, dict[str, Any], Inputs, Common]:
+    experiment: Experiment, settings: Settings, data: dict[str, PyTree], size: int, seeds: int
+) -> tuple[jax.ShapeDtypeStruct, dict[str, jax.ShapeDtypeStruct], Inputs, Common]:
     """Shapes of the programs' inputs: seeds, the hyper-parameters at the start, and a chunk's."""
     segments, steps = experiment.segments_in_a_chunk, experiment.steps_in_a_segment
 
-    def shape(*dimensions: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    def shape(*dimensions: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(dimensions, dtype)
 
     keys = shape(size, dtype=jnp.uint32)
@@ -240,7 +244,7 @@ def shapes(
     return keys, fixed | {name: shape(size) for name in tables}, inputs, common
 
 
-def measure(experiment: Experiment, moment: Moment, data: dict[str, Any]) -> dict[str, Measured]:
+def measure(experiment: Experiment, moment: Moment, data: dict[str, PyTree]) -> dict[str, Measured]:
     """A run's losses and metrics on each part, and its diagnostics; NaN once it has diverged.
 
     Of the training part, `train_eval`, as many examples are taken as of the part that settings are chosen on.
@@ -267,13 +271,13 @@ def values_of(measured: dict[str, Measured]) -> dict[str, jax.Array]:
 
 
 def measured_variables(
-    experiment: Experiment, settings: Settings, data: dict[str, Any]
+    experiment: Experiment, settings: Settings, data: dict[str, PyTree]
 ) -> dict[str, Measured]:
     """What an evaluation of these runs gives, without computing it: shapes in place of the values."""
     training = experiment.training(settings)
     keys, hyper, _, common = shapes(experiment, settings, data, 1, 1)
     single = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (keys, hyper))
-    coordinates: dict[str, dict[str, Any]] = {}
+    coordinates: dict[str, dict[str, Sequence[object]]] = {}
 
     def values(key, hyperparameters, index, data):
         run = start(training, key, hyperparameters)

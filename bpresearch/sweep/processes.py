@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
+from jaxtyping import PyTree
 
 
 def leads() -> bool:
@@ -15,7 +16,7 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
-def place(values: Any, sharding: NamedSharding) -> Any:
+def place(values: PyTree, sharding: NamedSharding) -> PyTree:
     """Arrays, the same in every process, on the devices of all processes."""
     if sharding.is_fully_addressable:
         return jax.device_put(values, sharding)
@@ -25,21 +26,21 @@ def place(values: Any, sharding: NamedSharding) -> Any:
     )
 
 
-def fetch(array: Any) -> np.ndarray:
+def fetch(array: jax.Array) -> np.ndarray:
     """The whole array on the host, in every process."""
     if array.is_fully_addressable:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def agreed(values: Any) -> Any:
+def agreed(values: PyTree) -> PyTree:
     """The first process's values, in every process."""
     if jax.process_count() == 1:
         return values
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(values))
 
 
-def told(make: Callable[[], Any]) -> Any:
+def told(make: Callable[[], object]) -> Any:
     """What `make` gives in the first process, where alone it is called, in every process.
 
     Between processes it travels as JSON.

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, PyTree
 
 from bpresearch.sweep.axes import Axes
 from bpresearch.sweep.checkpoint import as_before, plain
@@ -154,13 +154,13 @@ class RungStates:
         self.diverged_at: dict[int, int] = {}
         self.step = 0
 
-    def keep(self, rows: np.ndarray, places: np.ndarray, run: Any) -> None:
+    def keep(self, rows: np.ndarray, places: np.ndarray, run: PyTree) -> None:
         """Takes the states of these runs from their places in a program's arrays."""
         leaves = [plain(leaf)[places] for leaf in jax.tree.leaves(run)]
         self.leaves |= {int(row): [leaf[i] for leaf in leaves] for i, row in enumerate(rows)}
         self.diverged_at |= dict(zip(rows.tolist(), plain(run.diverged_at)[places].tolist(), strict=True))
 
-    def put(self, rows: np.ndarray, places: np.ndarray, run: Any) -> Any:
+    def put(self, rows: np.ndarray, places: np.ndarray, run: PyTree) -> PyTree:
         """A program's arrays with these runs' states in their places; as they are before the first rung."""
         if not self.step:
             return run

@@ -7,8 +7,12 @@ the bookkeeping of a trial is a few operations in memory.
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from flax import nnx
 
 from bpresearch import files
 from bpresearch.distribution import Uniform
@@ -21,7 +25,7 @@ SAMPLERS = ("random", "qmc", "tpe")
 STUDY = "sweep"
 
 
-def optuna() -> Any:
+def optuna() -> ModuleType:
     """The module, or an error that says how to install it."""
     module = extra("optuna", "a sampler or pruner")
     module.logging.set_verbosity(module.logging.WARNING)
@@ -45,11 +49,11 @@ class Journal:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: is not a journal of Optuna's; take another folder") from error
 
-    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+    def read_logs(self, log_number_from: int) -> list[dict[str, object]]:
         """Optuna's name: the operations from one of them on."""
         return self.logs[log_number_from:]
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+    def append_logs(self, logs: list[dict[str, object]]) -> None:
         """Optuna's name: more operations."""
         self.lines += [json.dumps(log, separators=(",", ":")) for log in logs]
         self.logs += logs
@@ -120,7 +124,7 @@ def tell(study: Any, trial: Any, value: float, at_rungs: dict[int, float]) -> No
         study.tell(trial, state=optuna().trial.TrialState.PRUNED)
 
 
-def runs_of(trial: Any, axes: Axes, model: Any, *, all_axes: bool) -> list[Settings]:
+def runs_of(trial: Any, axes: Axes, model: Callable[..., nnx.Module], *, all_axes: bool) -> list[Settings]:
     """A trial's runs, one for each seed, and for each value of an axis that is `Every`; what the trial has no
     value for yet is drawn.
 
@@ -131,7 +135,7 @@ def runs_of(trial: Any, axes: Axes, model: Any, *, all_axes: bool) -> list[Setti
         all_axes: draw also what the trial's optimizer and model do not take, for a sampler that fills the
             whole space.
     """
-    chosen: dict[str, Any] = {}
+    chosen: Settings = {}
     whole = {name: values for name, values in axes.items() if name == "seed" or isinstance(values, Every)}
     drawn = [name for name in axes if name not in whole]
     for name in sorted(drawn, key=lambda name: name not in ("optimizer", "model")):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import xarray as xr
+from jaxtyping import PyTree
 
 from bpresearch.statistics import best_settings
 from bpresearch.sweep.axes import group_of
@@ -55,7 +56,7 @@ def seconds_per_step(
     for settings in runs:
         if group_of(settings) not in programs:
             programs[group_of(settings)] = _timed(experiment.of(settings), settings, seconds)
-    times: dict[Any, list[float]] = {group: [] for group in programs}
+    times: dict[tuple[object, ...], list[float]] = {group: [] for group in programs}
     order = list(programs)
     for _ in range(rounds):
         for group in order:
@@ -80,7 +81,7 @@ def _timed(experiment: Experiment, settings: Settings, seconds: float) -> Callab
     return partial(repeat, max(1, round(seconds / (STEPS * repeat(1)))))
 
 
-def _program(experiment: Experiment, settings: Settings) -> tuple[Any, Run, Any]:
+def _program(experiment: Experiment, settings: Settings) -> tuple[jax.stages.Compiled, Run, PyTree]:
     """A program that takes the same few steps of a run again and again, the run, and its inputs."""
     training, data = experiment.training(settings), experiment.examples()["train"]
     few = [Segment(1, min(STEPS, experiment.steps), False)]
@@ -90,7 +91,7 @@ def _program(experiment: Experiment, settings: Settings) -> tuple[Any, Run, Any]
     fixed = {name: np.float32(value) for name, value in constants(settings).items()}
     first = {name: values[0] for name, values in scheduled.items()}
 
-    def again(count: Any, run: Run, inputs: Any) -> Run:
+    def again(count: jax.Array, run: Run, inputs: PyTree) -> Run:
         order, scheduled, fixed, data = inputs
         once = lambda _, run: train(training, run, data, order, scheduled, fixed, 1, STEPS)[0]  # noqa: E731
         return jax.lax.fori_loop(0, count, once, run)

@@ -5,14 +5,13 @@ Every chunk of a store is written when its runs are appended. The group's attrib
 """
 
 import errno
-from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
 
 
-def per_run(array: Any) -> bool:
+def per_run(array: zarr.Array) -> bool:
     """Whether an array's first dimension is the run."""
     return bool(array.metadata.dimension_names[0] == "run")
 
@@ -78,7 +77,7 @@ def loaded(group: zarr.Group) -> xr.Dataset:
     """
     runs = demand_chunks(group)
     names = sorted(group.attrs["arrays"], key=lambda name: name != "finished")  # whose other values are there
-    variables: dict[str, Any] = {}
+    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for name in names:
         array = group[name]
         values = _read(name, array, slice(0, runs) if per_run(array) else slice(None))
@@ -90,7 +89,7 @@ def loaded(group: zarr.Group) -> xr.Dataset:
     )
 
 
-def _read(name: str, array: Any, part: slice) -> np.ndarray:
+def _read(name: str, array: zarr.Array, part: slice) -> np.ndarray:
     """Values of an array; what cannot be read is named.
 
     Raises:

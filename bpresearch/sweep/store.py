@@ -11,10 +11,10 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
     """Of the other dimensions."""
     variables: dict[str, tuple[np.generic, tuple[str, ...]]]
     """What each holds until a run has it, and its dimensions after `run`."""
-    attributes: dict[str, Any] = {}  # noqa: RUF012
+    attributes: dict[str, object] = {}  # noqa: RUF012
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def opened(
     layout: Layout,
     columns: dict[str, np.ndarray],
     first: int,
-    config: dict[str, Any],
+    config: Mapping[str, object],
 ) -> Iterator[tuple[zarr.Group, np.ndarray]]:
     """The store of a workdir, held for this process, with these runs in it, and the row of each.
 
@@ -121,12 +121,12 @@ def unwritable(workdir: Path | None, error: OSError) -> ValueError:
     )
 
 
-def every_chunk() -> AbstractContextManager[Any]:
+def every_chunk() -> AbstractContextManager[object]:
     """While it is entered, zarr writes chunks that hold nothing too, so that a lost one is not like those."""
     return zarr.config.set({"array.write_empty_chunks": True})
 
 
-def check_config(workdir: Path, config: dict[str, Any]) -> None:
+def check_config(workdir: Path, config: Mapping[str, object]) -> None:
     """Writes `config.json`, or compares it with what is there.
 
     Args:
@@ -162,7 +162,7 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
 
 def layout_of(experiment: Experiment, metrics: dict[str, Measured], choice: Choice) -> Layout:
     """The results of trainings: the loss of each step, and what evaluations measure."""
-    coordinates: dict[str, Any] = {
+    coordinates: dict[str, np.ndarray] = {
         "step": np.arange(1, experiment.steps + 1),
         "eval_step": experiment.eval_steps,
     }
@@ -224,7 +224,7 @@ def _create(store: Store, layout: Layout, columns: dict[str, np.ndarray]) -> zar
     group = zarr.create_group(store, attributes=attributes | layout.attributes)
     axes = layout.coordinates
 
-    def put(name: str, dtype: Any, dimensions: tuple[str, ...], fill: Any = None) -> None:
+    def put(name: str, dtype: type | np.dtype, dimensions: tuple[str, ...], fill: object = None) -> None:
         shape = tuple(len(axes[dimension]) if dimension != "run" else 0 for dimension in dimensions)
         add(group, name, dtype, shape, dimensions, fill)
 
@@ -246,10 +246,10 @@ def _create(store: Store, layout: Layout, columns: dict[str, np.ndarray]) -> zar
 def add(
     group: zarr.Group,
     name: str,
-    dtype: Any,
+    dtype: type | np.dtype,
     shape: tuple[int, ...],
     dimensions: tuple[str, ...],
-    fill: Any = None,
+    fill: object = None,
 ) -> None:
     """Adds an array to a store, compressed and with checksums, in chunks by its dimensions."""
     chunks = {"run": RUNS_IN_A_CHUNK, "step": STEPS_IN_A_CHUNK, "eval_step": STEPS_IN_A_CHUNK}
@@ -273,7 +273,7 @@ def _axes(group: zarr.Group) -> set[str]:
     return set(group.attrs["coordinates"].split())
 
 
-def _per_run(group: zarr.Group) -> list[Any]:
+def _per_run(group: zarr.Group) -> list[zarr.Array]:
     return [array for array in (group[name] for name in group.attrs["arrays"]) if per_run(array)]
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
+from jaxtyping import PyTree
 
 from bpresearch.sweep.choosing import Choice
 from bpresearch.sweep.chunks import Segment
@@ -24,9 +25,9 @@ class ChunkResults(NamedTuple):
     places: np.ndarray
     """Of the runs in the arrays."""
     segments: list[Segment]
-    losses: Any
-    metrics: dict[str, Any]
-    diverged_at: Any | None
+    losses: PyTree
+    metrics: dict[str, PyTree]
+    diverged_at: PyTree | None
     """At the end of these runs; None before."""
 
 

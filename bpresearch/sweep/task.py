@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch import losses
 from bpresearch.data import Dataset
@@ -61,10 +62,10 @@ class Task:
 
     data: Any
     model: Callable[..., nnx.Module]
-    loss: Callable[..., Any]
+    loss: Callable[..., PyTree]
     model_options: dict[str, Any] = field(default_factory=dict)
     targets: Callable[[np.ndarray], np.ndarray] = np.asarray
-    metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    metrics: Mapping[str, Callable[..., PyTree]] = field(default_factory=dict)
     diagnostics: tuple[Diagnostic, ...] = ()
     name: str = ""
     source: str = ""
@@ -81,7 +82,7 @@ class Task:
                 losses.targets(self.loss, self.classes, self._pair(part)[1])  # refuses negative labels
 
     @property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, PyTree]:
         """The parts of the data as trees of arrays; of a `Dataset`, pairs (x, y)."""
         if self._pair("train")[1] is None:
             return self.data
@@ -118,7 +119,7 @@ class Task:
         return 1 + max(int(self._pair(part)[1].max()) for part in self.data)
 
     @property
-    def all_metrics(self) -> dict[str, Callable[..., Any]]:
+    def all_metrics(self) -> dict[str, Callable[..., PyTree]]:
         """What evaluations measure beside the loss, but for what the loss gives itself."""
         measures = dict(self.metrics)
         if self.classes is not None and not isinstance(self.objective, TrainingLoss):
@@ -153,7 +154,7 @@ class Task:
             raise ValueError(f"{self.name}: the model takes outputs, and the examples are no pairs (x, y)")
         return y.shape[1] if y.ndim > 1 else 1
 
-    def _pair(self, part: str) -> tuple[Any, Any]:
+    def _pair(self, part: str) -> tuple[PyTree, PyTree]:
         """Inputs and targets if the examples are such pairs of arrays, else twice None."""
         data = self.data
         if isinstance(data, Dataset):
@@ -162,7 +163,7 @@ class Task:
         return data[part] if pair == [True, True] else (None, None)
 
 
-def checked(data: Any) -> dict[str, Any]:
+def checked(data: object) -> dict[str, PyTree]:
     """The parts of the data as numpy arrays.
 
     Raises:

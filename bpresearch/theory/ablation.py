@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from bpresearch import chainrule
 from bpresearch.chainrule.primitives import LAYER
-from bpresearch.functional import merge, split
+from bpresearch.chainrule.registry import Layer, Rule
+from bpresearch.functional import Params, State, merge, split
 
 KINDS = ("weight", "activation", "loss")
 
@@ -42,7 +43,7 @@ def random(factors: Float[Array, "*shape"], key: Key[Array, ""]) -> Float[Array,
     return jnp.std(factors) * jax.random.normal(key, factors.shape, factors.dtype)
 
 
-def kind_of(layer: Any) -> str | None:
+def kind_of(layer: Layer) -> str | None:
     """The kind of factor that a layer contributes to the gradients before it; None for any other layer.
 
     Weights are those of dense layers and convolutions, activations the functions of each element.
@@ -53,7 +54,7 @@ def kind_of(layer: Any) -> str | None:
     return "activation" if rule.startswith("elementwise.") else None
 
 
-def ablated(kind: str, replacement: Replacement) -> Callable[..., Any]:
+def ablated(kind: str, replacement: Replacement) -> Callable[..., PyTree]:
     """A gradient function as `chainrule.gradient`, with one kind of factor replaced in every backward pass.
 
     Args:
@@ -78,7 +79,7 @@ def ablated(kind: str, replacement: Replacement) -> Callable[..., Any]:
         if kind == "loss":
             chainrule.rule_for(loss_fn)  # or nothing would be replaced
 
-        def value_and_grad(params: Any, state: Any, batch: Any):
+        def value_and_grad(params: Params, state: State, batch: PyTree):
             with chainrule.replacing(replace):
                 return engine(params, state, batch)
 
@@ -91,7 +92,7 @@ def _kind_of_call(e: chainrule.Equation) -> str | None:
     return "loss" if e.layer == "loss" else kind_of(e.params["call"].layer_with_options)
 
 
-def _weight(rule: Any, replaced: Callable[[Array], Array]) -> Any:
+def _weight(rule: Rule, replaced: Callable[[Array], Array]) -> type:
     """x_bar with W' in the place of W, for a matrix y_bar W'^T; W_bar as it was."""
 
     class Ablated:
@@ -111,7 +112,7 @@ def _weight(rule: Any, replaced: Callable[[Array], Array]) -> Any:
     return Ablated
 
 
-def _activation(rule: Any, replaced: Callable[[Array], Array]) -> Any:
+def _activation(rule: Rule, replaced: Callable[[Array], Array]) -> type:
     """x_bar = y_bar times what f'(x) is replaced by."""
 
     class Ablated:
@@ -124,7 +125,7 @@ def _activation(rule: Any, replaced: Callable[[Array], Array]) -> Any:
     return Ablated
 
 
-def _loss(rule: Any, replaced: Callable[[Array], Array]) -> Any:
+def _loss(rule: Rule, replaced: Callable[[Array], Array]) -> type:
     """o_bar is what c'(o) is replaced by, over the number of values that the mean takes."""
 
     class Ablated:
@@ -160,9 +161,9 @@ class Deviation(NamedTuple):
 def deviations(
     models: Sequence[nnx.Module],
     loss_fn: Callable[..., Array],
-    x: Any,
-    y: Any,
-    gradients: Mapping[str, Callable[..., Any]],
+    x: PyTree,
+    y: PyTree,
+    gradients: Mapping[str, Callable[..., PyTree]],
 ) -> dict[str, Deviation]:
     """How far gradient functions are from the chain rule's: means over models of one structure.
 
@@ -185,7 +186,7 @@ def deviations(
     }
 
 
-def angle(a: Any, b: Any) -> float:
+def angle(a: PyTree, b: PyTree) -> float:
     """The angle between two gradients, taken as vectors, in degrees; NaN where one of them is zero.
 
     >>> angle({"w": np.array([1.0, 0.0])}, {"w": np.array([0.0, 2.0])})

@@ -9,16 +9,17 @@ meet.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpresearch.chainrule.primitives import Equation, is_floating
+from bpresearch.chainrule.whole import LayerCall
 from bpresearch.functional import Loss, Params, TrainingLoss, as_inputs, merge, objective, split
 from bpresearch.paths import format_path
 from bpresearch.theory import routes
@@ -106,9 +107,9 @@ class Anatomy(NamedTuple):
 def take_apart(
     model: nnx.Module,
     loss_fn: Loss | TrainingLoss,
-    x: Any,
-    y: Any,
-    weight: tuple[Any, ...],
+    x: PyTree,
+    y: PyTree,
+    weight: tuple[Hashable, ...],
     index: tuple[int, ...],
     *,
     paths: int = 5,
@@ -169,8 +170,8 @@ def _refuse_batch_norm(model: nnx.Module) -> None:
 
 
 def independent_examples(
-    model: nnx.Module, loss_fn: Loss | TrainingLoss, x: Any, y: Any, weight: tuple[Any, ...]
-) -> list[tuple[Any, Any]] | None:
+    model: nnx.Module, loss_fn: Loss | TrainingLoss, x: PyTree, y: PyTree, weight: tuple[Hashable, ...]
+) -> list[tuple[PyTree, PyTree]] | None:
     """The batch as batches of one, if its loss and gradient are the means of theirs; else None."""
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))}
     if len(sizes) != 1 or sizes == {()}:
@@ -179,7 +180,7 @@ def independent_examples(
     single = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], (x, y)) for n in range(count)]
     by_jax = gradient_by_jax(model, loss_fn)
 
-    def loss_and_gradient(x: Any, y: Any) -> Float[np.ndarray, " values"]:
+    def loss_and_gradient(x: PyTree, y: PyTree) -> Float[np.ndarray, " values"]:
         loss, grads = by_jax(x, y)
         return np.append(np.asarray(leaf_at(grads, weight), np.float64), float(loss))
 
@@ -205,7 +206,7 @@ def gradient_by_jax(
     return functools.partial(compiled(jax.value_and_grad(loss)), params, state)
 
 
-def leaf_at(tree: Any, path: tuple[Any, ...]) -> Any:
+def leaf_at(tree: PyTree, path: tuple[Hashable, ...]) -> PyTree:
     """The array at a path of a nested dict."""
     for key in path:
         tree = tree[key]
@@ -250,7 +251,7 @@ def _kind(program: LossProgram, step: Step, k: int) -> str:
     return "pooling" if name.startswith(("reduce_window", "reduce_max", "reduce_min")) else "block"
 
 
-def _kind_in_layer(call: Any, k: int) -> str:
+def _kind_in_layer(call: LayerCall, k: int) -> str:
     kind, own = kind_of(call.layer_with_options), call.names[k].removeprefix("gradient of ")
     if kind == "weight" and own != call.names[k]:
         return {"kernel": "input", "bias": "one"}.get(own, "block")
@@ -271,7 +272,7 @@ def _refuse_too_large(slopes: Slopes, links: list[Link | None]) -> None:
 
 
 def _evaluated(
-    slopes: Slopes, index: tuple[int, ...], batches: list[tuple[Any, Any]]
+    slopes: Slopes, index: tuple[int, ...], batches: list[tuple[PyTree, PyTree]]
 ) -> Iterator[list[np.ndarray]]:
     """The numbers in all slopes, batch by batch, in one compiled program."""
     args = [slopes.program.flatten(*batch) for batch in batches]
@@ -291,7 +292,7 @@ def _edges(slopes: Slopes, values: list[np.ndarray]) -> list[routes.Edge]:
 def _sums(edges: list[routes.Edge], end: int) -> tuple[float, float, float]:
     """Of all paths: their number, the sum of their products, the sum of their absolute values."""
 
-    def total(of_factors: Callable[[Any], Any]) -> float:
+    def total(of_factors: Callable[[np.ndarray], np.ndarray]) -> float:
         mapped = [e._replace(factors=e.factors._replace(values=of_factors(e.factors.values))) for e in edges]
         return routes.total(mapped, WEIGHT, end)
 
@@ -313,7 +314,7 @@ def _path(route: routes.Route, links: list[Link | None], example: int | None) ->
 
 
 def factor_statistics(
-    model: nnx.Module, loss_fn: Loss, x: Any, y: Any
+    model: nnx.Module, loss_fn: Loss, x: PyTree, y: PyTree
 ) -> list[tuple[str, str, Float[np.ndarray, " values"]]]:
     """Every factor that a gradient of the model meets, layer by layer: (layer, kind, its live values).
 
@@ -333,7 +334,7 @@ def factor_statistics(
     return [*factors, ("loss", "loss", np.concatenate(slopes).astype(np.float64))]
 
 
-def _number_of_values(model: nnx.Module, loss_fn: Loss, x: Any, y: Any) -> int:
+def _number_of_values(model: nnx.Module, loss_fn: Loss, x: PyTree, y: PyTree) -> int:
     graphdef, params, state = split(model)
 
     def values(params, state, x, y):

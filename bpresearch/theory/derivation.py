@@ -3,7 +3,6 @@
 import itertools
 import textwrap
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
@@ -213,7 +212,7 @@ def gradients(network: Network) -> tuple[float, dict[str, float]]:
     }
 
 
-def parameter(place: Place) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+def parameter(place: Place) -> tuple[tuple[str | int, ...], tuple[int, ...]]:
     """A place as the model's parameter and the element's index: kernels are (units before, units)."""
     leaf, index = ("bias", place[1:2]) if place.source is None else ("kernel", (place.source, place.unit))
     return ("layers", 2 * place.layer, leaf), index

@@ -1,12 +1,12 @@
 """What the experiments' trainings share: a loss as a function of weights in one row, and times to a loss."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from bpresearch import autodiff
 from bpresearch.functional import merge, split
@@ -22,7 +22,7 @@ class Landscape(NamedTuple):
     """
 
     start: Float[Array, " n"]
-    slope: Callable[[Array, Any], tuple[Array, Array]]
+    slope: Callable[[Array, PyTree], tuple[Array, Array]]
     model: Callable[[Array], nnx.Module]
 
 
@@ -42,7 +42,7 @@ def landscape(model: nnx.Module, loss_fn: Callable[..., Array]) -> Landscape:
     start, unravel = ravel_pytree(params)
     gradient = autodiff.gradient(graphdef, loss_fn)
 
-    def slope(w: Array, batch: Any) -> tuple[Array, Array]:
+    def slope(w: Array, batch: PyTree) -> tuple[Array, Array]:
         (loss, _), grads = gradient(unravel(w), state, batch)
         return ravel_pytree(grads)[0], loss
 

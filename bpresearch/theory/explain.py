@@ -3,14 +3,14 @@
 import io
 import re
 import sys
-from collections.abc import Iterator, Set
+from collections.abc import Hashable, Iterator, Set
 from dataclasses import dataclass
 from textwrap import wrap
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.measure import Measurement
@@ -127,8 +127,8 @@ class Explanation:
 def explain(
     model: nnx.Module,
     loss: Loss,
-    x: Any,
-    y: Any = None,
+    x: PyTree,
+    y: PyTree = None,
     weight: str | None = None,
     *,
     paths: int = 5,
@@ -182,12 +182,12 @@ def _taking_running_statistics(model: nnx.Module) -> tuple[str, ...]:
     return tuple(path for path, _ in layers)
 
 
-def element_name(path: tuple[Any, ...], index: tuple[int, ...]) -> str:
+def element_name(path: tuple[Hashable, ...], index: tuple[int, ...]) -> str:
     """An element of a parameter in one word: the inverse of `element`."""
     return f"{format_path(path)}[{','.join(map(str, index))}]"
 
 
-def element(grads: Any, weight: str | None) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+def element(grads: PyTree, weight: str | None) -> tuple[tuple[Hashable, ...], tuple[int, ...]]:
     """The parameter's path and the element's index that `weight` names.
 
     Args:

@@ -1,13 +1,11 @@
 """How much the gradient of a mini-batch varies around that of all examples."""
 
-from typing import Any
-
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 
-def in_rows(gradients: Any) -> Float[np.ndarray, "examples parameters"]:
+def in_rows(gradients: PyTree) -> Float[np.ndarray, "examples parameters"]:
     """Gradients of examples, as `chainrule.per_example_gradients` gives them, each in one row of float64."""
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradients)]
     return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)

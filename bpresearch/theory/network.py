@@ -21,7 +21,7 @@ import difflib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +141,7 @@ class Network:
         """The example as a batch of one."""
         return self.inputs[None], self.targets[None]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The network as a file holds it, all names written out."""
         return {
             "title": self.title, "sizes": list(self.sizes), "activations": list(self.activations),
@@ -178,7 +178,7 @@ def read(path: str | Path) -> Network:
         raise ValueError(f"{path}: {error}") from error
 
 
-def from_dict(given: Mapping[str, Any]) -> Network:
+def from_dict(given: Mapping[str, object]) -> Network:
     """The network that a file's object describes (see this module's docstring).
 
     Raises:
@@ -243,7 +243,7 @@ def _check_loss(loss: str, reduction: str, last: str, targets: list[float]) -> N
         raise ValueError(f"reduction: {loss} is one number for all outputs: take sum")
 
 
-def _sizes(value: Any) -> tuple[int, ...]:
+def _sizes(value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) < 2:
         raise ValueError(f"sizes: is {_described(value)}; it takes at least two layers, such as [2, 2, 2]")
     for layer, size in enumerate(value):
@@ -276,7 +276,10 @@ def _tuples(names: Any) -> Any:
 
 
 def _layers(
-    given: Mapping[str, Any], entry: str, shapes: Sequence[tuple[int, ...]], leaf: Callable[[Any, str], Any]
+    given: Mapping[str, object],
+    entry: str,
+    shapes: Sequence[tuple[int, ...]],
+    leaf: Callable[[object, str], object],
 ) -> list[Any]:
     """An entry that has something of its own shape for each layer; empty where it is left out."""
     if entry not in given:
@@ -286,7 +289,7 @@ def _layers(
     return [_nested(row, shape, f"{entry}[{layer}]", leaf) for layer, (row, shape) in pairs]
 
 
-def _nested(value: Any, shape: tuple[int, ...], entry: str, leaf: Callable[[Any, str], Any]) -> Any:
+def _nested(value: object, shape: tuple[int, ...], entry: str, leaf: Callable[[object, str], object]) -> Any:
     """Lists in lists of this shape, each element as `leaf` takes it."""
     if not shape:
         return leaf(value, entry)
@@ -294,25 +297,25 @@ def _nested(value: Any, shape: tuple[int, ...], entry: str, leaf: Callable[[Any,
     return [_nested(row, shape[1:], f"{entry}[{i}]", leaf) for i, row in enumerate(rows)]
 
 
-def _list(value: Any, length: int, entry: str) -> list[Any]:
+def _list(value: object, length: int, entry: str) -> list[Any]:
     if not isinstance(value, list) or len(value) != length:
         raise ValueError(f"{entry}: is {_described(value)}; by the sizes it takes a list of {length}")
     return value
 
 
-def _number(value: Any, entry: str) -> float:
+def _number(value: object, entry: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{entry}: is {_described(value)}; it takes a finite number")
     return float(value)
 
 
-def _text(value: Any, entry: str) -> str:
+def _text(value: object, entry: str) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise ValueError(f"{entry}: is {_described(value)}; it takes a name")
     return value.strip()
 
 
-def _choice(value: Any, choices: Mapping[str, Any], entry: str) -> str:
+def _choice(value: object, choices: Mapping[str, object], entry: str) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
             f"{entry}: is {_described(value)}, not one of {', '.join(choices)}{_near(value, choices)}"
@@ -320,16 +323,16 @@ def _choice(value: Any, choices: Mapping[str, Any], entry: str) -> str:
     return value
 
 
-def _activation(value: Any, entry: str) -> str:
+def _activation(value: object, entry: str) -> str:
     return _choice(value, ACTIVATIONS, entry)
 
 
-def _near(name: Any, choices: Any) -> str:
+def _near(name: object, choices: Collection[str]) -> str:
     near = difflib.get_close_matches(str(name), list(choices), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     """A value of a file, in a few words."""
     if isinstance(value, list):
         return f"a list of {len(value)}"

@@ -9,12 +9,12 @@ import re
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 Weights = Float[Array, "layers width width"]
 Batch = Float[Array, "batch width"]
@@ -136,7 +136,7 @@ class Cost(NamedTuple):
     microseconds: float
 
 
-def cost(function: Callable[..., Any], *inputs: Any, calls: int = 5) -> Cost:
+def cost(function: Callable[..., PyTree], *inputs: PyTree, calls: int = 5) -> Cost:
     """The cost of a function, compiled for these inputs; the time is the median of some calls."""
     compiled, times = jax.jit(function).lower(*inputs).compile(), []
     for _ in range(calls + 1):  # the first is not counted
@@ -184,7 +184,7 @@ def sigmoid(x: Batch, how: str) -> Batch:
     return 1 / (1 + jnp.exp(-x)) if how == "written" else jnp.ones_like(x) / (1 + jnp.exp(-x))
 
 
-def elements_divided(function: Callable[..., Any], *inputs: Any) -> int:
+def elements_divided(function: Callable[..., PyTree], *inputs: PyTree) -> int:
     """How many numbers the optimised program divides: its `divide` instructions by their sizes."""
     text = jax.jit(function).lower(*inputs).compile().as_text() or ""
     shapes = re.findall(r"= \w+\[([\d,]*)\]\S* divide\(", text)

@@ -4,14 +4,14 @@
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from bpresearch.theory import descent
 
@@ -35,7 +35,7 @@ class Trajectory(NamedTuple):
         return float(np.median(self.sharpness[-max(1, len(self.sharpness) // 4) :]))
 
 
-def power_iteration(product: Callable[[Any], Any], v: Any, iterations: int) -> tuple[Array, Any]:
+def power_iteration(product: Callable[[PyTree], PyTree], v: PyTree, iterations: int) -> tuple[Array, PyTree]:
     """The largest eigenvalue in magnitude of a symmetric operator, and its vector.
 
     So many steps of the power method, v <- H v / |H v|, then Rayleigh's quotient v.H v of what they lead to;
@@ -51,7 +51,7 @@ def power_iteration(product: Callable[[Any], Any], v: Any, iterations: int) -> t
     return optax.tree.vdot(v, image), of_length_one(image)
 
 
-def of_length_one(tree: Any) -> Any:
+def of_length_one(tree: PyTree) -> PyTree:
     """The tree's arrays, taken as one vector, over its length."""
     length = jnp.maximum(optax.tree.norm(tree), jnp.finfo(jnp.float32).tiny)
     return jax.tree.map(lambda leaf: (leaf / length).astype(leaf.dtype), tree)
@@ -60,14 +60,14 @@ def of_length_one(tree: Any) -> Any:
 def full_batch(
     model: nnx.Module,
     loss_fn: Callable[..., Array],
-    x: Any,
-    y: Any,
+    x: PyTree,
+    y: PyTree,
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
     every: int,
     iterations: int = 20,
-    preconditioner: Callable[[Any], Array] | None = None,
+    preconditioner: Callable[[PyTree], Array] | None = None,
 ) -> Trajectory:
     """Trains on the whole data set and measures the sharpness every so many steps.
 
@@ -86,13 +86,13 @@ def full_batch(
     """
     weights, slope = _on_all(model, loss_fn, x, y)
 
-    def step(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], Array]:
+    def step(carry: tuple[Array, PyTree], _: None) -> tuple[tuple[Array, PyTree], Array]:
         w, optimizer_state = carry
         g, loss = slope(w)
         updates, optimizer_state = optimizer.update(g, optimizer_state, w)
         return (optax.apply_updates(w, updates), optimizer_state), loss
 
-    def stretch(carry: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
+    def stretch(carry: PyTree, _: None) -> tuple[PyTree, tuple[Array, Array]]:
         w, optimizer_state, vector = carry
         (w, optimizer_state), losses = jax.lax.scan(step, (w, optimizer_state), None, every)
         root = 1.0 if preconditioner is None else preconditioner(optimizer_state) ** -0.5
@@ -108,7 +108,7 @@ def full_batch(
     return Trajectory(np.arange(every, steps + 1, every), np.ravel(losses), np.asarray(values))
 
 
-def adam_preconditioner(state: Any, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Array:
+def adam_preconditioner(state: PyTree, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Array:
     """P of Adam, whose step is -lr P^-1 m with m an average of gradients that starts at zero.
 
     P = (1 - b1^t) (sqrt(nu / (1 - b2^t)) + eps): both bias corrections are in it (Cohen et al. 2022).
@@ -133,7 +133,11 @@ def adaptive_edge(rate: float, b1: float = 0.9) -> float:
 
 
 def decrease(
-    model: nnx.Module, loss_fn: Callable[..., Array], x: Any, y: Any, learning_rates: Float[np.ndarray, " n"]
+    model: nnx.Module,
+    loss_fn: Callable[..., Array],
+    x: PyTree,
+    y: PyTree,
+    learning_rates: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], float]:
     """What one step of gradient descent does to the loss, for several learning rates.
 
@@ -156,7 +160,7 @@ def decrease(
 
 
 def _on_all(
-    model: nnx.Module, loss_fn: Callable[..., Array], x: Any, y: Any
+    model: nnx.Module, loss_fn: Callable[..., Array], x: PyTree, y: PyTree
 ) -> tuple[Float[Array, " n"], Callable[[Array], tuple[Array, Array]]]:
     """The model's weights in one row, and their slope on all examples at once."""
     landscape, batch = descent.landscape(model, loss_fn), jax.tree.map(jnp.asarray, (x, y))

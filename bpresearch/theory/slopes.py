@@ -11,7 +11,7 @@ u_bar - i v_bar.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -192,7 +192,7 @@ def loss_bars(program: LossProgram, equations: list[Equation], moving: set[int])
     return bars
 
 
-def units_of(aval: Any) -> tuple[int, ...]:
+def units_of(aval: jax.core.ShapedArray) -> tuple[int, ...]:
     """The shape of a value's units."""
     return (2, *aval.shape) if jnp.issubdtype(aval.dtype, jnp.complexfloating) else tuple(aval.shape)
 
@@ -296,7 +296,7 @@ def from_dense(matrix: np.ndarray) -> Factors:
     return Factors(matrix[after, before].astype(np.float64), after, before, matrix.shape[1])
 
 
-def from_each(values: np.ndarray, x: Any, y: Any) -> Factors:
+def from_each(values: np.ndarray, x: jax.core.ShapedArray, y: jax.core.ShapedArray) -> Factors:
     """From (parts after, parts before, elements), where elements of x may be repeated in y."""
     after, before, n = np.nonzero(values)
     places = np.broadcast_to(np.arange(x.size).reshape(x.shape), y.shape).ravel()
@@ -306,20 +306,22 @@ def from_each(values: np.ndarray, x: Any, y: Any) -> Factors:
     )
 
 
-def from_copy(sources: np.ndarray, x: Any, y: Any) -> Factors:
+def from_copy(sources: np.ndarray, x: jax.core.ShapedArray, y: jax.core.ShapedArray) -> Factors:
     """From the places that the elements of y come from, -1 where it is from nowhere."""
     (after,) = np.nonzero(sources >= 0)
     return _of_ones(after, sources[after], x, y)
 
 
-def from_sum(axes: Sequence[int], x: Any, y: Any) -> Factors:
+def from_sum(axes: Sequence[int], x: jax.core.ShapedArray, y: jax.core.ShapedArray) -> Factors:
     """Of a sum over some axes: where each element of x goes."""
     reduced = [1 if axis in axes else n for axis, n in enumerate(x.shape)]
     goes = np.broadcast_to(np.arange(math.prod(reduced)).reshape(reduced), x.shape).ravel()
     return _of_ones(goes, np.arange(x.size), x, y)
 
 
-def _of_ones(after: np.ndarray, before: np.ndarray, x: Any, y: Any) -> Factors:
+def _of_ones(
+    after: np.ndarray, before: np.ndarray, x: jax.core.ShapedArray, y: jax.core.ShapedArray
+) -> Factors:
     """Ones at these places, for the imaginary parts as well where there are any."""
     part = np.arange(math.prod(units_of(x)) // max(x.size, 1))[:, None]
     after, before = (part * y.size + after).ravel(), (part * x.size + before).ravel()

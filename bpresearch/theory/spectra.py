@@ -8,13 +8,13 @@ program of several CPU devices waits for ever.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 exactly = partial(jnp.matmul, precision="highest")
 """Accelerators round what they multiply to fewer digits unless they are asked."""
@@ -47,7 +47,7 @@ class Spectrum(NamedTuple):
         return jnp.nanmin(self.values)
 
 
-def spectrum(product: Callable[[Any], Any], start: Any, steps: int) -> Spectrum:
+def spectrum(product: Callable[[PyTree], PyTree], start: PyTree, steps: int) -> Spectrum:
     """The Ritz values of a symmetric operator A and their weights, from Lanczos's recursion.
 
         beta_i q_i+1 = A q_i - alpha_i q_i - beta_i-1 q_i-1,    alpha_i = q_i.A q_i
@@ -71,7 +71,9 @@ def spectrum(product: Callable[[Any], Any], start: Any, steps: int) -> Spectrum:
     count = min(steps, v.size)
     zero = jnp.zeros((), v.dtype)
 
-    def step(carry: tuple[Array, Array, Array, Array], i: Array) -> tuple[Any, tuple[Array, Array, Array]]:
+    def step(
+        carry: tuple[Array, Array, Array, Array], i: Array
+    ) -> tuple[tuple[Array, Array, Array, Array], tuple[Array, Array, Array]]:
         basis, q, scale, valid = carry
         basis = basis.at[i].set(q)
         image = ravel_pytree(product(unravel(q)))[0].astype(v.dtype)

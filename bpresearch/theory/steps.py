@@ -6,7 +6,7 @@ order in which they are made.
 """
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jaxtyping import PyTree
 
 from bpresearch import chainrule
 from bpresearch.chainrule import engine
 from bpresearch.chainrule.calls import WholeFunction, layers_whole, named
 from bpresearch.chainrule.primitives import LAYER, Equation, Value, table
 from bpresearch.chainrule.registry import has_rule
+from bpresearch.chainrule.whole import LayerCall
 from bpresearch.functional import Loss, TrainingLoss, as_inputs, merge, split
 from bpresearch.jaxprs import body
 
@@ -68,7 +70,7 @@ class Step:
         return self.equation([]).line
 
     @property
-    def call(self) -> Any:
+    def call(self) -> LayerCall | None:
         """The call of a layer with a rule; None for any other equation."""
         return self.eqn.params["call"] if self.eqn.primitive.name == LAYER else None
 
@@ -114,7 +116,7 @@ class Steps:
         number = dict(zip(jaxpr.invars, ins, strict=True))
         number |= {v: self._constant(value) for v, value in zip(jaxpr.constvars, consts, strict=True)}
 
-        def number_of(v: Any) -> int:
+        def number_of(v: Var | Literal) -> int:
             return self._constant(engine.read(v, {})) if isinstance(v, Literal) else number[v]
 
         for eqn in jaxpr.eqns:
@@ -197,7 +199,7 @@ def _stays_in_place(shape: tuple[int, ...]) -> Callable[[JaxprEqn], bool]:
     return stays
 
 
-def shape_of(v: Any) -> tuple[int, ...]:
+def shape_of(v: Var | Literal) -> tuple[int, ...]:
     """The shape of a variable or constant of a program."""
     return v.aval.shape
 
@@ -217,8 +219,8 @@ class LossProgram:
     """
 
     steps: Steps
-    paths: list[tuple[Any, ...]]
-    flatten: Callable[[Any, Any], list[Value]]
+    paths: list[tuple[Hashable, ...]]
+    flatten: Callable[[PyTree, PyTree], list[Value]]
 
     @cached_property
     def data(self) -> set[int]:
@@ -248,7 +250,9 @@ class LossProgram:
         return indices
 
 
-def trace(model: nnx.Module, loss_fn: Loss | TrainingLoss, x: Any, y: Any, scale: float = 1.0) -> LossProgram:
+def trace(
+    model: nnx.Module, loss_fn: Loss | TrainingLoss, x: PyTree, y: PyTree, scale: float = 1.0
+) -> LossProgram:
     """The mean loss, times `scale`, as steps."""
     graphdef, params, state = split(model)
 
@@ -267,7 +271,7 @@ def trace(model: nnx.Module, loss_fn: Loss | TrainingLoss, x: Any, y: Any, scale
     return LossProgram(Steps.of(program), paths, flatten)
 
 
-def _values(model: nnx.Module, loss_fn: Loss | TrainingLoss, x: Any, y: Any) -> jax.Array:
+def _values(model: nnx.Module, loss_fn: Loss | TrainingLoss, x: PyTree, y: PyTree) -> jax.Array:
     """The loss's values. In the short form the outputs are named, and a loss that has a rule stays whole."""
     if isinstance(loss_fn, TrainingLoss):
         return loss_fn(model, y)

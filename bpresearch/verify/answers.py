@@ -3,7 +3,7 @@
 Used for functions, for models and for single equations alike.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pkgutil import iter_modules
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bpresearch.verify import oracles as files
 from bpresearch.verify.oracles import (
@@ -65,10 +66,10 @@ def answers(
     question: Question,
     asked: Sequence[str],
     is_real: bool = True,
-    reference: Any = None,
-    surrogate: Any = None,
+    reference: Callable[..., PyTree] | None = None,
+    surrogate: Callable[..., PyTree] | None = None,
     clauses: Sequence[contract.Clause] = (),
-    key: Any = (),
+    key: Hashable = (),
     together: bool = False,
     measuring: bool = True,
     fused: bool = True,
@@ -189,7 +190,9 @@ class _Base:
         return ()
 
 
-def _values(derivative: Any, point: Any, others: Any, y_bars: Any) -> tuple[list[Any], list[Any]]:
+def _values(
+    derivative: Any, point: PyTree, others: PyTree, y_bars: PyTree
+) -> tuple[list[PyTree], list[PyTree]]:
     return derivative.apply(point, others), derivative.twin(point, others)
 
 

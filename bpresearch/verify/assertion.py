@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import PyTree
+
 from bpresearch.verify.function import function
 from bpresearch.verify.report import Report
 
 
-def assert_gradients(f: Callable[..., Any], *args: Any, undecided: str = "fail", **options: Any) -> Report:
+def assert_gradients(
+    f: Callable[..., PyTree], *args: PyTree, undecided: str = "fail", **options: Any
+) -> Report:
     """Raises an AssertionError whose message is the report, if the derivative of `f` at `args` is not right.
 
     With pytest there is a fixture of the same name, so that a test needs no import.

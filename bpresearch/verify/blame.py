@@ -9,7 +9,7 @@ by itself becomes a question like any other, at the operands that were seen: how
 whether there is a kink, and what the verdict is. The culprits are those whose own rule is wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch import chainrule
 from bpresearch.chainrule.engine import filled, rule_of, several
 from bpresearch.chainrule.notes import collecting, note
 from bpresearch.chainrule.primitives import Equation, is_floating
+from bpresearch.functional import Loss
 from bpresearch.verify.answers import answers
 from bpresearch.verify.directions import choose_directions
 from bpresearch.verify.equations import OPENED, Label, Plant, evaluated, label, reference
@@ -54,12 +56,12 @@ class Answer:
         bars: cotangents of the floating results.
     """
 
-    outs: Any
-    own_outs: Any
-    found: Any
-    expected: Any
-    ins: Any
-    bars: Any
+    outs: PyTree
+    own_outs: PyTree
+    found: PyTree
+    expected: PyTree
+    ins: PyTree
+    bars: PyTree
 
 
 jax.tree_util.register_dataclass(Answer)
@@ -78,7 +80,7 @@ class Blame:
     """
 
     graphdef: nnx.GraphDef
-    loss_fn: Any
+    loss_fn: Loss
     plant_of: Callable[[jax.Array], Plant]
 
     def __post_init__(self) -> None:
@@ -87,7 +89,9 @@ class Blame:
         self.derivatives: dict[Label, Derivative] = {}
         self.program = compiled(self._watched)
 
-    def _watched(self, fault: jax.Array, params: Any, state: Any, x: Any, y: Any) -> dict[Any, Any]:
+    def _watched(
+        self, fault: jax.Array, params: PyTree, state: PyTree, x: PyTree, y: PyTree
+    ) -> dict[Hashable, PyTree]:
         """For each equation the error of its rule and its `Answer`; in a loop those of the worst step."""
         gradient = chainrule.gradient(self.graphdef, self.loss_fn, inputs=True)
         with (
@@ -99,7 +103,7 @@ class Blame:
         self.order = list(reversed(notes))
         return dict(notes)
 
-    def _watch(self, e: Equation, bars: Sequence[Any], x_bars: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _watch(self, e: Equation, bars: Sequence[PyTree], x_bars: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
         """Compares an equation's answer with the reference's, and hands the latter on."""
         if e.primitive.name in OPENED:
             return x_bars
@@ -112,7 +116,7 @@ class Blame:
         right = iter(compared.expected)
         return tuple(next(right)[0] if wanted else None for wanted in e.wanted)
 
-    def __call__(self, fault: jax.Array, of_model: tuple[Any, ...], seed: int = 0) -> "Blamed":
+    def __call__(self, fault: jax.Array, of_model: tuple[PyTree, ...], seed: int = 0) -> "Blamed":
         """Asks every rule, and those that do not agree with the reference once more by themselves.
 
         `of_model` is `(params, state, x, y)`.
@@ -162,7 +166,7 @@ class Blamed:
         return tuple(dict.fromkeys(row.path for row in self.rows if row.passed is False))
 
 
-def _compared(e: Equation, bars: Sequence[Any], x_bars: tuple[Any, ...], twice: bool) -> Answer:
+def _compared(e: Equation, bars: Sequence[PyTree], x_bars: tuple[PyTree, ...], twice: bool) -> Answer:
     """The x_bars that were given beside `jax.vjp` of the equation; `twice`: for another cotangent as well."""
     filled_bars = filled(bars, e.outs)
     some = [x for x, wanted in zip(e.ins, e.wanted, strict=True) if wanted]
@@ -184,11 +188,11 @@ def _compared(e: Equation, bars: Sequence[Any], x_bars: tuple[Any, ...], twice: 
     )
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: PyTree) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
-def _wanted(e: Equation, x_bars: Sequence[Any]) -> list[Any]:
+def _wanted(e: Equation, x_bars: Sequence[PyTree]) -> list[PyTree]:
     """An answer's cotangents of the wanted operands, with zeros for None, as rules may say it."""
     return [
         jnp.zeros_like(x) if bar is None else bar
@@ -197,7 +201,7 @@ def _wanted(e: Equation, x_bars: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _floating(values: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+def _floating(values: Sequence[PyTree], like: Sequence[PyTree]) -> list[PyTree]:
     return [value for value, y in zip(values, like, strict=True) if is_floating(y)]
 
 
@@ -257,7 +261,7 @@ def operand_names(e: Equation) -> list[str]:
 # --------------------------------------------------------------------------- an equation as a question
 
 
-def derivative_of(e: Equation, plant_of: Callable[[Any], Plant]) -> Derivative:
+def derivative_of(e: Equation, plant_of: Callable[[jax.Array], Plant]) -> Derivative:
     """The derivative of one equation by its rule; `others` are the number of the fault and all operands."""
 
     def apply(point, others):
@@ -277,7 +281,7 @@ def derivative_of(e: Equation, plant_of: Callable[[Any], Plant]) -> Derivative:
     return Derivative(apply, gradient, apply, apply)
 
 
-def _equation_at(e: Equation, point: Sequence[Any], others: Any) -> Equation:
+def _equation_at(e: Equation, point: Sequence[PyTree], others: PyTree) -> Equation:
     """The equation, not yet evaluated, with the point in the places of its wanted operands."""
     moving = iter(point)
     ins = [
@@ -287,7 +291,7 @@ def _equation_at(e: Equation, point: Sequence[Any], others: Any) -> Equation:
     return replace(e, ins=tuple(ins), outs=(), kept=())
 
 
-def _outputs(e: Equation, plant_of: Callable[[Any], Plant]) -> Callable[..., Any]:
+def _outputs(e: Equation, plant_of: Callable[[jax.Array], Plant]) -> Callable[..., PyTree]:
     def pairs(derivative, point, others, y_bars):
         with chainrule.replacing(plant_of(others[0])), collecting():
             outs = evaluated(_equation_at(e, point, others)).outs
@@ -296,7 +300,9 @@ def _outputs(e: Equation, plant_of: Callable[[Any], Plant]) -> Callable[..., Any
     return pairs
 
 
-def question_about(derivative: Derivative, e: Equation, answer: Answer, fault: Any, seed: int) -> Question:
+def question_about(
+    derivative: Derivative, e: Equation, answer: Answer, fault: jax.Array, seed: int
+) -> Question:
     """The question whether the rule of one equation is right, at the operands that were seen."""
     point = [jnp.asarray(_as_real(answer.ins[i])) for i, wanted in enumerate(e.wanted) if wanted]
     y_bar = [jnp.asarray(_as_real(jnp.conj(bar))) for bar in answer.bars]
@@ -308,7 +314,7 @@ def question_about(derivative: Derivative, e: Equation, answer: Answer, fault: A
     return Question(derivative, point, others, operand_names(e), [y_bar, other], directions, seed, eps)
 
 
-def _operands(e: Equation, ins: Sequence[Any]) -> list[Any]:
+def _operands(e: Equation, ins: Sequence[PyTree]) -> list[PyTree]:
     """Operands with the data of random keys made keys again."""
     return [
         jax.random.wrap_key_data(x, impl=jax.random.key_impl(own)) if _is_key(own) else x
@@ -316,23 +322,23 @@ def _operands(e: Equation, ins: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _as_real(x: Any) -> Any:
+def _as_real(x: PyTree) -> PyTree:
     """A complex array as pairs of real numbers."""
     return jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1) if jnp.iscomplexobj(x) else x
 
 
-def _as_operand(x: Any, like: Any) -> Any:
+def _as_operand(x: PyTree, like: PyTree) -> PyTree:
     complex_ = jnp.issubdtype(like.dtype, jnp.complexfloating)
     return jax.lax.complex(x[..., 0], x[..., 1]) if complex_ and not jnp.iscomplexobj(x) else x
 
 
-def _as_cotangent(bar: Any, like: Any) -> Any:
+def _as_cotangent(bar: PyTree, like: PyTree) -> PyTree:
     """The cotangent of a complex result in JAX's convention, from that of its real and imaginary parts."""
     return jnp.conj(_as_operand(bar, like)) if jnp.issubdtype(like.dtype, jnp.complexfloating) else bar
 
 
 def _of_equation(
-    about: Label, shape: Any, names: Sequence[str], rows: Sequence[Row], comparison: Answer
+    about: Label, shape: tuple[int, ...], names: Sequence[str], rows: Sequence[Row], comparison: Answer
 ) -> Row:
     """One row of what was said of an equation: the worst."""
     worst = max(rows, key=severity)
@@ -355,7 +361,7 @@ def _of_equation(
     return Row(about.where, shape, "rule", reported, worst.tolerance, worst.passed, detail, worst.worst, said)
 
 
-def first_not_finite(answers: dict[Label, Any]) -> str:
+def first_not_finite(answers: dict[Label, Answer]) -> str:
     """The equation that makes NaN or infinity of a finite cotangent: the first on the way back.
 
     It may have a correct rule, as far as formulas go, and so may autodiff.

@@ -1,15 +1,14 @@
 """Models in another floating-point precision."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from bpresearch.verify.precision import cast, is_floating
 
 
-def cast_model(model: nnx.Module, dtype: Any) -> nnx.Module:
+def cast_model(model: nnx.Module, dtype: jax.typing.DTypeLike) -> nnx.Module:
     """A copy of the model whose parameters and computations are in `dtype`; the model itself stays as it is.
 
     Layers that were told a dtype for computation, parameters or products are told the new one. Variables that
@@ -33,7 +32,7 @@ def cast_model(model: nnx.Module, dtype: Any) -> nnx.Module:
     return copy
 
 
-def parameter_dtype(model: nnx.Module) -> Any:
+def parameter_dtype(model: nnx.Module) -> np.dtype:
     """The floating-point dtype that most of the model's parameters have; float32 if there is none."""
     dtypes = [v.dtype for v in jax.tree.leaves(nnx.state(model, nnx.Param)) if is_floating(v)]
     return max(set(dtypes), key=dtypes.count) if dtypes else jnp.dtype("float32")

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch import chainrule
 from bpresearch.chainrule.notes import collecting, note
@@ -95,7 +96,10 @@ class Flow:
 
 
 def flow(
-    model: nnx.Module | Callable[..., Any], loss_fn: Callable[..., Any] | nnx.Module, x: Any, y: Any = None
+    model: nnx.Module | Callable[..., PyTree],
+    loss_fn: Callable[..., PyTree] | nnx.Module,
+    x: PyTree,
+    y: PyTree = None,
 ) -> Flow:
     """Lists how large each layer's output is, and the cotangent that comes back to it.
 
@@ -127,7 +131,7 @@ def flow(
     last: dict[tuple[str, int], Any] = {}
     order: dict[str, None] = {}
 
-    def watch(e: Equation, bars: Sequence[Any], x_bars: Any) -> Any:
+    def watch(e: Equation, bars: Sequence[PyTree], x_bars: PyTree) -> PyTree:
         if e.primitive.name == LAYER and e.params["call"].layer is loss_fn:
             return x_bars  # the loss is no layer of the model
         floating = [
@@ -166,7 +170,7 @@ def _depth(e: Equation) -> int:
     return 0 if e.enclosing is None else 1 + _depth(e.enclosing)
 
 
-def _size(values: Sequence[Any]) -> tuple[jax.Array, jax.Array]:
+def _size(values: Sequence[PyTree]) -> tuple[jax.Array, jax.Array]:
     """The root mean square and the largest absolute value of all elements."""
     real = jnp.result_type(float)
     flat = jnp.concatenate([jnp.abs(value).astype(real).ravel() for value in values])

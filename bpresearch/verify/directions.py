@@ -12,12 +12,11 @@ are taken in every coordinate, where nothing is left to chance.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from bpresearch.verify.precision import Seed, random_signs
 
@@ -30,8 +29,8 @@ MISSED = 1e-6
 class Directions:
     """Which directions are taken: `leaf` of each, and its coordinate, or -1 for random signs."""
 
-    leaf: Any
-    coordinate: Any
+    leaf: PyTree
+    coordinate: PyTree
 
     def of(self, leaf: int) -> np.ndarray:
         """Which of the directions belong to a leaf."""
@@ -77,8 +76,8 @@ def along(
     directions: Directions,
     point: list[Array],
     seed: Seed,
-    one: Callable[[list[Array], Array, Array], Any],
-) -> Any:
+    one: Callable[[list[Array], Array, Array], PyTree],
+) -> PyTree:
     """`one(d, leaf, number)` for each direction: d is a list of arrays like `point`, zero but in one leaf.
 
     A loop in one program, so that its size does not depend on the number of directions; the results are

@@ -4,20 +4,20 @@ Gradients are lists with one array for each floating-point leaf of the parameter
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch import chainrule
-from bpresearch.functional import merge, objective
+from bpresearch.functional import Loss, merge, objective
 from bpresearch.paths import format_path
 from bpresearch.verify.equations import Plant, pullback
 from bpresearch.verify.precision import is_floating
 
 
-def leaf_names(tree: tuple[Any, Any]) -> list[str]:
+def leaf_names(tree: tuple[PyTree, PyTree]) -> list[str]:
     """Paths of the floating leaves of `(params, x)`: `layers.1.kernel` and so on, then `input`."""
     names = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -27,14 +27,16 @@ def leaf_names(tree: tuple[Any, Any]) -> list[str]:
     return names
 
 
-def floating_leaves(tree: Any, gradients: Any) -> list[jax.Array]:
+def floating_leaves(tree: PyTree, gradients: PyTree) -> list[jax.Array]:
     """The leaves of `gradients` at the floating leaves of `tree`; zeros where a rule gave None."""
     leaves, structure = jax.tree.flatten(tree)
     pairs = zip(leaves, structure.flatten_up_to(gradients), strict=True)
     return [jnp.zeros_like(leaf) if bar is None else bar for leaf, bar in pairs if is_floating(leaf)]
 
 
-def by_rules(graphdef: nnx.GraphDef, loss_fn: Any, plant: Plant) -> Callable[..., Any]:
+def by_rules(
+    graphdef: nnx.GraphDef, loss_fn: Loss, plant: Plant
+) -> Callable[..., tuple[list[jax.Array], jax.Array]]:
     """The gradient in question: `(params, state, x, y) -> gradient leaves, loss`."""
     value_and_grad = chainrule.gradient(graphdef, loss_fn, inputs=True)
 
@@ -46,7 +48,7 @@ def by_rules(graphdef: nnx.GraphDef, loss_fn: Any, plant: Plant) -> Callable[...
     return gradient
 
 
-def by_autodiff(graphdef: nnx.GraphDef, loss_fn: Any) -> Callable[..., Any]:
+def by_autodiff(graphdef: nnx.GraphDef, loss_fn: Loss) -> Callable[..., tuple[list[jax.Array], jax.Array]]:
     """The same by `jax.vjp` of the model, which sees no rule."""
 
     def gradient(params, state, x, y):
@@ -59,6 +61,8 @@ def by_autodiff(graphdef: nnx.GraphDef, loss_fn: Any) -> Callable[..., Any]:
     return gradient
 
 
-def mean_loss(graphdef: nnx.GraphDef, loss_fn: Any, params: Any, state: Any, x: Any, y: Any) -> jax.Array:
+def mean_loss(
+    graphdef: nnx.GraphDef, loss_fn: Loss, params: PyTree, state: PyTree, x: PyTree, y: PyTree
+) -> jax.Array:
     """The scalar that is differentiated."""
     return objective(loss_fn)(merge(graphdef, params, state), params, x, y)

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
+from jaxtyping import PyTree
 
 from bpresearch import chainrule
 from bpresearch.chainrule.engine import evaluate
 from bpresearch.chainrule.notes import collecting
 from bpresearch.chainrule.primitives import LAYER, Equation, is_floating
-from bpresearch.functional import split
+from bpresearch.functional import Loss, split
 from bpresearch.jaxprs import CALLS, read
 
 Plant = Callable[[Equation, Any], Any]
@@ -64,7 +65,7 @@ def label(e: Equation) -> Label:
     return Label(e.name, e.layer, "" if is_layer else e.line, is_layer, signature)
 
 
-def equations_of(model: nnx.Module, loss_fn: Any, x: Any, y: Any) -> dict[Label, Equation]:
+def equations_of(model: nnx.Module, loss_fn: Loss, x: PyTree, y: PyTree) -> dict[Label, Equation]:
     """Every equation that a cotangent passes, in the order of the forward pass; calls are not among them."""
     graphdef, params, state = split(model)
     equations: dict[Label, Equation] = {}
@@ -82,7 +83,9 @@ def equations_of(model: nnx.Module, loss_fn: Any, x: Any, y: Any) -> dict[Label,
     return dict(reversed(equations.items()))
 
 
-def with_backward(rule: Any, backward: Callable[..., Any], forward: Callable[..., Any] | None = None) -> Any:
+def with_backward(
+    rule: Any, backward: Callable[..., PyTree], forward: Callable[..., PyTree] | None = None
+) -> Any:
     """The rule with another backward pass, and if given another forward pass."""
     names = ("forward", "flow", "pushforward", "tangent")
     same = {name: getattr(rule, name) for name in names if hasattr(rule, name)}
@@ -95,7 +98,9 @@ def evaluated(e: Equation) -> Equation:
     return replace(e, outs=tuple(outs), kept=residuals)
 
 
-def pullback(function: Callable[..., Any], arguments: Any, y_bar: Any = None) -> tuple[Any, Any]:
+def pullback(
+    function: Callable[..., PyTree], arguments: PyTree, y_bar: PyTree = None
+) -> tuple[PyTree, PyTree]:
     """`function(*arguments)` and the cotangents of `arguments`, by `jax.vjp`; None for what has none.
 
     `y_bar` has the structure of the output, with None for outputs that are not floating point; without it,
@@ -122,7 +127,7 @@ def pullback(function: Callable[..., Any], arguments: Any, y_bar: Any = None) ->
     return whole.unflatten(outputs), cotangents
 
 
-def reference(e: Equation) -> Callable[[Iterable[Any]], list[Any]]:
+def reference(e: Equation) -> Callable[[Iterable[PyTree]], list[PyTree]]:
     """The floating results of an equation as a function of its wanted operands, for JAX to differentiate.
 
     Layers in it are opened, so that no rule of ours has a part in it.
@@ -149,13 +154,13 @@ def _opened_inside(value: Any) -> Any:
     return made if hasattr(value, "consts") else made.jaxpr
 
 
-def _has_layer(jaxpr: Any) -> bool:
+def _has_layer(jaxpr: Jaxpr) -> bool:
     return any(
         e.primitive.name == LAYER or any(map(_has_layer, jaxprs_in_params(e.params))) for e in jaxpr.eqns
     )
 
 
-def _evaluate(jaxpr: Any, consts: Iterable[Any], args: Iterable[Any]) -> list[Any]:
+def _evaluate(jaxpr: Jaxpr, consts: Iterable[PyTree], args: Iterable[PyTree]) -> list[PyTree]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     for eqn in jaxpr.eqns:
         ins = [read(v, values) for v in eqn.invars]

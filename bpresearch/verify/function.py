@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpresearch.verify import plain, special_points
 from bpresearch.verify.answers import EXACT, answers
@@ -26,14 +27,14 @@ FUNCTION_ORACLES = ("contract", *EXACT, "finite differences", "taylor", "roundin
 
 
 def function(
-    f: Callable[..., Any],
-    *args: Any,
-    reference: Callable[..., Any] | None = None,
-    surrogate: Callable[..., Any] | None = None,
+    f: Callable[..., PyTree],
+    *args: PyTree,
+    reference: Callable[..., PyTree] | None = None,
+    surrogate: Callable[..., PyTree] | None = None,
     argnums: int | Sequence[int] | None = None,
     kwargs: dict[str, Any] | None = None,
     tolerance: float | None = None,
-    dtype: Any = None,
+    dtype: jax.typing.DTypeLike | None = None,
     points: str | None = None,
     order: int = 1,
     oracles: Sequence[str] = FUNCTION_ORACLES,
@@ -131,9 +132,9 @@ def function(
 class _Options:
     """What `function` was told, besides the function and its arguments; `double` is whether x64 was on."""
 
-    reference: Any
-    surrogate: Any
-    dtype: Any
+    reference: Callable[..., PyTree] | None
+    surrogate: Callable[..., PyTree] | None
+    dtype: jax.typing.DTypeLike | None
     order: int
     oracles: tuple[str, ...]
     every_coordinate_up_to: int
@@ -160,17 +161,17 @@ class _Prepared:
     derivative: Derivative
     second: Derivative
     double: bool
-    point: list[Any]
-    outputs: Any
+    point: list[jax.Array]
+    outputs: list[PyTree]
     names: list[str]
     structure: str
 
 
-_programs: OrderedDict[Any, tuple[Derivative, Derivative]] = OrderedDict()
+_programs: OrderedDict[Hashable, tuple[Derivative, Derivative]] = OrderedDict()
 """Of the functions asked about last; see `_kept`."""
 
 
-def _prepare(f: Callable[..., Any], arguments: Arguments, options: _Options) -> _Prepared:
+def _prepare(f: Callable[..., PyTree], arguments: Arguments, options: _Options) -> _Prepared:
     apply = arguments.bind(f)
     other = options.reference or options.surrogate
     twin = arguments.bind(other) if other else None
@@ -208,7 +209,7 @@ def _prepare(f: Callable[..., Any], arguments: Arguments, options: _Options) -> 
 
 
 def _kept(
-    derivative: Derivative, point: Any, outputs: Any, options: _Options
+    derivative: Derivative, point: list[jax.Array], outputs: list[jax.ShapeDtypeStruct], options: _Options
 ) -> tuple[Derivative, Derivative]:
     """The derivative, and that of its backward pass; from before, with their programs, if they are the same.
 
@@ -233,7 +234,7 @@ def _kept(
     return _programs[key]
 
 
-def _bytes(constant: Any) -> Any:
+def _bytes(constant: PyTree) -> Hashable:
     return hash(np.asarray(constant).tobytes()) if hasattr(constant, "dtype") else constant
 
 
@@ -257,13 +258,15 @@ def second_derivative(derivative: Derivative) -> Derivative:
     return Derivative(apply, gradient, twin if has_twin else None, twin if has_twin else apply)
 
 
-def _same_outputs(name: str, function: Callable[..., Any], point: Any, outputs: Any) -> None:
+def _same_outputs(
+    name: str, function: Callable[..., PyTree], point: list[jax.Array], outputs: list[jax.ShapeDtypeStruct]
+) -> None:
     shapes = [y.shape for y in jax.eval_shape(function, point)]
     if shapes != [y.shape for y in outputs]:
         raise ValueError(f"the {name} returns shapes {shapes}, the function {[y.shape for y in outputs]}")
 
 
-def _takes_double(apply: Callable[..., Any], point: list[Any], own: list[Any]) -> bool:
+def _takes_double(apply: Callable[..., PyTree], point: list[jax.Array], own: list[jax.Array]) -> bool:
     """Whether the function and its backward pass take float64, and do not round to less on the way."""
     try:
         outputs = jax.eval_shape(lambda point: apply(point, ()), point)
@@ -284,7 +287,7 @@ def _takes_double(apply: Callable[..., Any], point: list[Any], own: list[Any]) -
         return False
 
 
-def _broken_structure(apply: Callable[..., Any], own: list[Any]) -> str:
+def _broken_structure(apply: Callable[..., PyTree], own: list[jax.Array]) -> str:
     """What is wrong with the trees, shapes and dtypes of the cotangents, for the arguments as they came."""
 
     def gradient(point):
@@ -301,7 +304,13 @@ def _broken_structure(apply: Callable[..., Any], own: list[Any]) -> str:
     return ""
 
 
-def _special(f: Any, args: Any, kwargs: Any, argnums: Any, options: _Options) -> Report | str:
+def _special(
+    f: Callable[..., PyTree],
+    args: tuple[PyTree, ...],
+    kwargs: dict[str, Any] | None,
+    argnums: int | Sequence[int] | None,
+    options: _Options,
+) -> Report | str:
     """The report at a special point, or why the function does not take it."""
     try:
         return _at(f, Arguments(f, args, kwargs, argnums), replace(options, order=1))
@@ -309,7 +318,7 @@ def _special(f: Any, args: Any, kwargs: Any, argnums: Any, options: _Options) ->
         return first_line(error)
 
 
-def _at(f: Callable[..., Any], arguments: Arguments, options: _Options) -> Report:
+def _at(f: Callable[..., PyTree], arguments: Arguments, options: _Options) -> Report:
     """The report at one point."""
     with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         prepared = _prepare(f, arguments, options)

@@ -19,12 +19,11 @@ What the function holds constant stays as it is at t (see `plain.holding_constan
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from bpresearch.verify.directions import Directions, along
 from bpresearch.verify.plain import holding_constants
@@ -71,7 +70,7 @@ def directional_derivatives(
     return along(directions, point, seed, evaluations)
 
 
-def step_scale(leaf: Any) -> Any:
+def step_scale(leaf: PyTree) -> Array:
     """Root mean square of the finite elements; 1 where they are all zeros and say nothing of a scale."""
     sizes = jnp.abs(leaf).astype(jnp.promote_types(leaf.dtype, jnp.float32))
     finite = jnp.isfinite(sizes)

@@ -6,10 +6,9 @@ rounds its result once.
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import jax.numpy as jnp
-from jax.extend.core import jaxprs_in_params
+from jax.extend.core import JaxprEqn, jaxprs_in_params
 
 from bpresearch.jaxprs import CALLS
 
@@ -76,7 +75,7 @@ def units(name: str) -> float:
     return float(UNITS.get(name, 1))
 
 
-def terms(eqn: Any) -> int:
+def terms(eqn: JaxprEqn) -> int:
     """How many terms are added up to one element of an equation's result; 1 where none are."""
     name, params = eqn.primitive.name, eqn.params
     shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.invars]
@@ -104,12 +103,12 @@ def terms(eqn: Any) -> int:
     return 1
 
 
-def narrowest(eqn: Any) -> float:
+def narrowest(eqn: JaxprEqn) -> float:
     """Machine epsilon of the narrowest floating-point type that an equation touches, inside of it too."""
     return max([float(jnp.finfo(jnp.float64).eps), *_epsilons(eqn)])
 
 
-def _epsilons(eqn: Any) -> Iterator[float]:
+def _epsilons(eqn: JaxprEqn) -> Iterator[float]:
     for v in (*eqn.invars, *eqn.outvars):
         dtype = getattr(v.aval, "dtype", None)
         if dtype is None:

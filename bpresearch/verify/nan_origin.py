@@ -13,6 +13,7 @@ from flax import nnx
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 from jax.extend.linear_util import WrappedFun, transformation2
+from jaxtyping import PyTree
 
 from bpresearch.chainrule.primitives import Equation, is_floating
 from bpresearch.chainrule.program import Parts, Program, of_arrays, take_apart, trace
@@ -72,7 +73,7 @@ class NanReport:
         """Layer path and line."""
         return ", ".join(filter(None, (self.layer, self.line)))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The report as plain JSON types."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()} | {
             "found": bool(self)
@@ -102,7 +103,7 @@ class NanReport:
 
 
 def find_nan(
-    f: Callable[..., Any], *args: Any, argnums: int | Sequence[int] | None = None, backward: bool = True
+    f: Callable[..., PyTree], *args: PyTree, argnums: int | Sequence[int] | None = None, backward: bool = True
 ) -> NanReport:
     """Names the first operation that makes NaN or Inf of finite numbers: in `f(*args)`, else in its gradient.
 
@@ -159,7 +160,7 @@ def find_nan(
         return _report(derivative, flat, BACKWARD, names, Derivatives(program.jaxpr)) or NanReport()
 
 
-def _gradient(program: Program, numbers: Sequence[int]) -> Callable[..., list[Any]]:
+def _gradient(program: Program, numbers: Sequence[int]) -> Callable[..., tuple[PyTree, ...]]:
     """The cotangents of the numbered arguments of a program, by JAX, with those of its results one."""
     jaxpr = with_own_lines(program.jaxpr)
 
@@ -178,7 +179,7 @@ def _gradient(program: Program, numbers: Sequence[int]) -> Callable[..., list[An
     return gradient
 
 
-def _is_pair(result: Any) -> bool:
+def _is_pair(result: PyTree) -> bool:
     """Whether it is a loss, a real scalar, and something else."""
     if not isinstance(result, tuple) or len(result) != 2 or not hasattr(result[0], "dtype"):
         return False
@@ -229,7 +230,9 @@ def _has_own_rule(jaxpr: Jaxpr) -> bool:
     )
 
 
-def _wanted(args: Any, parts: Parts, flat: Sequence[Any], argnums: Any) -> list[int]:
+def _wanted(
+    args: tuple[PyTree, ...], parts: Parts, flat: Sequence[PyTree], argnums: int | Sequence[int] | None
+) -> list[int]:
     """The numbers of the arrays to differentiate."""
     owner = [number for number, arg in enumerate(args) for _ in jax.tree.leaves(arg, is_leaf=_is_module)]
     chosen = range(len(args)) if argnums is None else [argnums] if isinstance(argnums, int) else argnums
@@ -251,7 +254,7 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, nnx.Module)
 
 
-def _names(f: Any, args: Any, parts: Parts) -> list[str]:
+def _names(f: Callable[..., PyTree], args: tuple[PyTree, ...], parts: Parts) -> list[str]:
     """What the arrays are called: by the parameters of `f` and the paths in them."""
     try:
         parameters = [p.name for p in inspect.signature(f).parameters.values() if p.kind < p.VAR_POSITIONAL]
@@ -269,7 +272,7 @@ def _names(f: Any, args: Any, parts: Parts) -> list[str]:
 
 
 def _report(
-    program: Program, flat: Sequence[Any], direction: str, names: Sequence[str], derivatives: Derivatives
+    program: Program, flat: Sequence[PyTree], direction: str, names: Sequence[str], derivatives: Derivatives
 ) -> NanReport | None:
     """The report on a program whose results are not all finite; None where nothing in it is to blame."""
     equations, outs = nan_search.evaluated(program.jaxpr, program.consts, flat)
@@ -331,12 +334,12 @@ def line_of(e: Equation) -> str:
     return e.line or (line_of(e.enclosing) if e.enclosing else "")
 
 
-def _first_index(x: Any, kind: str) -> tuple[int, ...]:
+def _first_index(x: PyTree, kind: str) -> tuple[int, ...]:
     values = np.asarray(x)
     return tuple(int(i) for i in np.argwhere(nan_search.TESTS[kind](values))[0])
 
 
-def _operand(x: Any, shape: tuple[int, ...], index: tuple[int, ...]) -> str:
+def _operand(x: PyTree, shape: tuple[int, ...], index: tuple[int, ...]) -> str:
     """A value in a few words: the number, or the one at the index and the range."""
     if not hasattr(x, "dtype") or jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return "a random key"
@@ -352,6 +355,6 @@ def _operand(x: Any, shape: tuple[int, ...], index: tuple[int, ...]) -> str:
     return words + (f", between {_number(finite.min())} and {_number(finite.max())}" if finite.size else "")
 
 
-def _number(value: Any) -> str:
+def _number(value: np.ndarray | np.generic) -> str:
     plain = value.item()
     return f"{plain:.4}" if isinstance(plain, float) and np.isfinite(plain) else str(plain)

@@ -10,13 +10,14 @@ step by step, a branch, a function, until an equation without a program of its o
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
+from jaxtyping import PyTree
 
 from bpresearch.chainrule.primitives import Equation, Value, is_floating
 from bpresearch.chainrule.rules.lax.loops import sizes
@@ -138,9 +139,9 @@ def reached(jaxpr: Jaxpr, equations: Sequence[Equation], matters: Matters) -> tu
     """Of a program's equations, as evaluated, those through which NaN and Inf reach its results; and the
     arguments they come from.
     """
-    known: dict[Any, Kinds] = {}
+    known: dict[Var, Kinds] = {}
 
-    def add(v: Any, held: Kinds) -> None:
+    def add(v: Var | Literal, held: Kinds) -> None:
         if not isinstance(v, Literal):
             known[v] = known.get(v, frozenset()) | held
 
@@ -169,7 +170,7 @@ def evaluated(
 
 
 @functools.lru_cache(maxsize=32)
-def _evaluator(jaxpr: Jaxpr) -> Callable[..., Any]:
+def _evaluator(jaxpr: Jaxpr) -> Callable[..., PyTree]:
     """`(consts, args) -> operands and results of each equation, and the results`, compiled as one."""
 
     def run(consts, args):
@@ -190,11 +191,11 @@ def _evaluator(jaxpr: Jaxpr) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=32)
-def _body(closed: ClosedJaxpr) -> Callable[..., Any]:
+def _body(closed: ClosedJaxpr) -> Callable[..., list[Value]]:
     return _as_written(jaxpr_as_fun(closed), closed.jaxpr)
 
 
-def _as_written(run: Callable[..., Any], jaxpr: Jaxpr) -> Callable[..., Any]:
+def _as_written(run: Callable[..., PyTree], jaxpr: Jaxpr) -> Callable[..., PyTree]:
     """Compiled so that each value is rounded to its own type, and little time is spent on speed."""
     options = {"xla_allow_excess_precision": False, "xla_backend_optimization_level": int(compares(jaxpr))}
     return jax.jit(run, compiler_options=options)

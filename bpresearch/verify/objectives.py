@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.functional import Loss, TrainingLoss, split
 from bpresearch.verify.answers import EXACT, answers
@@ -21,6 +22,7 @@ from bpresearch.verify.directions import MISSED, choose_directions
 from bpresearch.verify.engines import by_autodiff, by_rules, leaf_names, mean_loss
 from bpresearch.verify.equations import Plant, equations_of
 from bpresearch.verify.oracles import behaviour, rounding
+from bpresearch.verify.oracles.contract import Clause
 from bpresearch.verify.precision import cast, compiled, is_floating
 from bpresearch.verify.question import Derivative, Question, first_line
 from bpresearch.verify.report import Report, Row
@@ -38,10 +40,10 @@ EPS = float(np.finfo("float64").eps)
 def model(
     model: nnx.Module,
     loss_fn: Loss | TrainingLoss,
-    x: Any,
-    y: Any,
+    x: PyTree,
+    y: PyTree,
     *,
-    dtype: Any = None,
+    dtype: jax.typing.DTypeLike | None = None,
     order: int = 1,
     oracles: Sequence[str] = ORACLES,
     every_coordinate_up_to: int = 64,
@@ -114,7 +116,7 @@ def model(
 verify_model = model  # a name that no argument takes
 
 
-def loss(loss: Callable[..., Any], model: nnx.Module, batch: Any, **options: Any) -> Report:
+def loss(loss: Callable[..., PyTree], model: nnx.Module, batch: PyTree, **options: Any) -> Report:
     """Verifies the chain-rule gradient of a training loss with respect to the model's parameters.
 
     Args:
@@ -136,9 +138,9 @@ def loss(loss: Callable[..., Any], model: nnx.Module, batch: Any, **options: Any
 def prepare(
     model: nnx.Module,
     loss_fn: Loss | TrainingLoss,
-    x: Any,
-    y: Any,
-    dtype: Any = None,
+    x: PyTree,
+    y: PyTree,
+    dtype: jax.typing.DTypeLike | None = None,
     oracles: Sequence[str] = ORACLES,
     plants: Sequence[str | Plant] = (),
 ) -> "Prepared":
@@ -194,7 +196,7 @@ class Prepared:
             return self.plants[0]
         return one_of(self.plants, fault) if self.plants else lambda e, rule: rule
 
-    def _together(self, point: Any, rest: Any) -> tuple[Any, Any]:
+    def _together(self, point: PyTree, rest: PyTree) -> tuple[PyTree, PyTree]:
         """Parameters and inputs, from the floating leaves and the others."""
         remaining = iter(point)
         return self._structure.unflatten([next(remaining) if leaf is None else leaf for leaf in rest])
@@ -221,7 +223,9 @@ class Prepared:
         """What asks every rule by itself."""
         return Blame(self.high, self.loss_fn, self._plant)
 
-    def _parts(self, point: Any, others: Any) -> Any:
+    def _parts(
+        self, point: PyTree, others: PyTree
+    ) -> tuple[PyTree, PyTree, PyTree, PyTree, behaviour.Gradient, behaviour.Gradient]:
         fault, rest, state, y = others
         params, x = self._together(point, rest)
         of_rules = by_rules(self.high, self.loss_fn, self._plant(fault))
@@ -233,11 +237,11 @@ class Prepared:
         )  # fmt: skip
 
     @cached_property
-    def _clauses(self) -> Any:
+    def _clauses(self) -> tuple[Clause, ...]:
         return behaviour.clauses(self._parts)
 
     @cached_property
-    def _in_working_precision(self) -> Any:
+    def _in_working_precision(self) -> tuple[Callable[..., PyTree], Spreads]:
         def both(fault, params, state, x, y):
             gradients, _ = by_rules(self.low, self.loss_fn, self._plant(fault))(params, state, x, y)
             return gradients, by_autodiff(self.low, self.loss_fn)(params, state, x, y)[0]
@@ -245,19 +249,19 @@ class Prepared:
         return jax.jit(both), Spreads(lambda *arguments: both(*arguments)[1])
 
     @cached_property
-    def _gradients(self) -> Any:
+    def _gradients(self) -> Callable[..., PyTree]:
         def program(fault, params, state, x, y):
             return by_rules(self.high, self.loss_fn, self._plant(fault))(params, state, x, y)[0]
 
         return compiled(program)
 
-    def gradient(self, model: nnx.Module, x: Any, y: Any, fault: int = -1) -> list[np.ndarray]:
+    def gradient(self, model: nnx.Module, x: PyTree, y: PyTree, fault: int = -1) -> list[np.ndarray]:
         """The leaves of the gradient in question, in float64."""
         with jax.enable_x64(True):
             _, high = self._casts(model, x, y)
             return jax.device_get(self._gradients(jnp.int32(fault), *high))
 
-    def value(self, model: nnx.Module, x: Any, y: Any) -> float:
+    def value(self, model: nnx.Module, x: PyTree, y: PyTree) -> float:
         """The loss, in float64."""
         with jax.enable_x64(True):
             _, high = self._casts(model, x, y)
@@ -268,7 +272,9 @@ class Prepared:
         of_loss = self.derivative.program("value", lambda: self.derivative.apply)
         return float(of_loss(question.point, question.others)[0])
 
-    def _casts(self, model: nnx.Module, x: Any, y: Any) -> tuple[Any, Any]:
+    def _casts(
+        self, model: nnx.Module, x: PyTree, y: PyTree
+    ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
         # Rounded first, so that both questions are about the same numbers.
         low_model, low_data = cast_model(model, self.dtype), cast((x, y), self.dtype)
         high_model, data = cast_model(low_model, "float64"), cast(low_data, "float64")
@@ -277,8 +283,8 @@ class Prepared:
     def __call__(
         self,
         model: nnx.Module,
-        x: Any,
-        y: Any,
+        x: PyTree,
+        y: PyTree,
         *,
         fault: int = -1,
         every_coordinate_up_to: int = 64,
@@ -319,7 +325,9 @@ class Prepared:
         others = [row for row in rows if row.oracle == behaviour.BEHAVIOUR]
         return Report((*values, *others, *local), tuple(culprits), tuple(notes), tuple(hints))
 
-    def _question(self, number: jax.Array, high: Any, every: int, missed: float, seed: int) -> Question:
+    def _question(
+        self, number: jax.Array, high: tuple[PyTree, ...], every: int, missed: float, seed: int
+    ) -> Question:
         params, state, x, y = high
         leaves, self._structure = jax.tree.flatten((params, x))
         point = [leaf for leaf in leaves if is_floating(leaf)]
@@ -330,7 +338,7 @@ class Prepared:
             self.derivative, point, others, leaf_names((params, x)), [[jnp.ones(())]], directions, seed, EPS
         )
 
-    def _autodiff_fails(self, low: Any) -> bool:
+    def _autodiff_fails(self, low: tuple[PyTree, ...]) -> bool:
         try:
             jax.jit(by_autodiff(self.low, self.loss_fn)).lower(*low)
         except Exception:  # any reason of the model's own
@@ -338,7 +346,12 @@ class Prepared:
         return False
 
     def _rounding(
-        self, names: Sequence[str], number: jax.Array, low: Any, high: Any, exact: list[np.ndarray] | None
+        self,
+        names: Sequence[str],
+        number: jax.Array,
+        low: tuple[PyTree, ...],
+        high: tuple[PyTree, ...],
+        exact: list[np.ndarray] | None,
     ) -> list[Row]:
         """The rows of the working precision; `exact` is autodiff's gradient in float64, if it is known."""
         if exact is None:

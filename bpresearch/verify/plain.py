@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 from jax.interpreters import partial_eval
+from jaxtyping import PyTree
 
 from bpresearch.jaxprs import body
 from bpresearch.verify.moves import INLINED
@@ -36,7 +37,7 @@ class NotOfValuesError(ValueError):
     """
 
 
-def without_custom_rules(function: Callable[..., Any]) -> Callable[..., Any]:
+def without_custom_rules(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """The same function of arrays, differentiated from its primitive operations."""
 
     def plain(*args):
@@ -47,7 +48,7 @@ def without_custom_rules(function: Callable[..., Any]) -> Callable[..., Any]:
     return plain
 
 
-def holding_constants(function: Callable[[Any], Any], point: Any) -> Callable[[Any], Any]:
+def holding_constants(function: Callable[[PyTree], PyTree], point: PyTree) -> Callable[[PyTree], PyTree]:
     """The function with all that it stops the gradient of (`jax.lax.stop_gradient`) as it is at `point`.
 
     The singular vectors in `nnx.SpectralNorm` and the rounding in a straight-through estimator are constants
@@ -70,7 +71,7 @@ def holding_constants(function: Callable[[Any], Any], point: Any) -> Callable[[A
     holds = _holds(flat.jaxpr)
     if not any(holds):
         return function
-    held: list[Any] = []
+    held: list[jax.Array] = []
     numbers = count()
 
     def keep(equation, inputs, outputs):
@@ -95,7 +96,7 @@ def holding_constants(function: Callable[[Any], Any], point: Any) -> Callable[[A
     return with_constants
 
 
-def _holds(jaxpr: Any) -> list[bool]:
+def _holds(jaxpr: Jaxpr) -> list[bool]:
     """For each value whose gradient is stopped, whether the derivative takes it for constant.
 
     The factors with which `custom_linear_solve` solves are stopped as well, and its derivative is that of the
@@ -118,21 +119,21 @@ def _holds(jaxpr: Any) -> list[bool]:
     return holds[::-1]
 
 
-def _stops(equation: Any) -> bool:
+def _stops(equation: JaxprEqn) -> bool:
     return equation.primitive.name == "stop_gradient"
 
 
-def has_custom_rule(function: Callable[..., Any], *args: Any) -> bool:
+def has_custom_rule(function: Callable[..., PyTree], *args: PyTree) -> bool:
     """Whether a custom derivative is used anywhere in `function(*args)`, in loops and calls included."""
     return any(e.primitive.name in CUSTOM for e in _equations(jax.make_jaxpr(function)(*args)))
 
 
-def calls_back(function: Callable[..., Any], *args: Any) -> bool:
+def calls_back(function: Callable[..., PyTree], *args: PyTree) -> bool:
     """Whether Python is called back anywhere in `function(*args)`, or in its backward pass."""
     return any(e.primitive.name in CALLBACKS for e in _equations(jax.make_jaxpr(function)(*args)))
 
 
-def loses_precision(function: Callable[..., Any], *args: Any) -> bool:
+def loses_precision(function: Callable[..., PyTree], *args: PyTree) -> bool:
     """Whether anything in `function(*args)` is rounded from float64 to a shorter format."""
 
     def rounds(equation):
@@ -144,14 +145,14 @@ def loses_precision(function: Callable[..., Any], *args: Any) -> bool:
     return any(map(rounds, _equations(jax.make_jaxpr(function)(*args))))
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def _equations(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
     for equation in jaxpr.eqns:
         yield equation
         if equation.primitive.name in {*INLINED, *LOOPS, "shard_map"}:
             yield from _equations_inside(equation)
 
 
-def _equations_inside(equation: Any) -> Iterator[Any]:
+def _equations_inside(equation: JaxprEqn) -> Iterator[JaxprEqn]:
     for inner in jaxprs_in_params(equation.params):
         yield from _equations(inner)
 
@@ -160,12 +161,16 @@ def _is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns")
 
 
-def as_it_is(equation: Any, inputs: list[Any], outputs: list[Any]) -> list[Any]:
+def as_it_is(equation: JaxprEqn, inputs: list[PyTree], outputs: list[PyTree]) -> list[PyTree]:
     """The outputs of an operation, unchanged."""
     return outputs
 
 
-def evaluate(closed: Any, args: list[Any], change: Callable[[Any, Any, Any], Any] = as_it_is) -> list[Any]:
+def evaluate(
+    closed: Jaxpr | ClosedJaxpr,
+    args: list[PyTree],
+    change: Callable[[JaxprEqn, list[PyTree], list[PyTree]], list[PyTree]] = as_it_is,
+) -> list[PyTree]:
     """Evaluates a jaxpr, calls written in place and custom rules left out.
 
     `change(equation, inputs, outputs)` gives the outputs that are used instead of an operation's own, in
@@ -196,7 +201,11 @@ def evaluate(closed: Any, args: list[Any], change: Callable[[Any, Any, Any], Any
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _on_devices(params: Any, inputs: list[Any], change: Callable[[Any, Any, Any], Any]) -> list[Any]:
+def _on_devices(
+    params: dict[str, Any],
+    inputs: list[PyTree],
+    change: Callable[[JaxprEqn, list[PyTree], list[PyTree]], list[PyTree]],
+) -> list[PyTree]:
     """The body of a `shard_map` in the same way, on each device."""
     run = jax.shard_map(
         lambda *xs: tuple(evaluate(params["jaxpr"], list(xs), change)),
@@ -209,7 +218,7 @@ def _on_devices(params: Any, inputs: list[Any], change: Callable[[Any, Any, Any]
     return list(run(*inputs))
 
 
-def _plain_inside(value: Any, change: Callable[[Any, Any, Any], Any]) -> Any:
+def _plain_inside(value: Any, change: Callable[[JaxprEqn, list[PyTree], list[PyTree]], list[PyTree]]) -> Any:
     """The bodies of a loop or branch, without custom rules."""
     if isinstance(value, tuple):
         return tuple(_plain_inside(v, change) for v in value)

@@ -1,14 +1,14 @@
 """Any function of pytrees as a function of a point: a list of real arrays in one precision."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from bpresearch.paths import format_path
 
@@ -26,8 +26,8 @@ class Arguments:
 
     def __init__(
         self,
-        f: Callable[..., Any],
-        args: tuple[Any, ...],
+        f: Callable[..., PyTree],
+        args: tuple[PyTree, ...],
         kwargs: dict[str, Any] | None = None,
         argnums: int | Sequence[int] | None = None,
     ):
@@ -44,18 +44,18 @@ class Arguments:
         self._complex = [np.iscomplexobj(self._leaves[i]) for i in self._at]
         self.dtypes = [_as_real(self._leaves[i], None).dtype for i in self._at]
 
-    def point(self, dtype: Any = None) -> list[Array]:
+    def point(self, dtype: jax.typing.DTypeLike | None = None) -> list[Array]:
         """The leaves that are differentiated, in one precision or as they came."""
         return [_real(self._leaves[i], dtype) for i in self._at]
 
-    def with_point(self, point: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def with_point(self, point: Sequence[PyTree]) -> tuple[tuple[PyTree, ...], dict[str, Any]]:
         """The arguments with other values at the point."""
         leaves = list(self._leaves)
         for index, leaf, is_complex in zip(self._at, point, self._complex, strict=True):
             leaves[index] = lax.complex(leaf[..., 0], leaf[..., 1]) if is_complex else leaf
         return self._structure.unflatten(leaves)
 
-    def bind(self, f: Callable[..., Any]) -> Callable[[list[Array], Any], list[Array]]:
+    def bind(self, f: Callable[..., PyTree]) -> Callable[[list[Array], PyTree], list[Array]]:
         """A function of these arguments as `(point, others) -> outputs`.
 
         Outputs that are not floating point are left out; complex ones are pairs of real ones.
@@ -73,7 +73,7 @@ class Arguments:
 
         return apply
 
-    def output_names(self, f: Callable[..., Any]) -> list[str]:
+    def output_names(self, f: Callable[..., PyTree]) -> list[str]:
         """A name for each output: its path in what the function returns, or its number."""
         args, kwargs = self.with_point(self.point())
         leaves = jax.tree_util.tree_flatten_with_path(jax.eval_shape(lambda: f(*args, **kwargs)))[0]
@@ -93,7 +93,7 @@ class Arguments:
         """Whether every leaf of the point came as a real one, so that a complex step can be taken."""
         return not any(self._complex)
 
-    def key(self) -> Any:
+    def key(self) -> Hashable:
         """What tells these arguments from others for a program compiled with them; None if nothing can."""
         fixed = [leaf for i, leaf in enumerate(self._leaves) if i not in self._at]
         parts = [(leaf.shape, str(leaf.dtype), leaf.tobytes()) if _is_small(leaf) else leaf for leaf in fixed]
@@ -106,7 +106,7 @@ class Arguments:
         return key
 
 
-def _is_small(leaf: Any) -> bool:
+def _is_small(leaf: PyTree) -> bool:
     return isinstance(leaf, np.ndarray | np.generic) and leaf.nbytes <= 2**16
 
 
@@ -120,17 +120,17 @@ def _chosen(argnums: int | Sequence[int] | None, count: int) -> set[int] | None:
     return {number % count for number in numbers}
 
 
-def _is_differentiable(leaf: Any) -> bool:
+def _is_differentiable(leaf: PyTree) -> bool:
     if isinstance(leaf, (float, complex)):
         return True
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _real(leaf: Any, dtype: Any) -> Array:
+def _real(leaf: PyTree, dtype: jax.typing.DTypeLike | None) -> Array:
     return jnp.asarray(_as_real(leaf, dtype))
 
 
-def _as_real(leaf: Any, dtype: Any) -> np.ndarray:
+def _as_real(leaf: PyTree, dtype: jax.typing.DTypeLike | None) -> np.ndarray:
     """A leaf as a real array, in `dtype` or its own; a Python number is an array of the default type."""
     array = np.asarray(leaf)
     if isinstance(leaf, (float, complex)) and dtype is None:
@@ -145,7 +145,7 @@ def _step(key: Any) -> Any:
     return getattr(key, "idx", getattr(key, "key", getattr(key, "name", key)))
 
 
-def _name(path: tuple[Any, ...], f: Callable[..., Any], count: int) -> str:
+def _name(path: tuple[Any, ...], f: Callable[..., PyTree], count: int) -> str:
     """`weights.0.kernel` for a leaf of the parameter `weights`, `arg1` where parameters have no names."""
     group, first, *rest = map(_step, path)
     if group == 1:

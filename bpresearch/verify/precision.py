@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal, jaxprs_in_params
-from jaxtyping import Array, Int, UInt32
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxprs_in_params
+from jaxtyping import Array, Int, PyTree, UInt32
 
 Seed: TypeAlias = int | UInt32[Array, ""]
 
@@ -20,7 +20,9 @@ UNFUSED = {"xla_disable_hlo_passes": "fusion"}
 again where it is used, and processors take a product into a sum unrounded at one place and not at another."""
 
 
-def compiled(function: Callable[..., Any], optimization: int = 0, fused: bool = True) -> Any:
+def compiled(
+    function: Callable[..., PyTree], optimization: int = 0, fused: bool = True
+) -> Callable[..., PyTree]:
     """`jax.jit` for a program that runs once: on the CPU, compilation is three times faster for it.
 
     XLA's optimisations there cost more than they save, and matrix products come from a library anyway. With
@@ -37,7 +39,7 @@ def compiled(function: Callable[..., Any], optimization: int = 0, fused: bool = 
     )
     program: Any = alike if optimization else None
 
-    def run(*args: Any) -> Any:
+    def run(*args: PyTree) -> PyTree:
         nonlocal program
         if program is None:
             program = alike if fused and compares(quick.trace(*args).jaxpr) else quick
@@ -46,7 +48,7 @@ def compiled(function: Callable[..., Any], optimization: int = 0, fused: bool = 
     return run
 
 
-def compares(jaxpr: Any) -> bool:
+def compares(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
     """Whether a program asks if floating-point numbers are equal, as the derivative of a maximum does.
 
     Not optimised at all, XLA computes a product and a sum in one rounding at one place and in two at another,
@@ -59,7 +61,7 @@ def compares(jaxpr: Any) -> bool:
     )
 
 
-def _is_variable(v: Any) -> bool:
+def _is_variable(v: Var | Literal) -> bool:
     return not isinstance(v, Literal) and jnp.issubdtype(v.aval.dtype, jnp.inexact)
 
 
@@ -68,7 +70,7 @@ def is_floating(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def cast(tree: Any, dtype: Any) -> Any:
+def cast(tree: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
     """The tree with every floating-point array in `dtype`; Python floats and other leaves stay.
 
     >>> bp.verify.cast({"x": jnp.ones(2), "y": jnp.arange(2)}, "bfloat16")["x"].dtype
@@ -97,7 +99,7 @@ def random_signs(shape: Sequence[int], seed: Seed) -> Int[Array, "*shape"]:
     return (1 - 2 * (bits & 1).astype(jnp.int32)).reshape(shape)
 
 
-def random_like(shapes: Any, seed: int) -> Any:
+def random_like(shapes: PyTree, seed: int) -> PyTree:
     """Standard normal numbers for floating leaves and zeros for others; drawn on the host."""
     rng = np.random.default_rng(seed % 2**63)
 

@@ -8,14 +8,14 @@ A point is a list of real floating-point arrays. `others` is whatever else the f
 the state of a model, the number of a planted fault.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from bpresearch.verify.directions import Directions
 from bpresearch.verify.precision import compiled
@@ -38,19 +38,21 @@ class Derivative:
         programs: what was compiled, by name.
     """
 
-    apply: Callable[[Point, Any], Outputs]
-    gradient: Callable[[Point, Any, Outputs], Point]
-    twin: Callable[[Point, Any], Outputs] | None
-    values: Callable[[Point, Any], Outputs]
-    programs: dict[Any, Any] = field(default_factory=dict)
+    apply: Callable[[Point, PyTree], Outputs]
+    gradient: Callable[[Point, PyTree, Outputs], Point]
+    twin: Callable[[Point, PyTree], Outputs] | None
+    values: Callable[[Point, PyTree], Outputs]
+    programs: dict[Hashable, Any] = field(default_factory=dict)
 
-    def program(self, name: Any, make: Callable[[], Callable[..., Any]], fused: bool = True) -> Any:
+    def program(
+        self, name: Hashable, make: Callable[[], Callable[..., PyTree]], fused: bool = True
+    ) -> Callable[..., PyTree]:
         """The compiled program of that name, made once."""
         if (name, fused) not in self.programs:
             self.programs[name, fused] = compiled(make(), fused=fused)
         return self.programs[name, fused]
 
-    def independent(self) -> Callable[[Point, Any], Outputs]:
+    def independent(self) -> Callable[[Point, PyTree], Outputs]:
         """The twin.
 
         Raises:
@@ -60,7 +62,7 @@ class Derivative:
             raise NotAskedError("no custom rule inside, so autodiff is what is being checked")
         return self.twin
 
-    def expected(self, point: Point, others: Any, y_bar: Outputs) -> Point:
+    def expected(self, point: Point, others: PyTree, y_bar: Outputs) -> Point:
         """The derivative of the twin, by JAX.
 
         Raises:
@@ -71,7 +73,7 @@ class Derivative:
         # At a complex point, where a complex step is taken, outputs are complex.
         return vjp([bar.astype(y.dtype) for bar, y in zip(y_bar, outputs, strict=True)])[0]
 
-    def scalar(self, point: Point, others: Any, y_bar: Outputs) -> Array:
+    def scalar(self, point: Point, others: PyTree, y_bar: Outputs) -> Array:
         """<y_bar, values>, whose gradient is what a backward pass answers to y_bar."""
         outputs = self.values(point, others)
         # Which are finite is held constant: what becomes infinite a step away has no part in a difference.
@@ -110,7 +112,7 @@ class Question:
 
     derivative: Derivative
     point: Point
-    others: Any
+    others: PyTree
     names: Sequence[str]
     y_bars: Sequence[Outputs]
     directions: Directions
@@ -123,7 +125,7 @@ class Question:
     outputs: Sequence[str] = ()
 
     @property
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[PyTree, ...]:
         """What the programs of oracles take."""
         return self.point, self.others, list(self.y_bars), np.uint32(self.seed % 2**32)
 

@@ -8,16 +8,16 @@ It is a question like any other: the derivative in question is H v, and <gradien
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch import chainrule
 from bpresearch.chainrule.second_order import hessian_vector_product
-from bpresearch.functional import split
+from bpresearch.functional import Loss, split
 from bpresearch.verify.answers import answers
 from bpresearch.verify.directions import choose_directions
 from bpresearch.verify.engines import by_autodiff, floating_leaves, leaf_names
@@ -27,7 +27,7 @@ from bpresearch.verify.report import Row
 from bpresearch.verify.verdict import AGREEMENT
 
 
-def second_order_rows(model: nnx.Module, loss_fn: Any, x: Any, y: Any, seed: int) -> list[Row]:
+def second_order_rows(model: nnx.Module, loss_fn: Loss, x: PyTree, y: PyTree, seed: int) -> list[Row]:
     """A row for each parameter: `hvp` against autodiff for a random vector.
 
     Undecided, with the reason, where something has no tangent rule.

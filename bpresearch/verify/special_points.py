@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpresearch.verify.report import Report
 
@@ -20,7 +20,7 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """How an argument is changed."""
 
 
-def of(points: str, args: tuple[Any, ...]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def of(points: str, args: tuple[PyTree, ...]) -> Iterator[tuple[str, tuple[PyTree, ...]]]:
     """The arguments at each special point, with its name.
 
     Raises:
@@ -39,7 +39,7 @@ def of(points: str, args: tuple[Any, ...]) -> Iterator[tuple[str, tuple[Any, ...
         )
 
 
-def _changed(leaf: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+def _changed(leaf: PyTree, change: Callable[[np.ndarray], np.ndarray]) -> PyTree:
     if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
     wide = np.asarray(leaf, np.float64)

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxprs_in_params
+from jaxtyping import ArrayLike, PyTree
 
 from bpresearch.jaxprs import body, read, where_going, while_loop
 from bpresearch.verify.moves import (
@@ -47,7 +48,7 @@ OFFSETS = 2**16
 class Lanes:
     """A value that differs from lane to lane: the lanes are its first axis, the unmoved one is the first."""
 
-    values: Any
+    values: jax.Array
 
 
 Value = Any
@@ -59,19 +60,19 @@ class Rounding:
 
     def __init__(self, row: jax.Array, lanes: int):
         self.row, self.lanes = row, lanes
-        self.step: Any = jnp.uint32(0)  # counts the steps of the loops around
+        self.step: jax.Array = jnp.uint32(0)  # counts the steps of the loops around
         self.calls = itertools.count(1)
 
-    def evaluate(self, closed: Any, args: Sequence[Value]) -> list[Value]:
+    def evaluate(self, closed: Jaxpr | ClosedJaxpr, args: Sequence[Value]) -> list[Value]:
         """The results of a program whose arguments may differ from lane to lane."""
         jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
-        values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+        values: dict[Var, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
         for eqn in jaxpr.eqns:
             ins = [read(v, values) for v in eqn.invars]
             values.update(zip(eqn.outvars, self._equation(eqn, ins), strict=True))
         return [read(v, values) for v in jaxpr.outvars]
 
-    def _equation(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _equation(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         if name == "layer":
             return self.evaluate(jax.make_jaxpr(eqn.params["call"].apply)(*map(unmoved, ins)), ins)
@@ -100,12 +101,12 @@ class Rounding:
             ins = [self.move(x, 1 + math.sqrt(count) / 2) if is_inexact(x) else x for x in ins]
         return self._moved(eqn, self._each(eqn, ins))
 
-    def _moved(self, eqn: Any, outs: Sequence[Value]) -> list[Value]:
+    def _moved(self, eqn: JaxprEqn, outs: Sequence[Value]) -> list[Value]:
         size = units(eqn.primitive.name) * (1 + math.sqrt(terms(eqn) - 1) / 2)
         eps = narrowest(eqn) if eqn.primitive.name in OPAQUE else None
         return [self.move(y, size, eps) if is_inexact(y) else y for y in outs]
 
-    def _each(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _each(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         """The equation in each lane; once, where no operand differs."""
         if not any(isinstance(x, Lanes) for x in ins):
             return bind(eqn, ins)
@@ -118,7 +119,7 @@ class Rounding:
             outs = [jnp.stack(row) for row in zip(*rows, strict=True)]
         return [Lanes(y) if is_inexact(v.aval) else y[0] for v, y in zip(eqn.outvars, outs, strict=True)]
 
-    def _apply(self, function: Callable[..., Any], ins: Sequence[Value]) -> Value:
+    def _apply(self, function: Callable[..., PyTree], ins: Sequence[Value]) -> Value:
         lanes = [x.values if isinstance(x, Lanes) else x for x in ins]
         axes = [0 if isinstance(x, Lanes) else None for x in ins]
         return Lanes(jax.vmap(function, axes, axis_size=self.lanes)(*lanes))
@@ -155,7 +156,7 @@ class Rounding:
 
     # --------------------------------------------------------------------------------- order and loops
 
-    def _sort(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _sort(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         axis = eqn.params["dimension"]
         order = lax.broadcasted_iota(jnp.int32, jnp.shape(unmoved(ins[0])), axis)
         *_, order = lax.sort(
@@ -164,17 +165,17 @@ class Rounding:
         )  # fmt: skip
         return [self._taken(x, order, axis) for x in ins]
 
-    def _top_k(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _top_k(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         _, index = outs = bind(eqn, [unmoved(ins[0])])
         axis = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1)) % outs[0].ndim
         return [self._taken(ins[0], index, axis), index]
 
-    def _taken(self, x: Value, index: Any, axis: int) -> Value:
+    def _taken(self, x: Value, index: jax.Array, axis: int) -> Value:
         if not isinstance(x, Lanes):
             return jnp.take_along_axis(x, index, axis)
         return Lanes(jax.vmap(lambda values: jnp.take_along_axis(values, index, axis))(x.values))
 
-    def _scan(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _scan(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         p = eqn.params
         consts, n = ins[: p["num_consts"]], p["num_carry"]
         init, xs = ins[len(consts) :][:n], ins[len(consts) + n :]
@@ -198,7 +199,7 @@ class Rounding:
         ]
         return [*map(laned, answers[:n], last), *rows]
 
-    def _while(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _while(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         p = eqn.params
         of_cond, rest = ins[: p["cond_nconsts"]], ins[p["cond_nconsts"] :]
         of_body, init = rest[: p["body_nconsts"]], rest[p["body_nconsts"] :]
@@ -222,7 +223,7 @@ class Rounding:
         self.step = outer
         return list(map(laned, init, last))
 
-    def _cond(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _cond(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         index, *operands = ins
         avals = [v.aval for v in eqn.outvars]
 
@@ -237,11 +238,11 @@ class Rounding:
         outs = lax.switch(index.astype(jnp.int32), list(map(branch, eqn.params["branches"])), values)
         return list(map(laned, avals, outs))
 
-    def _bare(self, closed: Any, args: Sequence[Any]) -> list[Any]:
+    def _bare(self, closed: ClosedJaxpr, args: Sequence[PyTree]) -> list[PyTree]:
         """The results of a program whose arguments are the same in all lanes, without moving any."""
         return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *args)
 
-    def _fixed(self, value: Value, like: Any) -> Any:
+    def _fixed(self, value: Value, like: Any) -> PyTree:
         """The array of a value: with lanes if it is inexact, without if it is not."""
         return in_lanes(value, self.lanes) if is_inexact(like) else unmoved(value)
 
@@ -251,7 +252,7 @@ def is_inexact(x: Any) -> bool:
     return jnp.issubdtype((x.values if isinstance(x, Lanes) else x).dtype, jnp.inexact)
 
 
-def _widens(eqn: Any) -> bool:
+def _widens(eqn: JaxprEqn) -> bool:
     """Whether a conversion is exact: from whole numbers, or to a type that holds all of the other's."""
     if eqn.primitive.name != "convert_element_type":
         return False
@@ -260,33 +261,35 @@ def _widens(eqn: Any) -> bool:
     return is_whole or bool(jnp.finfo(after).eps <= jnp.finfo(before).eps)
 
 
-def unmoved(x: Value) -> Any:
+def unmoved(x: Value) -> PyTree:
     """The value in the unmoved lane."""
     return x.values[0] if isinstance(x, Lanes) else x
 
 
-def lane(x: Value, number: int) -> Any:
+def lane(x: Value, number: int) -> PyTree:
     """The value in one lane."""
     return x.values[number] if isinstance(x, Lanes) else x
 
 
-def in_lanes(x: Value, lanes: int) -> Any:
+def in_lanes(x: Value, lanes: int) -> PyTree:
     """The array with its lanes."""
     return x.values if isinstance(x, Lanes) else jnp.broadcast_to(x, (lanes, *jnp.shape(x)))
 
 
-def laned(like: Any, values: Any) -> Value:
+def laned(like: Any, values: PyTree) -> Value:
     """An array that carries lanes if it is inexact."""
     return Lanes(values) if is_inexact(like) else values
 
 
-def bind(eqn: Any, ins: Sequence[Any]) -> list[Any]:
+def bind(eqn: JaxprEqn, ins: Sequence[PyTree]) -> list[PyTree]:
     """The results of an equation."""
     outs = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
     return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
-def in_random_rounding(function: Callable[..., Any], args: Any, seed: Any, lanes: int = LANES) -> list[Any]:
+def in_random_rounding(
+    function: Callable[..., PyTree], args: PyTree, seed: ArrayLike, lanes: int = LANES
+) -> list[PyTree]:
     """The leaves of `function(*args)` in lanes, along a new first axis; to be compiled.
 
     >>> def third(x):
@@ -303,7 +306,7 @@ def in_random_rounding(function: Callable[..., Any], args: Any, seed: Any, lanes
     return [in_lanes(y, lanes) for y in outs]
 
 
-def _variables(jaxpr: Any) -> Iterator[Any]:
+def _variables(jaxpr: Jaxpr) -> Iterator[Var]:
     yield from jaxpr.invars
     for eqn in jaxpr.eqns:
         yield from eqn.outvars
@@ -314,7 +317,7 @@ def _variables(jaxpr: Any) -> Iterator[Any]:
             yield from _variables(inner)
 
 
-def _random_row(length: int, seed: Any) -> jax.Array:
+def _random_row(length: int, seed: ArrayLike) -> jax.Array:
     """Uniform numbers in (-1, 1) from a mixed counter (the finaliser of MurmurHash3): cheap to compile."""
     bits = lax.iota(jnp.uint32, length) + jnp.uint32(0x9E3779B9) * (jnp.asarray(seed, jnp.uint32) + 1)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
@@ -339,14 +342,14 @@ class Spread:
 class Spreads:
     """Measures the spread of what a program computes; compiled once for all arguments of one kind."""
 
-    def __init__(self, function: Callable[..., Any], lanes: int = LANES):
+    def __init__(self, function: Callable[..., PyTree], lanes: int = LANES):
         self.lanes = lanes
         self._program = compiled(lambda args, seed: in_random_rounding(function, args, seed, lanes))
 
-    def __call__(self, args: Any, rounds: int = 1, seed: int = 0) -> Spread:
+    def __call__(self, args: PyTree, rounds: int = 1, seed: int = 0) -> Spread:
         """The spread from `rounds` evaluations of all lanes, each with other random numbers."""
-        scales: list[Any] = []
-        squares: list[Any] = []
+        scales: list[np.ndarray] = []
+        squares: list[np.ndarray] = []
         for number in range(rounds):
             outs = jax.device_get(self._program(args, np.uint32((seed * 1009 + number) % 2**32)))
             apart = [_distance(np.asarray(y)) for y in outs]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jaxtyping import PyTree
+
 from bpresearch.chainrule.registry import DoesNotApply, Layer, NoRuleError, Rule, rule_for
 
 
@@ -20,9 +22,9 @@ class Inner:
             raise DoesNotApply(str(error)) from error
         self.rule, self.options = pair
 
-    def __call__(self, *inputs: Any) -> tuple[Any, Any]:
+    def __call__(self, *inputs: PyTree) -> tuple[PyTree, PyTree]:
         return self.rule.forward(self.function, *inputs, **self.options)
 
-    def back(self, residuals: Any, y_bar: Any) -> Any:
+    def back(self, residuals: PyTree, y_bar: PyTree) -> PyTree:
         """The cotangent of the input, or a tuple of those of several."""
         return self.rule.backward(self.function, residuals, y_bar, **self.options)[1]

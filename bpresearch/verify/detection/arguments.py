@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import PyTree
 
 _rng = np.random.default_rng(3)
 
@@ -19,7 +20,7 @@ _rng = np.random.default_rng(3)
 class Case(NamedTuple):
     """What a function is called with."""
 
-    args: tuple[Any, ...]
+    args: tuple[PyTree, ...]
     kwargs: dict[str, Any]
 
 
@@ -27,10 +28,10 @@ class Case(NamedTuple):
 class Fixed:
     """A floating-point array that is not differentiated, where JAX has no derivative."""
 
-    value: Any
+    value: np.ndarray
 
 
-def default(function: Callable[..., Any]) -> Case | None:
+def default(function: Callable[..., PyTree]) -> Case | None:
     """The arguments of a function that is not named here, if it requires one to four."""
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -41,7 +42,7 @@ def default(function: Callable[..., Any]) -> Case | None:
     return Case((A, B, C, D)[:required], {}) if 1 <= required <= 4 else None
 
 
-def each(names: str, *args: Any, **kwargs: Any) -> dict[str, Case]:
+def each(names: str, *args: PyTree, **kwargs: Any) -> dict[str, Case]:
     """The same call for several functions."""
     return {name: Case(args, kwargs) for name in names.split()}
 
@@ -51,7 +52,7 @@ def merged(*groups: dict[str, Case]) -> dict[str, Case]:
     return {name: case for group in groups for name, case in group.items()}
 
 
-def draw(*shape: int, low: float = 0.2, high: float = 0.8) -> Any:
+def draw(*shape: int, low: float = 0.2, high: float = 0.8) -> np.ndarray:
     """Numbers of a uniform distribution."""
     return np.asarray(_rng.uniform(low, high, shape))
 
@@ -156,12 +157,12 @@ NN = merged(
 )
 
 
-def _newton(f: Callable[[Any], Any], guess: Any) -> Any:
+def _newton(f: Callable[[PyTree], PyTree], guess: PyTree) -> PyTree:
     """The root of x^3 - 2 x - 5."""
     return lax.fori_loop(0, 40, lambda _, x: x - f(x) / (3 * x**2 - 2), 2.0 + 0 * guess)
 
 
-def _solve(_: Callable[[Any], Any], b: Any) -> Any:
+def _solve(_: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
     return np.linalg.inv(POSITIVE) @ b
 
 

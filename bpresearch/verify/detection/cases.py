@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch import chainrule, models
-from bpresearch.functional import as_inputs, merge, split
+from bpresearch.functional import Loss, as_inputs, merge, split
 from bpresearch.models.attention import CausalAttention, MaskedAttention, dot_product_attention
 from bpresearch.models.combinators import LayerStack, LearnedPositions, Masked, Parallel, Unembed
 from bpresearch.verify.detection.faults import FAULTS, planted
@@ -27,10 +28,10 @@ from bpresearch.verify.precision import is_floating
 
 EXAMPLES = 3
 
-Make = Callable[[tuple[int, ...], nnx.Rngs], Any]
+Make = Callable[[tuple[int, ...], nnx.Rngs], Callable[..., PyTree]]
 
 
-def window(pool: Any) -> Make:
+def window(pool: Callable[..., PyTree]) -> Make:
     """A pooling of three at a time, or of all there are."""
     return lambda shape, rngs: partial(pool, window_shape=(min(3, shape[-2]),), strides=(2,))
 
@@ -40,12 +41,12 @@ def convolution(**options: Any) -> Make:
     return lambda shape, rngs: nnx.Conv(shape[-1], 2, (3,), rngs=rngs, **options)
 
 
-def recurrent(cell: Any) -> Make:
+def recurrent(cell: Callable[..., nnx.Module]) -> Make:
     """A cell run along a sequence."""
     return lambda shape, rngs: nnx.RNN(cell(shape[-1], 3, rngs=rngs))
 
 
-def attention(shape: tuple[int, ...], rngs: nnx.Rngs) -> Any:
+def attention(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
     """Self-attention, with two heads where the features can be shared out."""
     return nnx.MultiHeadAttention(1 + (shape[-1] % 2 == 0), shape[-1], decode=False, rngs=rngs)
 
@@ -114,18 +115,20 @@ LAYERS: dict[str, tuple[tuple[int, ...], Make]] = {
 }
 """Shape of an input without the batch, and the layer for such a shape, by the name of what has a rule."""
 
-INTEGER_INPUTS: dict[str, tuple[int, Callable[[nnx.Rngs], Any]]] = {
+INTEGER_INPUTS: dict[str, tuple[int, Callable[[nnx.Rngs], nnx.Module]]] = {
     "Embed": (5, lambda rngs: nnx.Embed(5, 4, rngs=rngs)),
 }
 """Number of values, and the layer that takes them."""
 
 
-def queries_keys_values(rng: np.random.Generator) -> tuple[Any, ...]:
+def queries_keys_values(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Three positions, two heads and two features of each."""
     return tuple(rng.normal(size=(EXAMPLES, 3, 2, 2)) for _ in range(3))
 
 
-def with_mask(shape: tuple[int, ...], mask: tuple[int, ...]) -> Callable[[np.random.Generator], Any]:
+def with_mask(
+    shape: tuple[int, ...], mask: tuple[int, ...]
+) -> Callable[[np.random.Generator], tuple[np.ndarray, ...]]:
     """An input, and a mask that keeps about two thirds and the first along the last axis."""
 
     def draw(rng):
@@ -136,7 +139,7 @@ def with_mask(shape: tuple[int, ...], mask: tuple[int, ...]) -> Callable[[np.ran
     return draw
 
 
-SEVERAL_INPUTS: dict[str, tuple[Callable[[np.random.Generator], Any], Any]] = {
+SEVERAL_INPUTS: dict[str, tuple[Callable[[np.random.Generator], tuple[np.ndarray, ...]], Any]] = {
     "dot_product_attention": (queries_keys_values, None),  # two functions of this name: itself
     "dot_product_attention_with_rope": (
         queries_keys_values,
@@ -159,46 +162,46 @@ WITHOUT_CASE = {
 """Rules that no model of a layer and a loss can use, and why."""
 
 
-def labels(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+def labels(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A class for each example."""
     return rng.integers(0, shape[-1], shape[:-1])
 
 
-def pairs(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+def pairs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A class for each example, a vector, every two of the same."""
     if len(shape) != 2:
         raise ValueError(f"embeddings are vectors, not of shape {shape[1:]}")
     return rng.permutation(np.arange(shape[0]) // 2)
 
 
-def signs(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+def signs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """1 or -1 for each element."""
     return rng.choice([-1.0, 1.0], shape)
 
 
-def zeros_and_ones(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+def zeros_and_ones(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """0 or 1 for each element."""
     return rng.choice([0.0, 1.0], shape)
 
 
-def probabilities(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+def probabilities(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A distribution for each example."""
     return rng.dirichlet(np.ones(shape[-1]), shape[:-1])
 
 
-def positives_and_negatives(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+def positives_and_negatives(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     """Two points for each example, one that should be near it and one that should not."""
     return rng.normal(size=shape), rng.normal(size=shape)
 
 
-def words(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+def words(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     """One label for each example, with the paddings of its frames and labels: the last frame is padding."""
     paddings = np.zeros(shape[:2], int)
     paddings[:, -1] = 1
     return paddings, rng.integers(1, shape[-1], (shape[0], 1)), np.zeros((shape[0], 1), int)
 
 
-TARGETS: dict[str, Callable[..., Any]] = {
+TARGETS: dict[str, Callable[..., PyTree]] = {
     "ctc_loss": words,
     "softmax_cross_entropy_with_integer_labels": labels,
     "poly_loss_cross_entropy": probabilities,
@@ -228,9 +231,9 @@ class Case:
 
     name: str
     model: nnx.Module
-    loss_fn: Any
-    x: Any
-    y: Any
+    loss_fn: Loss
+    x: PyTree
+    y: PyTree
     place: Label
 
     @property
@@ -282,7 +285,7 @@ def case_of(target: Any, seed: int = 0) -> Case:
     return Case(name, model, loss_fn, x, y, places[-1])
 
 
-def shapes_of(layer: Any, *inputs: Any) -> Any:
+def shapes_of(layer: Callable[..., PyTree], *inputs: PyTree) -> PyTree:
     """Shapes and dtypes of what a layer makes of inputs, without computing it."""
     if not isinstance(layer, nnx.Module):
         return jax.eval_shape(layer, *inputs)
@@ -304,7 +307,7 @@ def cases(seed: int = 0) -> tuple[list[Case], list[str]]:
     The seed draws weights and data.
     """
     covered, missing = [], []
-    seen: set[Any] = set()
+    seen: set[tuple[int, str]] = set()
     for target, rule in chainrule.registered().items():
         name = getattr(target, "__name__", str(target))
         if (id(rule), name) in seen or name in WITHOUT_CASE:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import Equation, rule_for
 from bpresearch.chainrule.engine import several
@@ -21,7 +22,7 @@ from bpresearch.chainrule.primitives import LAYER
 from bpresearch.chainrule.primitives import is_floating as is_inexact
 from bpresearch.verify.equations import Label, Plant, label, with_backward
 
-Backward = Callable[..., tuple[Any, Any]]
+Backward = Callable[..., tuple[PyTree, PyTree]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Fault:
     layers: str
     fits: Callable[[Any], bool]
     backward: Backward
-    forward: Callable[..., tuple[Any, Any]] | None = None
+    forward: Callable[..., tuple[PyTree, PyTree]] | None = None
     anywhere: bool = False
 
     def plant(self, e: Equation, rule: Any) -> Any:
@@ -109,7 +110,7 @@ def plant_fault(text: str, equations: Mapping[Label, Equation]) -> Plant:
     return planted(chosen[0], mistake.plant)
 
 
-def planted(target: Label, change: Callable[[Equation, Any], Any]) -> Plant:
+def planted(target: Label, change: Plant) -> Plant:
     """What `chainrule.replacing` takes: the rule at a place changed, the others as they are."""
     return lambda e, rule: change(e, rule) if label(e) == target else rule
 
@@ -119,7 +120,7 @@ def function_of(layer: Any) -> Any:
     return function_of(layer.func) if isinstance(layer, partial) else layer
 
 
-def is_function(*functions: Any) -> Callable[[Any], bool]:
+def is_function(*functions: Callable[..., PyTree]) -> Callable[[Any], bool]:
     """Whether a layer is one of these functions."""
     return lambda layer: any(function_of(layer) is function for function in functions)
 
@@ -153,7 +154,7 @@ def _is_approximate_gelu(layer: Any) -> bool:
     return function_of(layer) is nnx.gelu and options.get("approximate", True)
 
 
-def _scaled(tree: Any, factor: float) -> Any:
+def _scaled(tree: PyTree, factor: float) -> PyTree:
     return jax.tree.map(
         lambda leaf: leaf * jnp.asarray(factor, leaf.dtype) if is_inexact(leaf) else leaf, tree
     )

@@ -20,6 +20,7 @@ import jax.scipy.special
 import jax.scipy.stats
 import numpy as np
 from jax import lax
+from jaxtyping import PyTree
 
 from bpresearch import chainrule
 from bpresearch.verify.detection.arguments import ARGUMENTS, Case, Fixed, default
@@ -149,7 +150,7 @@ def functions(names: Sequence[str] | None = None, every: int = 1) -> Functions:
     return Functions(tuple(rows))
 
 
-def public_functions() -> Iterator[tuple[str, Callable[..., Any], str]]:
+def public_functions() -> Iterator[tuple[str, Callable[..., PyTree], str]]:
     """Name, function and, if it is an alias or is left out, the reason."""
     first_names: dict[int, str] = {}
     for namespace, module in namespaces().items():
@@ -166,7 +167,7 @@ def _is_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, type) and not inspect.ismodule(value)
 
 
-def _alias(namespace: str, name: str, function: Callable[..., Any]) -> str:
+def _alias(namespace: str, name: str, function: Callable[..., PyTree]) -> str:
     """The function that JAX says this is an alias of, or that it wraps under the same name."""
     said = re.match(r"\s*Alias of :func:`([\w.]+)`", function.__doc__ or "")
     if said:
@@ -174,7 +175,7 @@ def _alias(namespace: str, name: str, function: Callable[..., Any]) -> str:
     return f"jax.numpy.{name}" if namespace == "jax.numpy.linalg" and hasattr(jnp, name) else ""
 
 
-def row_of(name: str, function: Callable[..., Any]) -> FunctionRow:
+def row_of(name: str, function: Callable[..., PyTree]) -> FunctionRow:
     """The errors of one function, in double precision."""
     with jax.enable_x64(True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -193,7 +194,9 @@ def row_of(name: str, function: Callable[..., Any]) -> FunctionRow:
         return _compared(name, f, xs, ys)
 
 
-def of_moving_arrays(function: Callable[..., Any], case: Case) -> tuple[Callable[..., Any], list[Any]]:
+def of_moving_arrays(
+    function: Callable[..., PyTree], case: Case
+) -> tuple[Callable[..., PyTree], list[jax.Array]]:
     """The function of the floating-point arrays among its arguments, and the arrays.
 
     It returns those of its results that are floating point.
@@ -214,7 +217,7 @@ def of_moving_arrays(function: Callable[..., Any], case: Case) -> tuple[Callable
     return of_moving, [jnp.asarray(given[i]) for i in moving]
 
 
-def _compared(name: str, f: Callable[..., Any], xs: Arrays, ys: Arrays) -> FunctionRow:
+def _compared(name: str, f: Callable[..., PyTree], xs: Arrays, ys: Arrays) -> FunctionRow:
     rng = np.random.default_rng(0)
     dots, bars = [_draw(rng, x) for x in xs], [_draw(rng, y) for y in ys]
 
@@ -241,7 +244,7 @@ def _compared(name: str, f: Callable[..., Any], xs: Arrays, ys: Arrays) -> Funct
     )
 
 
-def differences(f: Callable[..., Any], xs: Arrays, dots: Arrays) -> list[Any]:
+def differences(f: Callable[..., PyTree], xs: Arrays, dots: Arrays) -> list[jax.Array]:
     """(8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h along a direction."""
     h = STEP
     at = lax.map(
@@ -264,7 +267,7 @@ def relative_error(found: Arrays, right: Arrays) -> float:
     return np.inf if np.isnan(worst) else worst
 
 
-def _draw(rng: np.random.Generator, x: Any) -> Any:
+def _draw(rng: np.random.Generator, x: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     real = rng.uniform(-1, 1, x.shape)
     return jnp.asarray(
         real + 1j * rng.uniform(-1, 1, x.shape) if jnp.issubdtype(x.dtype, jnp.complexfloating) else real,

@@ -5,11 +5,11 @@ element looks the same in reverse. `changes` tells.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpresearch.verify.detection.faults import FAULTS, Fault
 from bpresearch.verify.precision import is_floating
@@ -17,7 +17,7 @@ from bpresearch.verify.precision import is_floating
 MUTATIONS: dict[str, Fault] = {}
 
 
-def mutation(backward: Callable[..., Any]) -> Callable[..., Any]:
+def mutation(backward: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """Decorator: a changed backward pass becomes the fault of its name, described by its docstring."""
     name = backward.__name__
     description = (backward.__doc__ or "").strip()
@@ -26,11 +26,11 @@ def mutation(backward: Callable[..., Any]) -> Callable[..., Any]:
     return backward
 
 
-def _floats(change: Callable[[Any], Any], tree: Any) -> Any:
+def _floats(change: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: change(leaf) if is_floating(leaf) else leaf, tree)
 
 
-def _first(change: Callable[[Any], Any], tree: Any) -> Any:
+def _first(change: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
     """Changes the first floating leaf of at least one axis."""
     leaves, structure = jax.tree.flatten(tree)
     index = next((i for i, leaf in enumerate(leaves) if is_floating(leaf) and leaf.ndim), None)
@@ -39,11 +39,11 @@ def _first(change: Callable[[Any], Any], tree: Any) -> Any:
     return structure.unflatten(leaves)
 
 
-def _along_last(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _along_last(change: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
     return lambda leaf: change(leaf) if leaf.ndim else leaf
 
 
-def _largest_scaled(leaf: Any) -> Any:
+def _largest_scaled(leaf: PyTree) -> PyTree:
     if not leaf.size:
         return leaf
     return leaf.at[jnp.unravel_index(jnp.argmax(jnp.abs(leaf)), leaf.shape)].multiply(1.01)
@@ -169,7 +169,7 @@ def residual_imprecise(rule, layer, residuals, y_bar, **options):
     return rule.backward(layer, _floats(lambda leaf: leaf * (1 + 1e-4), residuals), y_bar, **options)
 
 
-def changes(found: Any, right: Any) -> float:
+def changes(found: PyTree, right: PyTree) -> float:
     """The largest change that a fault makes to any derivative, relative to the largest of its leaf.
 
     A leaf whose derivatives are zero but for rounding (the bias of attention's keys) counts as 1e-12 of the

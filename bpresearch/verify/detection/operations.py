@@ -13,23 +13,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import JaxprEqn, Literal
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import Rule
 from bpresearch.verify.equations import with_backward
 from bpresearch.verify.plain import evaluate
 
-Change = Callable[[Any, list[Any], Any], Any]
+Change = Callable[[JaxprEqn, list[PyTree], PyTree], PyTree]
 """`(equation, inputs, output) -> the wrong output`, or None where the mistake cannot be made."""
 
 
-def _like(candidate: Any, output: Any) -> Any:
+def _like(candidate: PyTree, output: PyTree) -> PyTree:
     if jnp.result_type(candidate) != output.dtype or jnp.ndim(candidate) not in (0, output.ndim):
         return None
     return jnp.broadcast_to(candidate, output.shape) if jnp.shape(candidate) in ((), output.shape) else None
 
 
-def _name(equation: Any) -> str:
+def _name(equation: JaxprEqn) -> str:
     return equation.primitive.name
 
 
@@ -170,7 +171,7 @@ class _Counter:
     number: int
     seen: int = 0
 
-    def __call__(self, equation: Any, inputs: list[Any], outputs: list[Any]) -> list[Any]:
+    def __call__(self, equation: JaxprEqn, inputs: list[PyTree], outputs: list[PyTree]) -> list[PyTree]:
         floating = len(outputs) == 1 and jnp.issubdtype(outputs[0].dtype, jnp.floating)
         wrong = self.change(equation, inputs, outputs[0]) if floating else None
         if wrong is None:
@@ -196,7 +197,7 @@ def change_operation(rule: Rule, name: str, number: int) -> Rule:
 
 
 def count_operations(
-    rule: Rule, layer: Any, residuals: Any, y_bar: Any, options: dict[str, Any]
+    rule: Rule, layer: Any, residuals: PyTree, y_bar: PyTree, options: dict[str, Any]
 ) -> dict[str, int]:
     """How many operations of `backward` each change fits."""
     jaxpr = jax.make_jaxpr(partial(rule.backward, layer, **options))(residuals, y_bar)

@@ -3,14 +3,15 @@
 import importlib.util
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpresearch.functional import split
 from bpresearch.verify.casting import cast_model
+from bpresearch.verify.detection.cases import Case
 from bpresearch.verify.detection.plants import one_of
 from bpresearch.verify.engines import by_rules, mean_loss
 from bpresearch.verify.equations import Plant
@@ -33,7 +34,7 @@ PEERS: dict[str, Callable[[], bool]] = {
 class Peers:
     """One model whose gradient is that of the rules, with one of several faults planted in them."""
 
-    def __init__(self, case: Any, plants: list[Plant]):
+    def __init__(self, case: Case, plants: list[Plant]):
         self.case, self.plants = case, plants
         self.gradient = cache(self._gradient)
 
@@ -43,7 +44,7 @@ class Peers:
             return self._check_grads("float32" if peer.endswith("32") else "float64", fault)
         return self._gradcheck(fault, fast=peer.endswith("fast"))
 
-    def _gradient(self, dtype: str) -> tuple[Any, Any, list[Any]]:
+    def _gradient(self, dtype: str) -> tuple[Callable[..., PyTree], Callable[..., PyTree], list[jax.Array]]:
         """The loss, and its gradient `(fault, *point)` by the rules, compiled; and the point."""
         jax.clear_caches()  # a scan's body traced in the other precision would be taken for this one's
         model = cast_model(self.case.model, dtype)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jaxtyping import PyTree
 
 from bpresearch.chainrule import Equation, Rule
 from bpresearch.chainrule.engine import several
@@ -36,7 +37,7 @@ def one_of(plants: Sequence[Plant], fault: jax.Array) -> Plant:
     return plant
 
 
-def _switched(rules: list[Any], index: Callable[[], jax.Array]) -> Callable[..., Any]:
+def _switched(rules: list[Any], index: Callable[[], jax.Array]) -> Callable[..., tuple[PyTree, ...]]:
     def backward(e, *bars):
         def cotangents(rule):
             x_bars = several(rule.backward(e, *bars))
@@ -58,7 +59,7 @@ def _switched(rules: list[Any], index: Callable[[], jax.Array]) -> Callable[...,
     return backward
 
 
-def _switched_layer(rules: list[Rule], index: Callable[[], jax.Array]) -> Callable[..., Any]:
+def _switched_layer(rules: list[Rule], index: Callable[[], jax.Array]) -> Callable[..., PyTree]:
     def backward(layer, residuals, y_bar, **options):
         right = jax.eval_shape(lambda: rules[0].backward(layer, residuals, y_bar, **options))
 
@@ -73,7 +74,7 @@ def _switched_layer(rules: list[Rule], index: Callable[[], jax.Array]) -> Callab
     return backward
 
 
-def _switched_forward(rules: list[Rule], index: Callable[[], jax.Array]) -> Callable[..., Any]:
+def _switched_forward(rules: list[Rule], index: Callable[[], jax.Array]) -> Callable[..., PyTree]:
     """Most faults leave `forward` alone; then there is nothing to switch."""
     different = {rule.forward: None for rule in rules}
     if len(different) == 1:

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch import chainrule
-from bpresearch.functional import TrainingLoss, as_inputs
+from bpresearch.functional import Loss, TrainingLoss, as_inputs
 from bpresearch.verify.detection.cases import (
     INTEGER_INPUTS,
     LAYERS,
@@ -19,7 +20,7 @@ from bpresearch.verify.detection.cases import (
     shapes_of,
 )
 from bpresearch.verify.detection.traced_models import is_finite, random_traced_model
-from bpresearch.verify.objectives import DTYPES, prepare
+from bpresearch.verify.objectives import DTYPES, Prepared, prepare
 from bpresearch.verify.precision import is_floating
 from bpresearch.verify.report import VALUES, Report
 
@@ -33,17 +34,17 @@ class Architecture:
 
     layers: tuple[str, ...]
     model: nnx.Module
-    loss_fn: Any
+    loss_fn: Loss
     shape: tuple[int, ...]
     outputs: tuple[int, ...]
     integers: int
 
-    def draw(self, rng: np.random.Generator) -> tuple[nnx.Module, Any, Any]:
+    def draw(self, rng: np.random.Generator) -> tuple[nnx.Module, PyTree, PyTree]:
         """The model with random parameters, inputs and targets, of scales between 1e-3 and 1e3."""
         model = nnx.clone(self.model)
         perturb(model, rng, 10 ** rng.uniform(-3, 0))
         if self.integers:
-            x: Any = rng.integers(0, self.integers, self.shape)
+            x: np.ndarray = rng.integers(0, self.integers, self.shape)
         else:
             x = (10 ** rng.uniform(-3, 3) * rng.normal(size=self.shape)).astype(np.float32)
         y = TARGETS.get(self.loss_fn.__name__, probabilities)(rng, self.outputs)
@@ -85,7 +86,7 @@ def random_architecture(rng: np.random.Generator) -> Architecture:
             return Architecture(names_of_all, model, loss_fn, inputs.shape, outputs.shape, integers)
 
 
-def _fitting(name: str, target: Any, x: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
+def _fitting(name: str, target: Any, x: jax.ShapeDtypeStruct, rngs: nnx.Rngs) -> tuple[Any, Any]:
     """A layer for inputs like `x` and what it makes of them; None where it does not take them."""
     dimensions, make = LAYERS.get(name, ((), lambda shape, rngs: target))
     if len(dimensions) > 1 and x.ndim != len(dimensions) + 1:
@@ -100,7 +101,7 @@ def _fitting(name: str, target: Any, x: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
     return (layer, after) if small else (None, None)
 
 
-def _takes(loss_fn: Any, shape: tuple[int, ...], rng: np.random.Generator) -> bool:
+def _takes(loss_fn: Loss, shape: tuple[int, ...], rng: np.random.Generator) -> bool:
     try:
         y = TARGETS.get(loss_fn.__name__, probabilities)(rng, shape)
         jax.eval_shape(loss_fn, jax.ShapeDtypeStruct(shape, np.float32), *as_inputs(y))
@@ -116,14 +117,14 @@ class TracedArchitecture:
     layers: tuple[str, ...]
     model: nnx.Module
     loss_fn: TrainingLoss
-    batch: dict[str, Any]
+    batch: dict[str, np.ndarray]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the inputs."""
         return np.shape(self.batch["x"])
 
-    def draw(self, rng: np.random.Generator) -> tuple[nnx.Module, Any, Any]:
+    def draw(self, rng: np.random.Generator) -> tuple[nnx.Module, PyTree, PyTree]:
         """The model with other parameters and data, of other scales; with its own where those overflow."""
         for _ in range(5):
             model = nnx.clone(self.model)
@@ -134,7 +135,7 @@ class TracedArchitecture:
         return self.model, (), self.batch
 
 
-def _redrawn(leaf: Any, rng: np.random.Generator) -> Any:
+def _redrawn(leaf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Other numbers of a similar kind: whole numbers in another order, others near these at another scale."""
     if not is_floating(leaf):
         return rng.permutation(leaf)
@@ -201,8 +202,8 @@ def verify_many(
 
 
 def _drawn(
-    architecture: Any, check: Any, rng: np.random.Generator
-) -> tuple[bool, tuple[nnx.Module, Any, Any]]:
+    architecture: Architecture | TracedArchitecture, check: Prepared, rng: np.random.Generator
+) -> tuple[bool, tuple[nnx.Module, PyTree, PyTree]]:
     """Numbers with which the loss is one, if five draws give some: without, it has no gradient."""
     for _ in range(5):
         model, x, y = architecture.draw(rng)

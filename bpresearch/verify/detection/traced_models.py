@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import PyTree
 
 from bpresearch import autodiff
 from bpresearch.functional import TrainingLoss, split
@@ -184,7 +185,7 @@ def _drawn(rng: Generator) -> tuple[TracedModel, Objective, dict[str, np.ndarray
     return TracedModel(" > ".join((*names, name)), blocks), loss, batch
 
 
-def is_finite(model: nnx.Module, loss: Objective, batch: Any) -> bool:
+def is_finite(model: nnx.Module, loss: Objective, batch: PyTree) -> bool:
     """Whether the loss and its gradient are finite in float64."""
     with jax.enable_x64(True):
         graphdef, params, state = split(cast_model(model, "float64"))

@@ -11,12 +11,13 @@ by side. That both are one program has a use: random rounding of it measures the
 And `estimates(question, answer, measures)`: what the answer says of each leaf.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bpresearch.verify.directions import along
 from bpresearch.verify.question import NotAskedError, Question, first_line
@@ -27,7 +28,7 @@ Answer = dict[str, Any]
 """What a program computes: `found` and `values`, lists of arrays that should be equal, and more."""
 
 
-Body = Callable[[Any, Any, Any], Callable[[Any, Any, Any], Answer]]
+Body = Callable[[PyTree, PyTree, PyTree], Callable[[PyTree, PyTree, PyTree], Answer]]
 """`(point, others, y_bars) -> (d, leaf, number) -> numbers`: of an oracle that sees directions one by one."""
 
 
@@ -93,7 +94,7 @@ class Measures:
 
 
 def ask(
-    question: Question, oracles: Sequence[Any], key: Any = (), fused: bool = True
+    question: Question, oracles: Sequence[Any], key: Hashable = (), fused: bool = True
 ) -> tuple[dict[str, tuple[Answer, Measures]], list[str]]:
     """The answers of several oracles, by one program; and a note for each that cannot be asked.
 

@@ -13,11 +13,11 @@ The first three are pairs that should be equal, and are decided as any other ora
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpresearch.verify.oracles.contract import Clause
 from bpresearch.verify.precision import is_floating
@@ -28,14 +28,14 @@ BEHAVIOUR = "behaviour"
 HALF, ADDITIVE, MIXING = "half the batch", "additive", "mixing"
 MIXED = "Its examples depend on each other, so that its gradient is not the mean of theirs."
 
-Gradient = Callable[..., Any]
+Gradient = Callable[..., PyTree]
 """`(params, state, x, y) -> leaves of the gradient`."""
 
-TakeApart = Callable[[Any, Any], tuple[Any, Any, Any, Any, Gradient, Gradient]]
+TakeApart = Callable[[PyTree, PyTree], tuple[PyTree, PyTree, PyTree, PyTree, Gradient, Gradient]]
 """`(point, others) -> params, state, x, y, gradient in question, gradient by autodiff`."""
 
 
-def number_of_examples(x: Any, y: Any) -> int:
+def number_of_examples(x: PyTree, y: PyTree) -> int:
     """The length of the first axis that every leaf of inputs and targets has, or 0."""
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))}
     return lengths.pop()[0] if len(lengths) == 1 and () not in lengths else 0
@@ -86,7 +86,7 @@ def clauses(take_apart: TakeApart) -> tuple[Clause, ...]:
     )  # fmt: skip
 
 
-def _examples(x: Any, y: Any) -> int:
+def _examples(x: PyTree, y: PyTree) -> int:
     count = number_of_examples(x, y)
     if count < 2:
         raise NotAskedError("it has no examples to take apart")

@@ -16,11 +16,11 @@ A clause is a program that computes two things that should be equal, and is deci
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpresearch.verify.oracles import Answer, Measures
 from bpresearch.verify.oracles.autodiff import largest
@@ -30,7 +30,7 @@ from bpresearch.verify.verdict import Estimates
 
 CONTRACT = "contract"
 
-Pairs = Callable[[Derivative, Any, Any, Any], tuple[list[Any], list[Any]]]
+Pairs = Callable[[Derivative, PyTree, PyTree, PyTree], tuple[list[PyTree], list[PyTree]]]
 """`(derivative, point, others, y_bars) -> found, values`, which should be equal."""
 
 
@@ -145,7 +145,7 @@ def finite_row(outputs: Sequence[np.ndarray], gradient: Sequence[np.ndarray], na
     return Row("finite", (), CONTRACT, 1.0, 0.0, False, detail)
 
 
-def deterministic_row(first: Any, second: Any) -> Row:
+def deterministic_row(first: PyTree, second: PyTree) -> Row:
     """The same bits twice."""
     pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     apart = max((_apart(a, b) for a, b in pairs), default=0.0)
@@ -153,7 +153,7 @@ def deterministic_row(first: Any, second: Any) -> Row:
     return Row("deterministic", (), CONTRACT, apart, 0.0, apart == 0, detail)
 
 
-def _apart(first: Any, second: Any) -> float:
+def _apart(first: PyTree, second: PyTree) -> float:
     a, b = np.asarray(first), np.asarray(second)
     if np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"):
         return 0.0

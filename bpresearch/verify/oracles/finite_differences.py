@@ -6,13 +6,12 @@ What is measured in which way, and the estimates made of it. The numerics are in
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from bpresearch.verify.directions import Directions
 from bpresearch.verify.ladder import coordinate_derivatives, directional_derivatives, richardson
@@ -87,7 +86,7 @@ def _measure(
     directions: Directions,
     seed: int,
     together: bool,
-    others: tuple[Any, ...],
+    others: tuple[PyTree, ...],
     spread: bool,
 ) -> Measured:
     measured: Measured = {}
@@ -129,7 +128,7 @@ def _measure(
     return measured
 
 
-def _ladder(function: Callable[..., Array], together: bool) -> Any:
+def _ladder(function: Callable[..., Array], together: bool) -> Callable[..., PyTree]:
     """`directional_derivatives` of `function(point, *others)`."""
 
     def program(point, gradient, directions, seed, others):
@@ -140,7 +139,9 @@ def _ladder(function: Callable[..., Array], together: bool) -> Any:
     return program
 
 
-def _short_way(function: Callable[..., Array], groups: tuple[tuple[int, ...], ...], spread: bool) -> Any:
+def _short_way(
+    function: Callable[..., Array], groups: tuple[tuple[int, ...], ...], spread: bool
+) -> Callable[..., PyTree]:
     """`coordinate_derivatives` in every coordinate of groups of leaves, on one device or spread over all."""
 
     def program(point, others):
@@ -169,7 +170,7 @@ def _short_way(function: Callable[..., Array], groups: tuple[tuple[int, ...], ..
     return compiled(program, optimization=1)
 
 
-def _doubtful(measured: Measured, directions: Directions, dtype: Any) -> np.ndarray:
+def _doubtful(measured: Measured, directions: Directions, dtype: np.dtype) -> np.ndarray:
     """Which derivatives the short way does not confirm, or not as sharply as ten times what is asked for."""
     count = np.bincount(directions.leaf)
     squares = np.bincount(directions.leaf, measured["predicted"] ** 2)

@@ -16,14 +16,15 @@ Autodiff itself can be wrong at single points, where a function is written with 
 `logsumexp(a, b=b)` with respect to b where b is 0): there is no kink, and differences side with the rule.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import PyTree
 
 from bpresearch.verify.ladder import STEPS, richardson, step_scale
 from bpresearch.verify.oracles.finite_differences import SAFETY, resolution
@@ -111,7 +112,9 @@ def _is_rough(question: Question, leaf: int, elements: np.ndarray, expected: np.
     return not (np.ptp(rows, axis=0) <= 100 * DISTANCE * size).all()
 
 
-def _nearby(question: Question, leaf: int, point: Any, others: Any, y_bar: Any, elements: Any) -> jax.Array:
+def _nearby(
+    question: Question, leaf: int, point: Sequence[PyTree], others: PyTree, y_bar: PyTree, elements: PyTree
+) -> jax.Array:
     """Gradients of the twin at points nearby, moved in order, in reverse order and at random."""
     derivative, x = question.derivative, point[leaf]
     disputed = jnp.zeros(x.size, x.dtype).at[elements].set(1)
@@ -150,7 +153,7 @@ def _mask(size: int, elements: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _program(question: Question, leaf: int) -> Any:
+def _program(question: Question, leaf: int) -> Callable[..., PyTree]:
     """Both sides along each of the elements and along joint directions, and the gradients nearby."""
     derivative = question.derivative
     shape = question.point[leaf].shape
@@ -190,7 +193,11 @@ def _program(question: Question, leaf: int) -> Any:
 
 
 def _judged(
-    question: Question, leaf: int, elements: np.ndarray, expected: np.ndarray | None, measured: dict[str, Any]
+    question: Question,
+    leaf: int,
+    elements: np.ndarray,
+    expected: np.ndarray | None,
+    measured: dict[str, PyTree],
 ) -> Dispute:
     n, gradient = elements.size, np.ravel(question.found[leaf]).astype(np.float64)
     single = {name: np.asarray(values)[:n] for name, values in measured["single"].items()}
@@ -228,7 +235,7 @@ def _judged(
 
 
 def _joint(
-    gradient: np.ndarray, measured: dict[str, Any], size: float, sharpest: float
+    gradient: np.ndarray, measured: dict[str, PyTree], size: float, sharpest: float
 ) -> tuple[Found, float]:
     """Whether the vector lies between both sides along the joint directions, and how far outside."""
     directions = np.asarray(measured["directions"], np.float64)

@@ -18,7 +18,6 @@ numbers are off by less than one last place), so that the spread of a sum of its
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,7 @@ def ratio_rows(
     autodiff: Gradients,
     exact: Gradients,
     spreads: Callable[[], Gradients],
-    dtypes: Sequence[Any],
+    dtypes: Sequence[jax.typing.DTypeLike],
 ) -> list[Row]:
     """A row for each leaf; undecided where autodiff itself is not finite.
 
@@ -90,7 +89,7 @@ COTANGENTS = 8
 """How many a function is asked with."""
 
 
-def of_function(question: Question, dtypes: Sequence[Any]) -> list[Row]:
+def of_function(question: Question, dtypes: Sequence[jax.typing.DTypeLike]) -> list[Row]:
     """The rows of a function that was checked in float64, in the precision in which its arguments came.
 
     Raises:

@@ -3,13 +3,14 @@
 Of most the results are integers: the places of `searchsorted` or `nonzero`. The others have a rule here each.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bpresearch.chainrule import engine, tangents
-from bpresearch.chainrule.primitives import NoPrimitiveRuleError, is_floating, primitive
+from bpresearch.chainrule.primitives import Equation, NoPrimitiveRuleError, Value, is_floating, primitive
 
 
 class LdexpRule:
@@ -54,7 +55,7 @@ class CustomRootRule:
         return *out_dots, *[None] * (len(e.outs) - len(out_dots))
 
 
-def _newton_step(e: Any) -> tuple[Any, int, list[Any], int]:
+def _newton_step(e: Equation) -> tuple[Callable[..., list[Value]], int, list[Value], int]:
     """The map of the parameters, and the number of operands before them, they, and that of those after
     them.
     """
@@ -96,7 +97,7 @@ class IntegerResultsRule:
         return (None,) * len(e.outs)
 
 
-def _rule(e: Any) -> Any:
+def _rule(e: Equation) -> Any:
     kind = type(e.params["_prim"]).__name__
     if not any(map(is_floating, e.outs)):
         return IntegerResultsRule

@@ -10,11 +10,13 @@ Every rule takes batches: the matrices are in the last two axes.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree
 
 from bpresearch.chainrule.primitives import Value, constant, primitive, refused
 
@@ -33,7 +35,7 @@ refused(
 constant("lu_pivots_to_permutation", why="integers")
 
 
-def conjugated(backward: Any) -> Any:
+def conjugated(backward: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """Decorator of a backward written for the conjugates of JAX's cotangents."""
 
     def conj(bar):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
+from jaxtyping import PyTree
 
 from bpresearch.chainrule.registry import DoesNotApply, rule
 from bpresearch.models.attention import (
@@ -104,17 +105,17 @@ def as_fused(dropout_rate=0.0, **options):
 class AttentionCall:
     """The options of one call, and whether it rounds logits and softmax to float32."""
 
-    bias: Any = None
-    mask: Any = None
+    bias: PyTree = None
+    mask: PyTree = None
     broadcast_dropout: bool | None = True
-    dropout_rng: Any = None
+    dropout_rng: PyTree = None
     dropout_rate: float | int = 0.0
     deterministic: bool | None = False
     dtype: Any = None
     precision: Any = None
-    promote_dtype: Callable[..., Any] = promote_dtype
+    promote_dtype: Callable[..., PyTree] = promote_dtype
     is_causal: bool = False
-    module: Any = None
+    module: nnx.Module | None = None
     in_float32: bool = False
 
     def __post_init__(self):
