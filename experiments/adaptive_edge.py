@@ -8,85 +8,73 @@ network on MNIST-1D, trained on all its examples at once, must settle there at e
 """
 
 from functools import partial
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
-from absl import flags
 from flax import nnx
-from rich.console import Console
 
-from bpresearch import command as shared
-from bpresearch import data, files, models, platform, report
+from bpresearch import command, data, models, report
+from bpresearch.command import Flag, listed
 from bpresearch.theory import sharpness
-
-shared.define_experiment_flags()
-flags.DEFINE_string("lr", "3e-3,6e-3", "learning rates of Adam")
-flags.DEFINE_string("b1", "0.5,0.9", "b1 of Adam, below 1")
-flags.DEFINE_integer("steps", 2000, "updates of the network")
-flags.DEFINE_integer("examples", 500, "training examples of MNIST-1D")
-flags.DEFINE_integer("width", 50, "width of the two hidden layers")
-flags.DEFINE_integer("seed", 0, "of the initial weights")
 
 EVERY = 25
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    rates, betas = shared.listed("lr", low=1e-9), shared.listed("b1", low=0, high=1)
-    steps, examples, width = (shared.positive(flag) for flag in ("steps", "examples", "width"))
-    seed, json_file = shared.positive("seed", low=0), shared.output_file("json")
-    if steps < 4 * EVERY:
-        raise ValueError(
-            f"--steps={steps}: takes at least {4 * EVERY}, of which the last quarter is looked at"
-        )
-    if FLAGS.quick:
-        rates, steps, examples = rates[-1:], min(steps, 1000), min(examples, 300)
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("adaptive_edge"), Console()
-
-    dataset = data.load("mnist1d")
-    x, y = jnp.asarray(dataset.x[:examples]), jnp.asarray(np.eye(10, dtype=np.float32)[dataset.y[:examples]])
+def page(
+    *,
+    lr: Annotated[tuple[float, ...], Flag("learning rates of Adam", low=1e-9)] = listed("3e-3,6e-3"),
+    b1: Annotated[tuple[float, ...], Flag("b1 of Adam, below 1", low=0, high=1)] = listed("0.5,0.9"),
+    steps: Annotated[int, Flag("updates of the network", low=4 * EVERY)] = 2000,
+    examples: Annotated[int, Flag("training examples of MNIST-1D", low=1)] = 500,
+    width: Annotated[int, Flag("width of the two hidden layers", low=1)] = 50,
+    seed: Annotated[int, Flag("of the initial weights", low=0)] = 0,
+    quick: bool = False,
+) -> report.Finding:
+    """The preconditioned sharpness at which Adam settles, over that of the edge."""
+    if quick:
+        lr, steps, examples = lr[-1:], min(steps, 1000), min(examples, 300)
     rows, checks, figures = [], [], {}
     grid = report.grid(
         "Preconditioned sharpness of Adam", ("b1", "lr", "edge", "settles at", "over the edge")
     )
-    for b1 in betas:
-        checks.append(
-            report.Check(
-                f"b1 = {b1:g}: edge by roots / closed form",
-                edge_by_roots(b1) / sharpness.adaptive_edge(1, b1),
-                1,
-                1e-6,
-            )
-        )
-        for rate in rates:
-            model = models.mlp(
-                dataset.input_shape, 10, widths=(width, width), activation=nnx.tanh, rngs=nnx.Rngs(seed)
-            )
-            found = sharpness.full_batch(
-                model, optax.losses.squared_error, x, y, optax.adam(rate, b1=b1),
-                steps=steps // EVERY * EVERY, every=EVERY,
-                preconditioner=partial(sharpness.adam_preconditioner, b1=b1),
-            )  # fmt: skip
-            edge = sharpness.adaptive_edge(rate, b1)
-            over, name = found.settled / edge, f"b1 = {b1:g}, lr = {rate:g}"
-            grid.add_row(f"{b1:g}", f"{rate:g}", f"{edge:.0f}", f"{found.settled:.0f}", f"{over:.3f}")
+    for beta in b1:
+        quotient = edge_by_roots(beta) / sharpness.adaptive_edge(1, beta)
+        checks.append(report.Check(f"b1 = {beta:g}: edge by roots / closed form", quotient, 1, 1e-6))
+        for rate in lr:
+            path = trajectory(rate, beta, steps, examples, width, seed)
+            edge = sharpness.adaptive_edge(rate, beta)
+            over, name = path.settled / edge, f"b1 = {beta:g}, lr = {rate:g}"
+            grid.add_row(f"{beta:g}", f"{rate:g}", f"{edge:.0f}", f"{path.settled:.0f}", f"{over:.3f}")
             checks.append(report.Check(f"{name}: settled / edge", over, 1, 0.08))
-            figures[f"{b1:g}.{rate:g}.sharpness_over_edge"] = over
+            figures[f"{beta:g}.{rate:g}.sharpness_over_edge"] = over
             rows += [
                 {"setting": name, "step": float(step), "ratio": value / edge}
-                for step, value in zip(found.steps, found.sharpness, strict=True)
+                for step, value in zip(path.steps, path.sharpness, strict=True)
             ]
-    console.print(grid)
-    console.print(
+    verdict = (
         "The stretched curvature rises until it is at the edge, and stays there: Adam's learning rate chooses"
         " how curved a place it trains at, as gradient descent's does."
     )
-    files.write_figures(json_file, figures)
-    console.print(f"Picture: {report.write_picture(picture(rows), workdir, 'adaptive_edge')}")
-    return report.conclude(console, checks)
+    return report.Finding(verdict, checks, figures, [grid], {"adaptive_edge": picture(rows)})
+
+
+def trajectory(
+    rate: float, b1: float, steps: int, examples: int, width: int, seed: int
+) -> sharpness.Trajectory:
+    """Adam's training of a tanh network on the first examples of MNIST-1D."""
+    dataset = data.load("mnist1d")
+    x, y = jnp.asarray(dataset.x[:examples]), jnp.asarray(np.eye(10, dtype=np.float32)[dataset.y[:examples]])
+    model = models.mlp(
+        dataset.input_shape, 10, widths=(width, width), activation=nnx.tanh, rngs=nnx.Rngs(seed)
+    )
+    return sharpness.full_batch(
+        model, optax.losses.squared_error, x, y, optax.adam(rate, b1=b1),
+        steps=steps // EVERY * EVERY, every=EVERY,
+        preconditioner=partial(sharpness.adam_preconditioner, b1=b1),
+    )  # fmt: skip
 
 
 def edge_by_roots(b1: float) -> float:
@@ -116,4 +104,4 @@ def picture(rows: list[dict]):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

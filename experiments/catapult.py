@@ -7,73 +7,78 @@ and above 4 over the curvature must fall at once, be thrown and return below 2, 
 MNIST-1D, trained on all examples at once with the squared error, is looked at in the same way.
 """
 
+from typing import Annotated
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
-from absl import flags
 from flax import nnx
-from rich.console import Console
+from rich.table import Table
 
-from bpresearch import command as shared
-from bpresearch import data, files, models, platform, report
+from bpresearch import command, data, models, report
+from bpresearch.command import Flag, listed
 from bpresearch.theory import catapult, sharpness
 
-shared.define_experiment_flags()
-flags.DEFINE_string("multiple", "0.5,1.5,2.5,3,3.5,4.5", "learning rates, times the curvature at the start")
-flags.DEFINE_integer("width", 1000, "hidden units of the linear network")
-flags.DEFINE_integer("examples", 1000, "training examples of MNIST-1D")
-flags.DEFINE_integer("steps", 400, "updates of the network on MNIST-1D")
-flags.DEFINE_integer("seed", 0, "of the weights")
-
 LINEAR_STEPS, HIDDEN = 300, 200
+COLUMNS = ("lr x curvature", "loss rises to", "ends at", "lr x curvature there")
 PHASES = {"falls at once": (0, 2), "is thrown and returns": (2, 4), "diverges": (4, np.inf)}
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    multiples = shared.listed("multiple", low=0.01)
-    width, examples, steps = (shared.positive(flag) for flag in ("width", "examples", "steps"))
-    seed, json_file = shared.positive("seed", low=0), shared.output_file("json")
-    if min(multiples) >= 4:
-        raise ValueError(
-            f"--multiple={FLAGS.multiple}: takes at least one below 4, where the loss comes back"
-        )
-    if FLAGS.quick:
+def page(
+    *,
+    multiple: Annotated[
+        tuple[float, ...], Flag("learning rates, times the curvature at the start", low=0.01)
+    ] = listed("0.5,1.5,2.5,3,3.5,4.5"),
+    width: Annotated[int, Flag("hidden units of the linear network", low=1)] = 1000,
+    examples: Annotated[int, Flag("training examples of MNIST-1D", low=1)] = 1000,
+    steps: Annotated[int, Flag("updates of the network on MNIST-1D", low=1)] = 400,
+    seed: Annotated[int, Flag("of the weights", low=0)] = 0,
+    quick: bool = False,
+) -> report.Finding:
+    """What the loss and the curvature do, at each learning rate."""
+    if min(multiple) >= 4:
+        rates = ",".join(f"{m:g}" for m in multiple)
+        raise ValueError(f"multiple={rates}: takes at least one below 4, where the loss comes back")
+    if quick:
         examples, steps = min(examples, 300), min(steps, 100)
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("catapult"), Console()
-
     u, v = catapult.initial(width, seed)
     start = float(u @ v) / np.sqrt(width), float(u @ u + v @ v) / width
-    paths = {m: catapult.descend(u, v, m / start[1], LINEAR_STEPS) for m in multiples}
-    closed = {m: catapult.predicted(*start, m / start[1], width, LINEAR_STEPS) for m in multiples}
-    network = on_mnist1d(multiples, examples, steps, seed)
+    paths = {m: catapult.descend(u, v, m / start[1], LINEAR_STEPS) for m in multiple}
+    closed = {m: catapult.predicted(*start, m / start[1], width, LINEAR_STEPS) for m in multiple}
+    network = on_mnist1d(multiple, examples, steps, seed)
 
-    columns = ("lr x curvature", "loss rises to", "ends at", "lr x curvature there", "the loss")
-    linear = report.grid("A linear network: loss over that before training", columns, words=("the loss",))
-    for m, path in paths.items():
-        linear.add_row(f"{m:g}", *row(path.loss, m * path.curvature / path.curvature[0]), phase(path))
-    console.print(linear)
-    grid = report.grid("A network on MNIST-1D, the full batch", columns[:-1])
-    for m, (losses, curvature) in network.items():
-        grid.add_row(f"{m:g}", *row(losses, curvature))
-    console.print(grid)
-    thrown = [m for m in multiples if 2 < m < 4]
-    console.print(
+    thrown = [m for m in multiple if 2 < m < 4]
+    verdict = (
         "Between 2 and 4 over the curvature the loss is thrown up and comes back where lr x curvature is "
         "below 2: too large a learning rate finds a flatter place by itself."
     )
-    figures = {f"linear.{m:g}.final_curvature": paths[m].curvature[-1] for m in multiples}
+    figures = {f"linear.{m:g}.final_curvature": paths[m].curvature[-1] for m in multiple}
     figures |= {f"network.{m:g}.highest": np.nanmax(losses) / losses[0] for m, (losses, _) in network.items()}
     figures |= {f"network.{m:g}.final": curvature[-1] for m, (_, curvature) in network.items()}
-    files.write_figures(json_file, figures)
-    console.print(f"Picture: {report.write_picture(picture(paths), workdir, 'catapult')}")
-    return report.conclude(console, checks(paths, closed, network, thrown))
+    return report.Finding(
+        verdict, checks(paths, closed, network, thrown), figures,
+        [linear_table(paths), network_table(network)], {"catapult": picture(paths)},
+    )  # fmt: skip
+
+
+def linear_table(paths: dict[float, catapult.Path]) -> Table:
+    columns = (*COLUMNS, "the loss")
+    grid = report.grid("A linear network: loss over that before training", columns, words=columns[-1:])
+    for m, path in paths.items():
+        grid.add_row(f"{m:g}", *row(path.loss, m * path.curvature / path.curvature[0]), phase(path))
+    return grid
+
+
+def network_table(network: dict[float, tuple[np.ndarray, np.ndarray]]) -> Table:
+    grid = report.grid("A network on MNIST-1D, the full batch", COLUMNS)
+    for m, (losses, curvature) in network.items():
+        grid.add_row(f"{m:g}", *row(losses, curvature))
+    return grid
 
 
 def on_mnist1d(
-    multiples: list[float], examples: int, steps: int, seed: int
+    multiples: tuple[float, ...], examples: int, steps: int, seed: int
 ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
     """Losses before each step, and lr x curvature ten times on the way, for each learning rate below 4."""
     dataset = data.load("mnist1d")
@@ -160,4 +165,4 @@ def picture(paths: dict[float, catapult.Path]):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

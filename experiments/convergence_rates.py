@@ -8,43 +8,36 @@ many runs of SGD is compared with the noisy quadratic model E[w^2] <- (1 - lr h)
 """
 
 import math
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from absl import flags
-from rich.console import Console
+from rich.table import Table
 
-from bpresearch import command as shared
-from bpresearch import files, platform, report
+from bpresearch import command, report
+from bpresearch.command import Flag, listed
 from bpresearch.theory import quadratics
-
-shared.define_experiment_flags()
-flags.DEFINE_string("condition", "10,100,1000,10000", "condition numbers, one or many: 10,100")
-flags.DEFINE_string("batch_size", "1,4,16", "batch sizes of the noisy runs")
-flags.DEFINE_integer("runs", 200_000, "runs that the mean squared error is taken over")
 
 EIGENVALUES = np.array([0.02, 0.1, 0.5, 1.0])
 NOISE, LEARNING_RATE, STEPS = EIGENVALUES, 0.3, 60  # the noise of deep networks is about the Hessian
 
 
-def main() -> int:
-    conditions = shared.listed("condition", low=1.001)
-    sizes = shared.listed("batch_size", int, low=1)
-    runs, json_file = shared.positive("runs"), shared.output_file("json")
-    if flags.FLAGS.quick:
-        conditions, sizes = [c for c in conditions if c <= 1000] or conditions[:1], sizes[:1]
-    platform.start(flags.FLAGS.platform)
-    workdir, console = shared.experiment_workdir("convergence_rates"), Console()
-
-    rates = measured_rates(conditions)
-    columns = ("condition", "method", "measured", "closed form", "steps for a tenth")
-    grid = report.grid("Factor by which the error shrinks at each step", columns, words=("method",))
-    for r in rates.to_dict("records"):
-        tenth = f"{math.log(10) / -math.log(r['measured']):.0f}"
-        grid.add_row(f"{r['condition']:g}", r["method"], f"{r['measured']:.6f}", f"{r['theory']:.6f}", tenth)
-    console.print(grid)
-    noisy = noisy_runs(sizes, runs)
-
+def page(
+    *,
+    condition: Annotated[
+        tuple[float, ...], Flag("condition numbers, one or many: 10,100", low=1.001)
+    ] = listed("10,100,1000,10000"),
+    batch_size: Annotated[tuple[int, ...], Flag("batch sizes of the noisy runs", low=1)] = listed(
+        "1,4,16", int
+    ),
+    runs: Annotated[int, Flag("runs that the mean squared error is taken over", low=1)] = 200_000,
+    quick: bool = False,
+) -> report.Finding:
+    """The factors by which errors shrink beside their closed forms, and noisy runs beside their model."""
+    if quick:
+        condition = tuple(k for k in condition if k <= 1000) or condition[:1]
+        batch_size = batch_size[:1]
+    rates, noisy = measured_rates(condition), noisy_runs(batch_size, runs)
     checks = [
         report.Check(
             f"{r['method']}, {r['condition']:g}: steps / theory",
@@ -55,19 +48,29 @@ def main() -> int:
     off = (noisy.simulated / noisy.model - 1).abs()
     checks += [
         report.Check(f"noisy quadratic, batch {size}: worst error", off[noisy.batch == size].max(), 0, 0.02)
-        for size in sizes
+        for size in batch_size
     ]
+    worst = float(off.max())
     figures = {f"{r['method']}.{r['condition']:g}": r["measured"] for r in rates.to_dict("records")}
-    files.write_figures(json_file, figures | {"noisy_quadratic.worst_error": float(off.max())})
-    for name, chart in (
-        ("convergence_rates", rate_picture(rates)),
-        ("noisy_quadratic", noise_picture(noisy)),
-    ):
-        console.print(f"Picture: {report.write_picture(chart, workdir, name)}")
-    return report.conclude(console, checks)
+    figures |= {"noisy_quadratic.worst_error": worst}
+    verdict = (
+        f"With noise, the mean of w^2 over {runs:,} runs of SGD is within {100 * worst:.1f} % of the noisy "
+        "quadratic model."
+    )
+    pictures = {"convergence_rates": rate_picture(rates), "noisy_quadratic": noise_picture(noisy)}
+    return report.Finding(verdict, checks, figures, [table(rates)], pictures)
 
 
-def measured_rates(conditions: list[float]) -> pd.DataFrame:
+def table(rates: pd.DataFrame) -> Table:
+    columns = ("condition", "method", "measured", "closed form", "steps for a tenth")
+    grid = report.grid("Factor by which the error shrinks at each step", columns, words=("method",))
+    for r in rates.to_dict("records"):
+        tenth = f"{math.log(10) / -math.log(r['measured']):.0f}"
+        grid.add_row(f"{r['condition']:g}", r["method"], f"{r['measured']:.6f}", f"{r['theory']:.6f}", tenth)
+    return grid
+
+
+def measured_rates(conditions: tuple[float, ...]) -> pd.DataFrame:
     rows = []
     for condition in conditions:
         spectrum = np.geomspace(1.0, condition, 10)
@@ -79,7 +82,7 @@ def measured_rates(conditions: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def noisy_runs(sizes: list[int], runs: int) -> pd.DataFrame:
+def noisy_runs(sizes: tuple[int, ...], runs: int) -> pd.DataFrame:
     """E[w^2] along each eigenvector after each step, by the model and over many runs."""
     rows, start = [], np.ones(len(EIGENVALUES))
     for size in sizes:
@@ -127,4 +130,4 @@ def noise_picture(noisy: pd.DataFrame):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

@@ -8,86 +8,97 @@ learning rate, and its hyperbola's critical batch compared with the gradient noi
 measured at one batch size on the way.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from absl import flags
 from flax import nnx
-from rich.console import Console
 
-from bpresearch import command as shared
-from bpresearch import data, files, losses, models, platform, report
+from bpresearch import command, data, losses, models, report
+from bpresearch.command import Flag, listed
 from bpresearch.theory import batches, descent
-
-shared.define_experiment_flags()
-flags.DEFINE_string("batch_size", "4,8,16,32,64,128,256,512", "batch sizes, at least three")
-flags.DEFINE_string("lr", "logspace:0.0125:1.6:15", "learning rates, of which each batch size takes its best")
-flags.DEFINE_string("seed", "0:3", "seeds of the network")
-flags.DEFINE_float("target", 1.2, "training loss to be reached")
-flags.DEFINE_integer("updates", 3000, "the most updates of a run; beyond 400, 40,000 examples are too")
-flags.DEFINE_integer("measured_at", 64, "batch size at which the noise scale is measured")
 
 EIGENVALUES, GOAL = 1 / np.arange(1, 101), 0.3
 EVERY, WIDTH, LOOKED_AT = 10, 50, 1000
 MOST_EXAMPLES, FEWEST_UPDATES = 40_000, 400
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    sizes, rates = shared.listed("batch_size", int, low=1), shared.listed("lr", low=1e-9)
-    seeds, json_file = shared.listed("seed", int, low=0, high=2**32), shared.output_file("json")
-    updates, measured_at = shared.positive("updates", EVERY), shared.positive("measured_at", 4)
-    if len(sizes) < 3:
-        raise ValueError(f"--batch_size={FLAGS.batch_size}: takes at least three, to see a hyperbola")
-    if FLAGS.quick:
-        sizes, rates, seeds = sizes[::2], rates[1::2], seeds[:1]
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("critical_batch"), Console()
-
-    batch = np.array(sorted(sizes), float)
-    quadratic = np.array([
-        batches.steps_to(GOAL, EIGENVALUES, 30 * EIGENVALUES, size, np.geomspace(1e-4, 1.9, 400))
-        for size in batch
-    ])  # fmt: skip
-    problem = Problem(seeds)
-    network = np.array([steps_of(problem, int(size), rates, updates, FLAGS.target) for size in batch])
-    if np.isnan(network).sum() > len(network) - 3:
-        raise ValueError(
-            f"--target={FLAGS.target:g}: is not reached at three batch sizes within --updates={updates} and, "
-            f"beyond {FEWEST_UPDATES}, {MOST_EXAMPLES:,} examples: take a higher loss"
-        )
-    there = ~np.isnan(network)
+def page(
+    *,
+    batch_size: Annotated[
+        tuple[int, ...],
+        Flag("batch sizes, at least three", low=1, least=3, why="for a hyperbola"),
+    ] = listed("4,8,16,32,64,128,256,512", int),
+    lr: Annotated[
+        tuple[float, ...], Flag("learning rates, of which each batch size takes its best", low=1e-9)
+    ] = listed("logspace:0.0125:1.6:15"),
+    seed: Annotated[tuple[int, ...], Flag("seeds of the network", low=0, high=2**32)] = listed("0:3", int),
+    target: Annotated[float, Flag("training loss to be reached")] = 1.2,
+    updates: Annotated[
+        int, Flag("the most updates of a run; beyond 400, 40,000 examples are too", low=EVERY)
+    ] = 3000,
+    measured_at: Annotated[int, Flag("batch size at which the noise scale is measured", low=4)] = 64,
+    quick: bool = False,
+) -> report.Finding:
+    """Steps to a target by batch size, and the gradient noise scale beside the critical batch."""
+    if quick:
+        batch_size, lr, seed = batch_size[::2], lr[1::2], seed[:1]
+    batch, problem = np.array(sorted(batch_size), float), Problem(seed)
+    quadratic, network = quadratic_steps(batch), network_steps(problem, batch, lr, updates, target)
+    steps, there = {"noisy quadratic": quadratic, "MNIST-1D": network}, ~np.isnan(network)
     fits = {
         "noisy quadratic": batches.fit(batch, quadratic),
         "MNIST-1D": batches.fit(batch[there], network[there]),
     }
-    noise = problem.noise_scale(measured_at, rates, updates, FLAGS.target)
+    noise = problem.noise_scale(measured_at, lr, updates, target)
 
     grid = report.grid("Steps to the target, each at its best learning rate", ("batch", *fits))
     for size, *counts in zip(batch, quadratic, network, strict=True):
         grid.add_row(f"{size:.0f}", *(f"{count:.0f}" for count in counts))
-    console.print(grid)
     critical = fits["MNIST-1D"].critical_batch
-    console.print(
+    verdict = (
         f"MNIST-1D: well below a batch of {critical:.0f} examples twice the batch saves half of the steps, "
         f"well above it nothing. The gradient noise scale, measured at {measured_at}, says {noise:.0f}: a "
         f"factor {noise / critical:.1f}."
     )
     figures = {f"network.{size:.0f}.steps": count for size, count in zip(batch, network, strict=True)}
-    figures |= {
-        f"{name.replace(' ', '_')}.critical_batch": found.critical_batch for name, found in fits.items()
-    }
-    files.write_figures(json_file, figures | {"network.noise_scale": noise})
-    steps = {"noisy quadratic": quadratic, "MNIST-1D": network}
-    console.print(f"Picture: {report.write_picture(picture(batch, steps, fits), workdir, 'critical_batch')}")
-    return report.conclude(console, checks(batch, steps, fits, noise))
+    figures |= {f"{name.replace(' ', '_')}.critical_batch": fit.critical_batch for name, fit in fits.items()}
+    figures |= {"network.noise_scale": noise}
+    pictures = {"critical_batch": picture(batch, steps, fits)}
+    return report.Finding(verdict, checks(batch, steps, fits, noise), figures, [grid], pictures)
+
+
+def quadratic_steps(batch: np.ndarray) -> np.ndarray:
+    """Steps of the noisy quadratic to the goal at each batch size, at the best constant learning rate."""
+    rates = np.geomspace(1e-4, 1.9, 400)
+    return np.array([
+        batches.steps_to(GOAL, EIGENVALUES, 30 * EIGENVALUES, size, rates) for size in batch
+    ])  # fmt: skip
+
+
+def network_steps(
+    problem: "Problem", batch: np.ndarray, rates: tuple[float, ...], updates: int, target: float
+) -> np.ndarray:
+    """Steps of the network to the target at each batch size; NaN where it does not get there.
+
+    Raises:
+        ValueError: it gets there at fewer than three batch sizes.
+    """
+    steps = np.array([steps_of(problem, int(size), rates, updates, target) for size in batch])
+    if np.isnan(steps).sum() > len(steps) - 3:
+        raise ValueError(
+            f"target={target:g}: is not reached at three batch sizes within {updates} updates and, "
+            f"beyond {FEWEST_UPDATES}, {MOST_EXAMPLES:,} examples: take a higher loss"
+        )
+    return steps
 
 
 class Problem:
     """A network on MNIST-1D, with the initial weights and the key of the batches of each seed."""
 
-    def __init__(self, seeds: list[int]):
+    def __init__(self, seeds: tuple[int, ...]):
         dataset = data.load("mnist1d")
         self.x, self.y = jnp.asarray(dataset.x), jnp.asarray(dataset.y)
         landscapes = [
@@ -120,7 +131,7 @@ class Problem:
         keys = jax.random.split(key, (updates // EVERY, EVERY))
         return jax.lax.scan(record, start, keys)[1]
 
-    def noise_scale(self, size: int, rates: list[float], updates: int, target: float) -> float:
+    def noise_scale(self, size: int, rates: tuple[float, ...], updates: int, target: float) -> float:
         """tr(S) / |G|^2 on the first seed's way to the target at this batch size and its best rate.
 
         Both are estimated without bias at each record, from the gradients of a batch and of its halves, and
@@ -143,7 +154,7 @@ class Problem:
         first = descent.time_to(target, np.asarray(recorded, np.float64).T, times.astype(float))
         if not np.isfinite(first).any():
             raise ValueError(
-                f"--measured_at={size}: does not reach --target={target:g} within --updates={updates}: take "
+                f"measured_at={size}: does not reach the target of {target:g} within {updates} updates: take "
                 "another batch size or a higher loss"
             )
         best = int(np.nanargmin(first))
@@ -153,7 +164,7 @@ class Problem:
         return float(jnp.mean(traces) / jnp.mean(squares))
 
 
-def steps_of(problem: Problem, size: int, rates: list[float], updates: int, target: float) -> float:
+def steps_of(problem: Problem, size: int, rates: tuple[float, ...], updates: int, target: float) -> float:
     """Steps to the target at the learning rate that takes fewest, mean over seeds; NaN if none gets there."""
     count = min(updates, max(FEWEST_UPDATES, MOST_EXAMPLES // size))
     over_seeds = jax.vmap(
@@ -218,4 +229,4 @@ def picture(batch: np.ndarray, steps: dict[str, np.ndarray], fits: dict[str, bat
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

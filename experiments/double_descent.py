@@ -9,23 +9,19 @@ several seeds, which differ in initial weights, batches and wrong labels; checke
 numbers could be one more seed's, and whether the error falls after its peak, seed by seed.
 """
 
+from pathlib import Path
+from typing import Annotated
+
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from absl import flags
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
-from bpresearch import command as shared
-from bpresearch import data, files, models, optim, platform, report, statistics, sweep
+from bpresearch import command, data, models, optim, report, statistics, sweep
+from bpresearch.command import Flag, listed
 from bpresearch.optim import schedules
 from bpresearch.theory import taught
-
-shared.define_experiment_flags()
-flags.DEFINE_string("width", "5,9,16,27,36,47,61,104,177,300", "widths of both hidden layers")
-flags.DEFINE_string("seed", "0:5", "seeds, at least two")
-flags.DEFINE_integer("epochs", 500, "times that a training meets its examples; 500 in the notebook")
 
 TRAINING, TEST, BATCH, NOISE = 4000, 12_000, 100, 0.15
 KINDS = {"no label noise": 0.0, "15 % label noise": NOISE}
@@ -46,41 +42,51 @@ FALLS = (("no label noise", 36, 300), ("15 % label noise", 47, 16), ("15 % label
 """Of which widths the first has the larger test error than the second."""
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    widths, seeds = (
-        sorted(shared.listed("width", int, low=1)),
-        shared.listed("seed", int, low=0, high=2**32),
-    )
-    epochs, json_file = shared.positive("epochs"), shared.output_file("json")
-    if len(set(seeds)) < 2:
-        raise ValueError(f"--seed={FLAGS.seed}: takes at least two seeds, for an interval")
-    if FLAGS.quick:
+def page(
+    *,
+    width: Annotated[tuple[int, ...], Flag("widths of both hidden layers", low=1)] = listed(
+        "5,9,16,27,36,47,61,104,177,300", int
+    ),
+    seed: Annotated[
+        tuple[int, ...],
+        Flag("seeds, at least two", low=0, high=2**32, least=2, why="for an interval"),
+    ] = listed("0:5", int),
+    epochs: Annotated[
+        int, Flag("times that a training meets its examples; 500 in the notebook", low=1)
+    ] = 500,
+    quick: bool = False,
+    workdir: Path,
+) -> report.Finding:
+    """Errors by width, of each kind of labels, beside the notebook's."""
+    widths, seeds = sorted(width), list(seed)
+    if quick:
         widths, seeds, epochs = widths[2::3], seeds[:2], min(epochs, 20)
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("double_descent"), Console()
-
     parts = signals()
     errors = pd.concat(
         trained(parts, kind, width, seeds, epochs, workdir) for kind in KINDS for width in widths
     )
-    console.print(table(errors))
-    for kind, own in errors.groupby("kind", sort=False):
-        console.print(f"With {kind} the test error {course(own.groupby('width').test.mean())}.")
+    sentences = [
+        f"With {kind} the test error {course(own.groupby('width').test.mean())}."
+        for kind, own in errors.groupby("kind", sort=False)
+    ]
+    checks = [labels_drawn(errors)]
+    if epochs < 500:
+        sentences.append("The notebook's numbers are compared where there are 500 epochs.")
+    else:
+        checks += [*compared(errors), *falls(errors)]
+    pictures = {"double_descent": picture(errors)}
+    return report.Finding("\n".join(sentences), checks, means(errors), [table(errors)], pictures)
+
+
+def means(errors: pd.DataFrame) -> dict[str, float]:
+    """Mean errors by labels and width, with the half width of the test's interval."""
     figures: dict[str, float] = {}
     for (kind, width), group in errors.groupby(["kind", "width"], sort=False):
         key = f"{'noise' if KINDS[kind] else 'clean'}.{width}"
-        found = statistics.mean_and_interval(group.test.to_numpy())
-        figures |= {f"{key}.test_error": found.mean, f"{key}.half_width": found.half_width}
+        interval = statistics.mean_and_interval(group.test.to_numpy())
+        figures |= {f"{key}.test_error": interval.mean, f"{key}.half_width": interval.half_width}
         figures |= {f"{key}.train_error": float(group.train.mean())}
-    files.write_figures(json_file, figures)
-    console.print(f"Picture: {report.write_picture(picture(errors), workdir, 'double_descent')}")
-    checks = [labels_drawn(errors)]
-    if epochs < 500:
-        console.print("The notebook's numbers are compared where there are 500 epochs.")
-    else:
-        checks += [*compared(errors), *falls(errors)]
-    return report.conclude(console, checks)
+    return figures
 
 
 def signals() -> dict[str, dict[str, np.ndarray]]:
@@ -216,4 +222,4 @@ def picture(errors: pd.DataFrame):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

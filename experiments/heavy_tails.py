@@ -8,20 +8,15 @@ against the closed forms of continuous time, the times to a loss against the fre
 each class against the others'.
 """
 
+from typing import Annotated
+
 import numpy as np
 import optax
 import pandas as pd
-from absl import flags
-from rich.console import Console
 
-from bpresearch import command as shared
-from bpresearch import files, platform, report
+from bpresearch import command, report
+from bpresearch.command import Flag
 from bpresearch.theory import descent, heavy_tails
-
-shared.define_experiment_flags()
-flags.DEFINE_integer("classes", 100, "number of classes")
-flags.DEFINE_integer("steps", 24_000, "updates of gradient descent; of the other two a fortieth")
-flags.DEFINE_float("target", 0.1, "the loss of a class at which it counts as learned")
 
 RECORDS = 600
 METHODS = {
@@ -31,30 +26,24 @@ METHODS = {
 }
 
 
-def main() -> int:
-    classes, steps, json_file = (
-        shared.positive("classes", 3),
-        shared.positive("steps", RECORDS),
-        shared.output_file("json"),
-    )
-    target = flags.FLAGS.target
+def page(
+    *,
+    classes: Annotated[int, Flag("number of classes", low=3)] = 100,
+    steps: Annotated[
+        int, Flag("updates of gradient descent; of the other two a fortieth", low=RECORDS)
+    ] = 24_000,
+    target: Annotated[float, Flag("the loss of a class at which it counts as learned")] = 0.1,
+    quick: bool = False,
+) -> report.Finding:
+    """The loss of each class in training, by three methods, beside the closed forms of continuous time."""
     if not 0 < target < np.log(classes):
         raise ValueError(
-            f"--target={target:g}: takes a loss between 0 and log(classes) = {np.log(classes):.3g}"
+            f"target={target:g}: takes a loss between 0 and log(classes) = {np.log(classes):.3g}"
         )
-    if flags.FLAGS.quick:
+    if quick:
         classes, steps = min(classes, 30), min(steps, 6000)
-    platform.start(flags.FLAGS.platform)
-    workdir, console = shared.experiment_workdir("heavy_tails"), Console()
-
     frequency = heavy_tails.frequencies(classes)
-    steps = steps // RECORDS * RECORDS
-    times, losses = {}, {}
-    for name, (method, rate) in METHODS.items():
-        count = steps if name == "gradient descent" else max(steps // 40, RECORDS)
-        every = count // RECORDS
-        losses[name] = heavy_tails.trained(frequency, method(rate), every * RECORDS, every)
-        times[name] = np.arange(RECORDS + 1) * every * rate
+    times, losses = trainings(frequency, steps // RECORDS * RECORDS)
     closed = {
         "gradient descent": heavy_tails.by_gradient_descent(
             frequency, times["gradient descent"][:, None], classes
@@ -68,18 +57,27 @@ def main() -> int:
     grid = report.grid(f"Time (steps times learning rate) until a class's loss is {target:g}", columns)
     for k in shown:
         grid.add_row(str(k + 1), f"{frequency[k]:.3g}", *(f"{learned[name][k]:.4g}" for name in METHODS))
-    console.print(grid)
     longer = learned["gradient descent"][-1] / learned["gradient descent"][0]
-    console.print(
+    verdict = (
         f"The rarest class is {classes} times as rare as the most frequent one: gradient descent takes "
         f"{longer:.1f} times as long for it, Adam {learned['Adam'][-1] / learned['Adam'][0]:.2f} times."
     )
     figures = {f"{name.replace(' ', '_')}.{k + 1}.time": learned[name][k] for name in METHODS for k in shown}
-    files.write_figures(json_file, figures)
-    console.print(
-        f"Picture: {report.write_picture(picture(times, losses, closed, shown), workdir, 'heavy_tails')}"
+    pictures = {"heavy_tails": picture(times, losses, closed, shown)}
+    return report.Finding(
+        verdict, checks(frequency, times, losses, closed, learned), figures, [grid], pictures
     )
-    return report.conclude(console, checks(frequency, times, losses, closed, learned))
+
+
+def trainings(frequency: np.ndarray, steps: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The times and the losses of every class, recorded as often with each method."""
+    times, losses = {}, {}
+    for name, (method, rate) in METHODS.items():
+        count = steps if name == "gradient descent" else max(steps // 40, RECORDS)
+        every = count // RECORDS
+        losses[name] = heavy_tails.trained(frequency, method(rate), every * RECORDS, every)
+        times[name] = np.arange(RECORDS + 1) * every * rate
+    return times, losses
 
 
 def checks(
@@ -134,4 +132,4 @@ def picture(
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

@@ -6,92 +6,95 @@ times (N - B) / (N - 1) for batches without. Then what it means for training: th
 after as many steps, with each batch size; averaging makes it lower and more reliable.
 """
 
+from pathlib import Path
+from typing import Annotated
+
 import numpy as np
 import optax
 import pandas as pd
-from absl import flags
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
-from bpresearch import chainrule, data, files, models, optim, platform, report, sweep
-from bpresearch import command as shared
+from bpresearch import chainrule, command, data, models, optim, report, sweep
+from bpresearch.command import Flag, listed
 from bpresearch.theory import minibatch, savings
-
-shared.define_experiment_flags()
-flags.DEFINE_string("batch_size", "1,4,16,64,256", "batch sizes of the trainings")
-flags.DEFINE_integer("examples", 1000, "N, the examples that batches are drawn from")
-flags.DEFINE_integer("draws", 2000, "batches of each size that the variance is measured over")
-flags.DEFINE_float("lr", 0.1, "learning rate of the trainings, the same for every batch size")
-flags.DEFINE_integer("steps", 500, "updates of each training")
-flags.DEFINE_string("seed", "0:10", "seeds of the trainings")
-flags.DEFINE_float("target", 1.8, "test loss whose reaching is counted")
 
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
 WIDTHS = {"widths": (16,), "activation": nnx.tanh}
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    sizes = shared.listed("batch_size", int, low=1, high=2000)
-    seeds = shared.listed("seed", int, low=0, high=2**32)
-    count, draws, steps = (
-        shared.positive("examples", low=2),
-        shared.positive("draws"),
-        shared.positive("steps"),
-    )
-    if len(seeds) < 2:
-        raise ValueError(f"--seed={FLAGS.seed}: takes at least two seeds, or there is no spread")
-    if not 0 < FLAGS.lr < np.inf:
-        raise ValueError(f"--lr={FLAGS.lr}: takes a positive number")
-    if FLAGS.quick:
-        seeds, steps, draws, sizes = seeds[:5], min(steps, 300), min(draws, 500), sizes[::2]
-    json_file = shared.output_file("json")
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("minibatch_averaging"), Console()
-
+def page(
+    *,
+    batch_size: Annotated[
+        tuple[int, ...],
+        Flag("batch sizes of the trainings", low=1, high=2000),
+    ] = listed("1,4,16,64,256", int),
+    examples: Annotated[int, Flag("N, the examples that batches are drawn from", low=2)] = 1000,
+    draws: Annotated[int, Flag("batches of each size that the variance is measured over", low=1)] = 2000,
+    lr: Annotated[float, Flag("learning rate of the trainings, the same for every batch size")] = 0.1,
+    steps: Annotated[int, Flag("updates of each training", low=1)] = 500,
+    seed: Annotated[
+        tuple[int, ...],
+        Flag("seeds of the trainings", low=0, high=2**32, least=2, why="for a spread"),
+    ] = listed("0:10", int),
+    target: Annotated[float, Flag("test loss whose reaching is counted")] = 1.8,
+    quick: bool = False,
+    workdir: Path,
+) -> report.Finding:
+    """The variance of the gradient and the loss after training, by the batch size."""
+    if lr <= 0:
+        raise ValueError(f"lr={lr}: takes a positive number")
+    if quick:
+        seed, steps, draws, batch_size = seed[:5], min(steps, 300), min(draws, 500), batch_size[::2]
     dataset = data.load("mnist1d")
-    if count > len(dataset.x):
-        raise ValueError(f"--examples={count}: mnist1d has {len(dataset.x)}")
-    model = models.mlp(dataset.input_shape, 10, rngs=nnx.Rngs(0), **WIDTHS)
-    examples = dataset.x[:count], dataset.y[:count]
-    _, gradients = chainrule.per_example_gradients(model, CROSS_ENTROPY, *examples)
-    variances = variance(minibatch.in_rows(gradients), draws)
+    if examples > len(dataset.x):
+        raise ValueError(f"examples={examples}: mnist1d has {len(dataset.x)}")
+    variances = variance(initial_gradients(dataset, examples), draws)
     replaced = variances[variances.batches == "with replacement"]
     slope = savings.exponent(replaced["batch size"].tolist(), replaced.measured.tolist())
-    console.print(variance_table(variances, slope))
-
     experiment = sweep.Experiment(dataset, models.mlp, CROSS_ENTROPY, WIDTHS, steps=steps, eval_every=steps)
-    axes = sweep.grid(
-        optimizer=optim.sgd, schedule=optim.schedules.constant, lr=FLAGS.lr, batch_size=sizes, seed=seeds
-    )
-    results = sweep.run(experiment, axes, workdir, quiet=True)
-    final = {
-        size: results.test_loss.isel(eval_step=-1).where(results.batch_size == size, drop=True).values
-        for size in sizes
-    }
-    console.print(reliability_table(final, FLAGS.target, len(seeds)))
+    final = final_losses(experiment, batch_size, lr, seed, workdir)
 
     partial = variances[variances.expected > 0]
     worst = float((partial.measured / partial.expected - 1).abs().max())
     spread = {size: float(np.std(values, ddof=1)) for size, values in final.items()}
-    checks = [
-        report.Check("with replacement: slope of log variance", slope, -1, 0.05),
-        report.Check("worst ratio to the closed forms, off by", worst, 0, 0.15 if FLAGS.quick else 0.1),
-        report.Check("variance of the batch of all examples", variances.measured.iloc[-1], 0, 1e-20),
-        report.Check(
-            f"spread over seeds, batch {sizes[-1]} over batch {sizes[0]}",
-            spread[sizes[-1]] / spread[sizes[0]],
-            0,
-            1,
-        ),
-    ]
     figures = {"slope": slope, "worst_ratio_error": worst}
     figures |= {f"final_loss.{size}.mean": float(values.mean()) for size, values in final.items()}
-    figures |= {f"final_loss.{size}.deviation": spread[size] for size in sizes}
-    files.write_figures(json_file, figures)
-    console.print(f"Picture: {report.write_picture(picture(variances), workdir, 'minibatch_averaging')}")
-    return report.conclude(console, checks)
+    figures |= {f"final_loss.{size}.deviation": spread[size] for size in batch_size}
+    tables = [variance_table(variances, slope), reliability_table(final, target, len(seed))]
+    return report.Finding(
+        "",
+        checks(variances, slope, worst, spread, 0.15 if quick else 0.1),
+        figures,
+        tables,
+        {"minibatch_averaging": picture(variances)},
+    )
+
+
+def initial_gradients(dataset: data.Dataset, count: int) -> np.ndarray:
+    """The gradients of the first examples before training, one in each row."""
+    model = models.mlp(dataset.input_shape, 10, rngs=nnx.Rngs(0), **WIDTHS)
+    examples = dataset.x[:count], dataset.y[:count]
+    _, gradients = chainrule.per_example_gradients(model, CROSS_ENTROPY, *examples)
+    return minibatch.in_rows(gradients)
+
+
+def final_losses(
+    experiment: sweep.Experiment, sizes: tuple[int, ...], lr: float, seeds: tuple[int, ...], workdir: Path
+) -> dict[int, np.ndarray]:
+    """The test losses after the last step, one for each seed, by the batch size."""
+    axes = sweep.grid(
+        optimizer=optim.sgd,
+        schedule=optim.schedules.constant,
+        lr=lr,
+        batch_size=list(sizes),
+        seed=list(seeds),
+    )
+    results = sweep.run(experiment, axes, workdir, quiet=True)
+    return {
+        size: results.test_loss.isel(eval_step=-1).where(results.batch_size == size, drop=True).values
+        for size in sizes
+    }
 
 
 def variance(gradients: np.ndarray, draws: int) -> pd.DataFrame:
@@ -108,6 +111,24 @@ def variance(gradients: np.ndarray, draws: int) -> pd.DataFrame:
         for replacement in (True, False)
         for size in sizes
     )
+
+
+def checks(
+    variances: pd.DataFrame, slope: float, worst: float, spread: dict[int, float], tolerance: float
+) -> list[report.Check]:
+    """The variances against their closed forms, and the spread with the last batch size below the first's."""
+    sizes = list(spread)
+    return [
+        report.Check("with replacement: slope of log variance", slope, -1, 0.05),
+        report.Check("worst ratio to the closed forms, off by", worst, 0, tolerance),
+        report.Check("variance of the batch of all examples", variances.measured.iloc[-1], 0, 1e-20),
+        report.Check(
+            f"spread over seeds, batch {sizes[-1]} over batch {sizes[0]}",
+            spread[sizes[-1]] / spread[sizes[0]],
+            0,
+            1,
+        ),
+    ]
 
 
 def variance_table(variances: pd.DataFrame, slope: float) -> Table:
@@ -144,4 +165,4 @@ def picture(variances: pd.DataFrame):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

@@ -11,27 +11,20 @@ hindsight on the test part, says how much of the difference that accounts for.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import altair as alt
 import numpy as np
 import optax
 import pandas as pd
 import xarray as xr
-from absl import flags
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
-from bpresearch import command as shared
-from bpresearch import data, files, models, optim, platform, report, statistics, sweep
+from bpresearch import command, data, models, optim, report, statistics, sweep
+from bpresearch.command import Flag, listed
 from bpresearch.optim import schedules
-
-shared.define_experiment_flags()
-flags.DEFINE_string("seed", "0:10", "seeds, at least two")
-flags.DEFINE_integer("steps", 6000, "updates of each training; 6,000 in the paper")
-flags.DEFINE_bool("tune", True, "train with tuned optimizers and schedules too")
-flags.DEFINE_string("lr", "logspace:1e-3:1:7", "learning rates to tune over; Adam takes a tenth of each")
 
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
 OPTIMIZERS: list[optim.Optimizer] = [optim.sgd, optim.momentum, optim.adam]
@@ -57,21 +50,46 @@ ROWS = (
 )
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    seeds = shared.listed("seed", int, low=0, high=2**32)
-    if len(seeds) < 2:
-        raise ValueError(f"--seed={FLAGS.seed}: takes at least two seeds, for a spread")
-    rates, steps = shared.listed("lr", low=0), shared.positive("steps")
-    json_file = shared.output_file("json")
-    if FLAGS.quick:
-        seeds, rates, steps = seeds[:2], rates[3:6:2], min(steps, 100)
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("mnist1d_table"), Console()
+def page(
+    *,
+    seed: Annotated[
+        tuple[int, ...],
+        Flag("seeds, at least two", low=0, high=2**32, least=2, why="for a spread"),
+    ] = listed("0:10", int),
+    steps: Annotated[int, Flag("updates of each training; 6,000 in the paper", low=1)] = 6000,
+    tune: Annotated[bool, Flag("train with tuned optimizers and schedules too")] = True,
+    lr: Annotated[
+        tuple[float, ...], Flag("learning rates to tune over; Adam takes a tenth of each", low=0)
+    ] = listed("logspace:1e-3:1:7"),
+    quick: bool = False,
+    workdir: Path,
+) -> report.Finding:
+    """The four models trained as in the paper, plain and shuffled, and with tuned optimizers."""
+    if quick:
+        seed, lr, steps = seed[:2], lr[3:6:2], min(steps, 100)
+    plain = signals()
+    rows, checks, figures = accuracies({"plain": plain, "shuffled": shuffled(plain)}, seed, steps, workdir)
+    tables, verdict = [table(rows)], what_it_takes(rows)
+    if tune:
+        optimizers = OPTIMIZERS[1:2] if quick else OPTIMIZERS
+        best = {row.name: tuned(row, plain, optimizers, lr, steps, workdir) for row in ROWS}
+        tables.append(tuned_table(best))
+        for name, ranked in best.items():
+            for (optimizer, schedule), (setting, reached) in ranked.items():
+                key = f"{name}.{optimizer}.{schedule}".replace(" ", "_").lower()
+                figures |= {f"{key}.tuned": 100 * reached.mean, f"{key}.lr": setting.values["lr"]}
+    if steps < 6000 or len(seed) < 5:
+        verdict += "\nThe notebook's numbers are checked with 6,000 steps and five seeds at least."
+        checks = []
+    return report.Finding(verdict, checks, figures, tables, {"mnist1d_table": picture(rows)})
 
-    parts = {"plain": signals(), "shuffled": shuffled(signals())}
-    figures: dict[str, float] = {}
+
+def accuracies(
+    parts: dict[str, data.Dataset], seeds: tuple[int, ...], steps: int, workdir: Path
+) -> tuple[list, list[report.Check], dict[str, float]]:
+    """The rows of the table, as the paper trains; their checks against the notebook, and their figures."""
     rows, checks = [], []
+    figures: dict[str, float] = {}
     for row in ROWS:
         for index, (part, dataset) in enumerate(parts.items()):
             results = published(row, dataset, seeds, steps, workdir / f"{row.name}-{part}".replace(" ", "_"))
@@ -83,22 +101,7 @@ def main() -> int:
             checks.append(
                 report.Check(f"{row.name}, {part}: the notebook's", mean, row.notebook[index], 2 * spread)
             )
-    console.print(table(rows))
-    console.print(what_it_takes(rows))
-    if FLAGS.tune:
-        optimizers = OPTIMIZERS[1:2] if FLAGS.quick else OPTIMIZERS
-        found = {row.name: tuned(row, parts["plain"], optimizers, rates, steps, workdir) for row in ROWS}
-        console.print(tuned_table(found))
-        for name, ranked in found.items():
-            for (optimizer, schedule), (setting, reached) in ranked.items():
-                key = f"{name}.{optimizer}.{schedule}".replace(" ", "_").lower()
-                figures |= {f"{key}.tuned": 100 * reached.mean, f"{key}.lr": setting.values["lr"]}
-    files.write_figures(json_file, figures)
-    console.print(f"Picture: {report.write_picture(picture(rows), workdir, 'mnist1d_table')}")
-    if steps < 6000 or len(seeds) < 5:
-        console.print("The notebook's numbers are checked with 6,000 steps and five seeds at least.")
-        return 0
-    return report.conclude(console, checks)
+    return rows, checks, figures
 
 
 def signals() -> data.Dataset:
@@ -130,11 +133,11 @@ def experiment(row: Row, dataset: data.Dataset, steps: int, validation: float) -
     )
 
 
-def published(row: Row, dataset: data.Dataset, seeds: list[int], steps: int, workdir) -> xr.Dataset:
+def published(row: Row, dataset: data.Dataset, seeds: tuple[int, ...], steps: int, workdir) -> xr.Dataset:
     """Trained as in the paper, on all of the training part."""
     axes = sweep.grid(
         optimizer=optim.adam, schedule=schedules.constant, lr=1e-2, b1=0.9, b2=0.999, eps=1e-8,
-        batch_size=100, seed=seeds,
+        batch_size=100, seed=list(seeds),
     )  # fmt: skip
     return sweep.run(experiment(row, dataset, steps, 0), axes, workdir)
 
@@ -143,7 +146,7 @@ def tuned(
     row: Row,
     dataset: data.Dataset,
     optimizers: list[optim.Optimizer],
-    rates: list[float],
+    rates: tuple[float, ...],
     steps: int,
     workdir,
 ) -> dict:
@@ -222,4 +225,4 @@ def picture(rows: list) -> alt.TopLevelMixin:
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

@@ -7,28 +7,19 @@ zero and c is not, as at a minimum above zero; mini-batches add noise to both. C
 momentum and `optax.polyak_sgd`, each at its best learning rate, with small batches and with large ones.
 """
 
+from pathlib import Path
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
-from absl import flags
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
-from bpresearch import command as shared
-from bpresearch import data, files, models, optim, platform, report, statistics, sweep
-
-shared.define_experiment_flags()
-flags.DEFINE_string(
-    "lr", "logspace:1e-3:10:9", "learning rates (alpha) of which each optimizer takes its best"
-)
-flags.DEFINE_string("damping", "0,0.1,10", "added to the squared norm of the quotient updates")
-flags.DEFINE_string("batch_size", "10,500", "batch sizes: with much noise and with little")
-flags.DEFINE_integer("steps", 400, "updates of each training")
-flags.DEFINE_string("seed", "0:3", "seeds")
-flags.DEFINE_integer("width", 50, "width of the hidden layer")
+from bpresearch import command, data, models, optim, report, statistics, sweep
+from bpresearch.command import Flag, listed
 
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
 COSTS = {
@@ -48,65 +39,69 @@ OPTIMIZERS: list[optim.Optimizer] = [optim.sgd, optim.momentum, polyak_sgd]
 OPTIMIZERS += [optim.quotient_global, optim.quotient_layer, optim.quotient_element]
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    rates, damping = shared.listed("lr", low=0), shared.listed("damping", low=0)
-    seeds = shared.listed("seed", int, low=0, high=2**32)
-    sizes = shared.listed("batch_size", int, low=1, high=3601)
-    steps, width = shared.positive("steps"), shared.positive("width")
-    json_file = shared.output_file("json")
-    if FLAGS.quick:
-        sizes = sizes[:1]
-        rates, damping, seeds, steps = rates[::2], damping[:2], seeds[:1], min(steps, 100)
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("quotient_update"), Console()
-
+def page(
+    *,
+    lr: Annotated[
+        tuple[float, ...], Flag("learning rates (alpha) of which each optimizer takes its best", low=0)
+    ] = listed("logspace:1e-3:10:9"),
+    damping: Annotated[
+        tuple[float, ...], Flag("added to the squared norm of the quotient updates", low=0)
+    ] = listed("0,0.1,10"),
+    batch_size: Annotated[
+        tuple[int, ...], Flag("batch sizes: with much noise and with little", low=1, high=3601)
+    ] = listed("10,500", int),
+    steps: Annotated[int, Flag("updates of each training", low=1)] = 400,
+    seed: Annotated[tuple[int, ...], Flag("seeds", low=0, high=2**32)] = listed("0:3", int),
+    width: Annotated[int, Flag("width of the hidden layer", low=1)] = 50,
+    quick: bool = False,
+    workdir: Path,
+) -> report.Finding:
+    """The paths in one dimension, and every optimizer at its best learning rate on MNIST-1D."""
+    if quick:
+        batch_size = batch_size[:1]
+        lr, damping, seed, steps = lr[::2], damping[:2], seed[:1], min(steps, 100)
     lines = pd.DataFrame(
         row for name, (cost, start) in COSTS.items() for row in one_dimension(name, cost, start)
     )
-    dataset = data.load("mnist1d")
+    options = {"widths": (width,), "activation": nnx.tanh}
     experiment = sweep.Experiment(
-        dataset,
-        models.mlp,
-        CROSS_ENTROPY,
-        {"widths": (width,), "activation": nnx.tanh},
-        steps=steps,
-        eval_every=steps,
+        data.load("mnist1d"), models.mlp, CROSS_ENTROPY, options, steps=steps, eval_every=steps
     )
     rows, figures = [], {}
-    for size in sizes:
+    for size in batch_size:
         for optimizer in OPTIMIZERS:
-            takes = optim.hyperparameters(optimizer)
-            own = {"momentum": [0.9], "damping": damping}
-            axes = sweep.grid(
-                optimizer=optimizer, schedule=optim.schedules.constant, lr=rates, batch_size=size,
-                seed=seeds,
-                **{name: values for name, values in own.items() if name in takes},
-            )  # fmt: skip
-            results = sweep.run(experiment, axes, workdir / f"{optimizer.__name__}-{size}", quiet=True)
-            (best,) = statistics.best_settings(results).values()
-            diverged = float((results.diverged_at > 0).mean())
-            final = statistics.mean_and_interval(best.test)
-            rows.append((size, optimizer.__name__, best.values, final, diverged))
+            folder, axes = (
+                workdir / f"{optimizer.__name__}-{size}",
+                {"lr": list(lr), "batch_size": size, "seed": list(seed)},
+            )
+            values, final, diverged = best_setting(experiment, optimizer, axes, damping, folder)
+            rows.append((size, optimizer.__name__, values, final, diverged))
             figures[f"{optimizer.__name__}.{size}.accuracy"] = final.mean
             figures[f"{optimizer.__name__}.{size}.diverged"] = diverged
-    console.print(table(rows))
-    console.print(
+    verdict = (
         "One step at alpha = 1 goes to the tangent's zero: right where the cost has a zero and bends little, "
         "too far where g is small and c is not. Element by element, each parameter would remove the whole "
         "cost alone: alpha must be small, and many runs diverge."
     )
-    picture = report.lines(
-        lines,
-        x=report.axis("step", "step"),
-        y=report.axis("distance", "|w|", log=True, domain=[1e-6, 1e4], clamp=True),
-        line="cost",
-        title="Where does changing w by -c / g lead?",
-        subtitle="alpha = 1; where c has no zero, or rises like a root, the steps do not shrink",
-    )
-    console.print(f"Picture: {report.write_picture(picture, workdir, 'quotient_update')}")
-    files.write_figures(json_file, figures)
-    return report.conclude(console, checks(lines))
+    return report.Finding(verdict, checks(lines), figures, [table(rows)], {"quotient_update": picture(lines)})
+
+
+def best_setting(
+    experiment: sweep.Experiment,
+    optimizer: optim.Optimizer,
+    axes: dict,
+    damping: tuple[float, ...],
+    folder: Path,
+) -> tuple[dict, statistics.Interval, float]:
+    """The values with the best held-out accuracy, what they reach, and the part of the runs that diverged."""
+    takes = optim.hyperparameters(optimizer)
+    own = {"momentum": [0.9], "damping": list(damping)}
+    own = {name: values for name, values in own.items() if name in takes}
+    grid = sweep.grid(optimizer=optimizer, schedule=optim.schedules.constant, **axes, **own)
+    results = sweep.run(experiment, grid, folder, quiet=True)
+    (best,) = statistics.best_settings(results).values()
+    diverged = float((results.diverged_at > 0).mean())
+    return best.values, statistics.mean_and_interval(best.test), diverged
 
 
 def one_dimension(name: str, cost, start: float, steps: int = 20) -> list[dict]:
@@ -138,6 +133,17 @@ def table(rows: list) -> Table:
     return grid
 
 
+def picture(lines: pd.DataFrame):
+    return report.lines(
+        lines,
+        x=report.axis("step", "step"),
+        y=report.axis("distance", "|w|", log=True, domain=[1e-6, 1e4], clamp=True),
+        line="cost",
+        title="Where does changing w by -c / g lead?",
+        subtitle="alpha = 1; where c has no zero, or rises like a root, the steps do not shrink",
+    )
+
+
 def checks(lines: pd.DataFrame) -> list[report.Check]:
     """Each path against its closed form, or Newton's own iterates.
 
@@ -159,4 +165,4 @@ def checks(lines: pd.DataFrame) -> list[report.Check]:
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

@@ -9,81 +9,78 @@ or a multiplication by a reciprocal. Operations and memory are XLA's counts for 
 
 import time
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from absl import flags
-from rich.console import Console
 from rich.table import Table
 
-from bpresearch import command as shared
-from bpresearch import files, platform, report
+from bpresearch import command, report
+from bpresearch.command import Flag, listed
 from bpresearch.theory import savings
-
-shared.define_experiment_flags()
-flags.DEFINE_integer("width", 32, "width of the layers")
-flags.DEFINE_integer("batch_size", 64, "examples")
-flags.DEFINE_string("depth", "8,12,16,24,32", "numbers of layers, at least two")
 
 ELEMENTWISE = {f.__name__: f for f in (savings.softmax, savings.normalize, savings.sigmoid)}
 HOWS = ("division", "written", "reciprocal")
 
 
-def main() -> int:
-    depths = shared.listed("depth", int, low=1)
-    if len(depths) < 2:
-        raise ValueError(
-            f"--depth={flags.FLAGS.depth}: takes at least two depths, or no exponent can be fitted"
-        )
-    width, batch = shared.positive("width"), shared.positive("batch_size")
-    depths = sorted(depths)[:3] if flags.FLAGS.quick else depths
-    json_file = shared.output_file("json")
-    platform.start(flags.FLAGS.platform)
-    workdir, console = shared.experiment_workdir("savings"), Console()
-
-    frame = pd.DataFrame(row for depth in depths for row in costs(depth, width, batch))
-    fitted = {
+def page(
+    *,
+    width: Annotated[int, Flag("width of the layers", low=1)] = 32,
+    batch_size: Annotated[int, Flag("examples", low=1)] = 64,
+    depth: Annotated[
+        tuple[int, ...],
+        Flag("numbers of layers, at least two", low=1, least=2, why="for an exponent"),
+    ] = listed("8,12,16,24,32", int),
+    quick: bool = False,
+) -> report.Finding:
+    """What every variant costs by the depth, and which divisions are left in the compiled programs."""
+    depths = sorted(depth)[:3] if quick else list(depth)
+    frame = pd.DataFrame(row for layers in depths for row in costs(layers, width, batch_size))
+    exponents = {
         name: savings.exponent(part.depth.tolist(), part.operations.tolist())
         for name, part in frame.groupby("variant", sort=False)
     }
-    console.print(cost_table(frame, fitted))
-    divisions = pd.DataFrame(division_costs(512, 512, rounds=5 if flags.FLAGS.quick else 30))
-    console.print(division_table(divisions))
-
+    divisions = pd.DataFrame(division_costs(512, 512, rounds=5 if quick else 30))
     last = frame[frame.depth == max(depths)].set_index("variant")
     stored, again = last.loc["values stored"], last.loc["values recomputed"]
-    checks = [
-        report.Check("products shared: exponent of depth", fitted["products shared"], 1, 0.1),
-        report.Check("products afresh: exponent of depth", fitted["products afresh"], 2, 0.1),
-        report.Check("forward mode: exponent of depth", fitted["forward mode"], 2, 0.1),
-        report.Check("largest error of a variant's gradient", worst_error(), 0, 1e-12),
-    ]
-    # Softmax has one divisor a row; x / sqrt(v) becomes x * rsqrt(v); the sigmoid divides each element.
-    for name, expected in (("softmax", 512), ("normalize", 0), ("sigmoid", 512 * 512)):
-        found = divisions[(divisions.function == name) & (divisions.how == "written")].divided.iloc[0]
-        checks.append(report.Check(f"{name} as written: numbers divided", found, expected, 0))
-    afresh, shared_ = last.loc["products afresh"], last.loc["products shared"]
-    console.print(
+    afresh, shared = last.loc["products afresh"], last.loc["products shared"]
+    verdict = (
         f"At depth {max(depths)}, storing values saves a factor "
         f"{again.operations / stored.operations:.1f} in operations and takes "
         f"{stored.memory / again.memory:.1f} times the memory; sharing products saves a "
-        f"factor {afresh.operations / shared_.operations:.1f}; reverse mode instead of forward mode "
+        f"factor {afresh.operations / shared.operations:.1f}; reverse mode instead of forward mode "
         f"{last.loc['forward mode'].operations / stored.operations:,.0f}. The compiler divides once a row "
         "where it sees that a row has one divisor, and not at all by a square root: writing the reciprocal "
         "out changes nothing."
     )
-    figures = {f"exponent.{name.replace(' ', '_')}": value for name, value in fitted.items()}
+    figures = {f"exponent.{name.replace(' ', '_')}": value for name, value in exponents.items()}
     figures |= {f"divided.{r.function}.{r.how}": int(r.divided) for r in divisions.itertuples()}
     figures |= {f"microseconds.{r.function}.{r.how}": float(r.time) for r in divisions.itertuples()}
     figures |= {
         "memory_ratio": stored.memory / again.memory,
         "operations_ratio": again.operations / stored.operations,
     }
-    files.write_figures(json_file, figures)
-    console.print(f"Picture: {report.write_picture(picture(frame), workdir, 'savings')}")
-    return report.conclude(console, checks)
+    tables = [cost_table(frame, exponents), division_table(divisions)]
+    return report.Finding(verdict, checks(exponents, divisions), figures, tables, {"savings": picture(frame)})
+
+
+def checks(exponents: dict[str, float], divisions: pd.DataFrame) -> list[report.Check]:
+    """The exponents, the variants' gradients, and the divisions that the compiler leaves."""
+    # Softmax has one divisor a row; x / sqrt(v) becomes x * rsqrt(v); the sigmoid divides each element.
+    divided = {"softmax": 512, "normalize": 0, "sigmoid": 512 * 512}
+    written = divisions[divisions.how == "written"].set_index("function").divided
+    return [
+        report.Check("products shared: exponent of depth", exponents["products shared"], 1, 0.1),
+        report.Check("products afresh: exponent of depth", exponents["products afresh"], 2, 0.1),
+        report.Check("forward mode: exponent of depth", exponents["forward mode"], 2, 0.1),
+        report.Check("largest error of a variant's gradient", worst_error(), 0, 1e-12),
+        *(
+            report.Check(f"{name} as written: numbers divided", written[name], expected, 0)
+            for name, expected in divided.items()
+        ),
+    ]
 
 
 def costs(depth: int, width: int, batch: int) -> list[dict]:
@@ -169,4 +166,4 @@ def picture(frame: pd.DataFrame):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

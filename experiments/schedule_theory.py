@@ -9,23 +9,16 @@ which each schedule ends with the lowest training loss.
 """
 
 import math
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from absl import flags
-from rich.console import Console
 
-from bpresearch import command as shared
-from bpresearch import data, files, losses, models, optim, platform, report, sweep
+from bpresearch import command, data, losses, models, optim, report, sweep
+from bpresearch.command import Flag, listed
 from bpresearch.optim import schedules as optax_schedules
 from bpresearch.theory import descent, schedules
-
-shared.define_experiment_flags()
-flags.DEFINE_string("horizon", "400,800,1600,3200,6400", "numbers of steps for which the bound is evaluated")
-flags.DEFINE_integer("steps", 2000, "updates of the network")
-flags.DEFINE_integer("width", 50, "width of the network's two hidden layers")
-flags.DEFINE_string("lr", "logspace:0.0125:0.8:13", "peaks of the network's learning rate")
-flags.DEFINE_string("seed", "0:3", "seeds of the network")
 
 BATCH = 10  # small, so that noise and not curvature limits the learning rate, as in the bound
 SCHEDULES = [
@@ -47,42 +40,45 @@ KNOWN = {
 KNOWN_PEAKS = {"cosine": 0.97, "stable, linear": 0.51}
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    horizons = sorted(shared.listed("horizon", int, low=10))
-    rates, seeds = shared.listed("lr", low=1e-9), shared.listed("seed", int, low=0, high=2**32)
-    steps, width, json_file = shared.positive("steps"), shared.positive("width"), shared.output_file("json")
-    if len(rates) < 3:
-        raise ValueError(f"--lr={FLAGS.lr}: takes at least three rates, of which the best lies inside")
-    if FLAGS.quick:
+def page(
+    *,
+    horizon: Annotated[
+        tuple[int, ...], Flag("numbers of steps for which the bound is evaluated", low=10)
+    ] = listed("400,800,1600,3200,6400", int),
+    steps: Annotated[int, Flag("updates of the network", low=1)] = 2000,
+    width: Annotated[int, Flag("width of the network's two hidden layers", low=1)] = 50,
+    lr: Annotated[
+        tuple[float, ...],
+        Flag(
+            "peaks of the network's learning rate",
+            low=1e-9,
+            least=3,
+            why="of which the best lies inside",
+        ),
+    ] = listed("logspace:0.0125:0.8:13"),
+    seed: Annotated[tuple[int, ...], Flag("seeds of the network", low=0, high=2**32)] = listed("0:3", int),
+    quick: bool = False,
+    workdir: Path,
+) -> report.Finding:
+    """The bound of each schedule, and the peak that a network wants with it."""
+    horizons, seeds = sorted(horizon), list(seed)
+    if quick:
         horizons, steps, seeds = horizons[:: max(1, len(horizons) - 1)], min(steps, 1000), seeds[:2]
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("schedule_theory"), Console()
-
     theory = bounds(horizons)
-    network = trained(steps, width, rates, seeds, workdir)
+    network = trained(steps, width, list(lr), seeds, workdir)
     best = {
         name: descent.lowest(part.peak.to_numpy(), part.loss.to_numpy())
         for name, part in network.groupby("schedule", sort=False)
     }
-    console.print(table(theory, best))
-    ratio = best["stable, linear"][0] / best["cosine"][0]
-    console.print(
+    verdict = (
         f"The bound says that constant is the worst schedule and that stable-decay wants "
-        f"{predicted_ratio(theory):.2f} of cosine's peak; the network's best peaks are a factor {ratio:.2f} "
-        f"apart, and its worst schedule is {worst_of(best)}."
+        f"{predicted_ratio(theory):.2f} of cosine's peak; the network's best peaks are a factor "
+        f"{measured_ratio(best):.2f} apart, and its worst schedule is {worst_of(best)}."
     )
-    figures = {f"{r.schedule}.{r.steps}.bound": r.bound for r in theory.itertuples()}
-    figures |= {f"{r.schedule}.{r.steps}.measured": r.measured for r in theory.itertuples()}
-    figures |= {f"network.{name}.peak": peak for name, (peak, _) in best.items()}
-    figures |= {f"network.{name}.loss": loss for name, (_, loss) in best.items()} | {"network.ratio": ratio}
-    files.write_figures(json_file, {name.replace(", ", "-"): value for name, value in figures.items()})
-    for name, chart in (
-        ("schedule_bounds", bound_picture(theory)),
-        ("schedule_peaks", peak_picture(network)),
-    ):
-        console.print(f"Picture: {report.write_picture(chart, workdir, name)}")
-    return report.conclude(console, checks(theory, best))
+    pictures = {"schedule_bounds": bound_picture(theory), "schedule_peaks": peak_picture(network)}
+    return report.Finding(
+        verdict, checks(theory, best), figures(theory, best), [table(theory, best)], pictures
+    )
 
 
 def bounds(horizons: list[int]) -> pd.DataFrame:
@@ -145,9 +141,24 @@ def predicted_ratio(theory: pd.DataFrame) -> float:
     return float(longest.peak["stable, linear"] / longest.peak["cosine"])
 
 
+def measured_ratio(best: dict[str, tuple[float, float]]) -> float:
+    """Of the same two, by the network."""
+    return best["stable, linear"][0] / best["cosine"][0]
+
+
 def worst_of(best: dict[str, tuple[float, float]]) -> str:
     """The schedule whose lowest loss is the highest."""
     return max(best, key=lambda name: best[name][1])
+
+
+def figures(theory: pd.DataFrame, best: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """The bounds and what the convex function does; the network's best peaks and their losses."""
+    flat = {f"{r.schedule}.{r.steps}.bound": r.bound for r in theory.itertuples()}
+    flat |= {f"{r.schedule}.{r.steps}.measured": r.measured for r in theory.itertuples()}
+    flat |= {f"network.{name}.peak": peak for name, (peak, _) in best.items()}
+    flat |= {f"network.{name}.loss": loss for name, (_, loss) in best.items()}
+    flat["network.ratio"] = measured_ratio(best)
+    return {name.replace(", ", "-"): value for name, value in flat.items()}
 
 
 def checks(theory: pd.DataFrame, best: dict[str, tuple[float, float]]) -> list[report.Check]:
@@ -165,11 +176,12 @@ def checks(theory: pd.DataFrame, best: dict[str, tuple[float, float]]) -> list[r
         if (name, 6400) in at
     ]
     worst = float((theory.measured / theory.bound).max())
-    ratio = best["stable, linear"][0] / best["cosine"][0]
     return [
         *found,
         report.Check.below("convex function: measured / bound", worst, 1),
-        report.Check("network: stable's best peak / cosine's", ratio, predicted_ratio(theory), 0.25),
+        report.Check(
+            "network: stable's best peak / cosine's", measured_ratio(best), predicted_ratio(theory), 0.25
+        ),
         report.Check("network: is constant the worst", float(worst_of(best) == "constant"), 1, 0),
     ]
 
@@ -197,4 +209,4 @@ def peak_picture(network: pd.DataFrame):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

@@ -10,26 +10,18 @@ where the edge is at the learning rate (1.00 +- 0.03 of it, Cohen et al. 2021). 
 rate it stays below.
 """
 
+from typing import Annotated
+
 import jax
 import numpy as np
 import optax
 import pandas as pd
-from absl import flags
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
-from bpresearch import command as shared
-from bpresearch import data, files, models, optim, platform, report, verify
+from bpresearch import command, data, models, optim, report, verify
+from bpresearch.command import Flag
 from bpresearch.theory import quadratics, sharpness
-
-shared.define_experiment_flags()
-flags.DEFINE_float("momentum", 0.9, "of heavy ball and Nesterov")
-flags.DEFINE_float("threshold", 2.5, "sharpness that is the edge of stability at the learning rates taken")
-flags.DEFINE_integer("steps", 8000, "updates of each training")
-flags.DEFINE_integer("examples", 500, "of mnist1d that the full batch holds")
-flags.DEFINE_integer("width", 50, "of the two hidden layers")
-flags.DEFINE_integer("seed", 0, "of the initial weights")
 
 METHODS: dict[str, optim.Optimizer] = {
     "gradient descent": optim.sgd,
@@ -39,59 +31,72 @@ METHODS: dict[str, optim.Optimizer] = {
 EVERY = 50  # steps between two measurements of the sharpness
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    if not 0 <= FLAGS.momentum < 1:
-        raise ValueError(f"--momentum={FLAGS.momentum}: takes a number of at least 0 and below 1")
-    if not FLAGS.threshold > 0:
-        raise ValueError(f"--threshold={FLAGS.threshold}: takes a positive sharpness")
-    steps = shared.positive("steps", low=4 * EVERY)
-    steps = min(steps, 4000) if FLAGS.quick else steps
-    width, seed, count = shared.positive("width"), shared.positive("seed", low=0), shared.positive("examples")
-    json_file = shared.output_file("json")
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("step_fidelity"), Console()
-
+def page(
+    *,
+    momentum: Annotated[float, Flag("of heavy ball and Nesterov", low=0, high=1)] = 0.9,
+    threshold: Annotated[
+        float, Flag("sharpness that is the edge of stability at the learning rates taken")
+    ] = 2.5,
+    steps: Annotated[int, Flag("updates of each training", low=4 * EVERY)] = 8000,
+    examples: Annotated[int, Flag("of mnist1d that the full batch holds", low=1)] = 500,
+    width: Annotated[int, Flag("of the two hidden layers", low=1)] = 50,
+    seed: Annotated[int, Flag("of the initial weights", low=0)] = 0,
+    quick: bool = False,
+) -> report.Finding:
+    """Steps against what the slope predicts, and where the steps become too large."""
+    if not threshold > 0:
+        raise ValueError(f"threshold={threshold}: takes a positive sharpness")
+    steps = min(steps, 4000) if quick else steps
     dataset = data.load("mnist1d")
-    if count > len(dataset.x):
-        raise ValueError(f"--examples={count}: mnist1d has {len(dataset.x)}")
-    x, y = dataset.x[:count], np.eye(10, dtype=np.float32)[dataset.y[:count]]
+    if examples > len(dataset.x):
+        raise ValueError(f"examples={examples}: mnist1d has {len(dataset.x)}")
+    x, y = dataset.x[:examples], np.eye(10, dtype=np.float32)[dataset.y[:examples]]
     network = models.mlp((40, 1), 10, widths=(width, width), activation=nnx.tanh, rngs=nnx.Rngs(seed))
     linear = models.linear((40, 1), 10, rngs=nnx.Rngs(seed))
     fidelity, slopes = predictions({"quadratic": linear, "network": network}, x, y)
-    edges = bisected(FLAGS.momentum)
-    trained, settled = training(network, x, y, steps)
-    console.print(edge_table(edges, settled))
-
-    parts = fidelity[fidelity.curvature < 1]
-    exact = parts[parts.model == "quadratic"]
-    checks = [
-        report.Check(
-            "quadratic: observed / predicted, off by", (exact.ratio - exact.theory).abs().max(), 0, 1e-9
-        ),
-        report.Check("network: 1 - slope of the ratio, over k / 2", slopes["network"], 1, 0.05),
-    ]
-    checks += [
-        report.Check(f"{r['method']}: edge by bisection / closed form", r["measured"] / r["theory"], 1, 0.01)
-        for r in edges.to_dict("records")
-    ]
-    checks += [
-        report.Check(f"{name}: sharpness settled / edge", value, 1, 0.03)
-        if part == "at the edge"
-        else report.Check(f"{name}, a tenth of it: below 0.5", value, 0.25, 0.25)
-        for (name, part), value in settled.items()
-    ]
+    edges = bisected(momentum)
+    trained, settled = training(network, x, y, momentum, threshold, steps)
     figures = {f"{name}.{part}.sharpness_over_edge": value for (name, part), value in settled.items()}
     figures |= {
         f"{r['method']}.bisection_over_edge": r["measured"] / r["theory"] for r in edges.to_dict("records")
     }
-    files.write_figures(json_file, figures)
-    for name, chart in (
-        ("step_fidelity", fidelity_picture(fidelity)),
-        ("edge_of_stability", edge_picture(trained)),
-    ):
-        console.print(f"Picture: {report.write_picture(chart, workdir, name)}")
-    return report.conclude(console, checks)
+    ends = ", ".join(f"{settled[name, 'at the edge']:.3f} ({name})" for name in METHODS)
+    return report.Finding(
+        f"At the edge's learning rate a network's sharpness settles at {ends} of the edge.",
+        checks(fidelity, slopes, edges, settled),
+        figures,
+        [edge_table(edges, settled)],
+        {"step_fidelity": fidelity_picture(fidelity), "edge_of_stability": edge_picture(trained)},
+    )
+
+
+def checks(
+    fidelity: pd.DataFrame,
+    slopes: dict[str, float],
+    edges: pd.DataFrame,
+    settled: dict[tuple[str, str], float],
+) -> list[report.Check]:
+    """The decrease on a quadratic and on a network; the edges on quadratics, and where training settles."""
+    parts = fidelity[fidelity.curvature < 1]
+    exact = parts[parts.model == "quadratic"]
+    return [
+        report.Check(
+            "quadratic: observed / predicted, off by", (exact.ratio - exact.theory).abs().max(), 0, 1e-9
+        ),
+        report.Check("network: 1 - slope of the ratio, over k / 2", slopes["network"], 1, 0.05),
+        *(
+            report.Check(
+                f"{r['method']}: edge by bisection / closed form", r["measured"] / r["theory"], 1, 0.01
+            )
+            for r in edges.to_dict("records")
+        ),
+        *(
+            report.Check(f"{name}: sharpness settled / edge", value, 1, 0.03)
+            if part == "at the edge"
+            else report.Check(f"{name}, a tenth of it: below 0.5", value, 0.25, 0.25)
+            for (name, part), value in settled.items()
+        ),
+    ]
 
 
 def predictions(networks: dict[str, nnx.Module], x, y) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -125,14 +130,15 @@ def bisected(momentum: float) -> pd.DataFrame:
     )
 
 
-def training(model: nnx.Module, x, y, steps: int) -> tuple[pd.DataFrame, dict[tuple[str, str], float]]:
+def training(
+    model: nnx.Module, x, y, momentum: float, threshold: float, steps: int
+) -> tuple[pd.DataFrame, dict[tuple[str, str], float]]:
     """Sharpness over the edge's, in training at the edge's learning rate and at a tenth of it; its end."""
     rows, settled = [], {}
-    beta, threshold = flags.FLAGS.momentum, flags.FLAGS.threshold
     for name, method in METHODS.items():
         for label, factor in (("at the edge", 1.0), ("a tenth", 0.1)):
-            momentum = {} if method is optim.sgd else {"momentum": beta}
-            optimizer = method(factor * quadratics.edge(method, threshold, beta), **momentum)
+            options = {} if method is optim.sgd else {"momentum": momentum}
+            optimizer = method(factor * quadratics.edge(method, threshold, momentum), **options)
             found = sharpness.full_batch(
                 model, optax.losses.squared_error, x, y, optimizer, steps=steps // EVERY * EVERY, every=EVERY
             )
@@ -184,4 +190,4 @@ def edge_picture(trained: pd.DataFrame):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

@@ -8,26 +8,19 @@ network on MNIST-1D, each method at the learning rate that is best on a held-out
 """
 
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from absl import flags
 from flax import nnx
-from rich.console import Console
+from rich.table import Table
 
-from bpresearch import command as shared
-from bpresearch import data, files, losses, models, platform, report, statistics
+from bpresearch import command, data, losses, models, report, statistics
+from bpresearch.command import Flag, listed
 from bpresearch.optim import schedules
 from bpresearch.theory import averages, descent
-
-shared.define_experiment_flags()
-flags.DEFINE_integer("steps", 1000, "updates on the noisy quadratic")
-flags.DEFINE_integer("runs", 20_000, "simulated runs of the check")
-flags.DEFINE_integer("updates", 2000, "updates of the network")
-flags.DEFINE_string("lr", "logspace:0.0125:1.6:8", "learning rates of the network")
-flags.DEFINE_string("seed", "0:5", "seeds of the network, at least two")
 
 METHODS = {
     "constant, last": ("constant", averages.last()),
@@ -41,40 +34,57 @@ RATES = np.geomspace(0.02, 1.8, 25)
 BATCH, WIDTH, HELD_OUT = 20, 50, 400
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    steps, runs, updates = (shared.positive(flag) for flag in ("steps", "runs", "updates"))
-    rates, seeds = shared.listed("lr", low=1e-9), shared.listed("seed", int, low=0, high=2**32)
-    json_file = shared.output_file("json")
-    if len(seeds) < 2:
-        raise ValueError(f"--seed={FLAGS.seed}: takes at least two seeds, for an interval")
-    if FLAGS.quick:
+def page(
+    *,
+    steps: Annotated[int, Flag("updates on the noisy quadratic", low=1)] = 1000,
+    runs: Annotated[int, Flag("simulated runs of the check", low=1)] = 20_000,
+    updates: Annotated[int, Flag("updates of the network", low=1)] = 2000,
+    lr: Annotated[tuple[float, ...], Flag("learning rates of the network", low=1e-9)] = listed(
+        "logspace:0.0125:1.6:8"
+    ),
+    seed: Annotated[
+        tuple[int, ...],
+        Flag(
+            "seeds of the network, at least two",
+            low=0,
+            high=2**32,
+            least=2,
+            why="for an interval",
+        ),
+    ] = listed("0:5", int),
+    quick: bool = False,
+) -> report.Finding:
+    """Each average at its best learning rate, on the noisy quadratic and on a network."""
+    rates, seeds = list(lr), list(seed)
+    if quick:
         steps, updates, rates, seeds = min(steps, 300), min(updates, 500), rates[2::2], seeds[:2]
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("weight_averages"), Console()
-
     quadratic = noisy_quadratic(steps)
     best = quadratic.loc[quadratic.groupby("method", sort=False).excess.idxmin()].set_index("method")
     network = {name: on_mnist1d(*METHODS[name], updates, rates, seeds) for name in METHODS}
+    averaged = [best.excess[f"constant, {name}"] for name in ("EMA", "tail", "schedule-free")]
+    verdict = (
+        f"On the noisy quadratic the best average at a constant learning rate ends at {min(averaged):.4f}, "
+        f"the last iterate at {best.excess['constant, last']:.4f}, and with a cosine schedule at "
+        f"{best.excess['cosine, last']:.4f}: averaging does what a falling learning rate does."
+    )
+    figures = {f"quadratic.{name}": best.excess[name] for name in METHODS}
+    figures |= {f"network.{name}": accuracy.mean for name, (_, accuracy) in network.items()}
+    return report.Finding(
+        verdict,
+        [*long_run(), *simulated(runs), *compared(best, network)],
+        {key.replace(", ", "-"): value for key, value in figures.items()},
+        [result_table(best, network)],
+        {"weight_averages": picture(quadratic)},
+    )
+
+
+def result_table(best: pd.DataFrame, network: dict[str, tuple[float, statistics.Interval]]) -> Table:
     columns = ("method", "quadratic: loss", "at lr", "MNIST-1D: accuracy (%)", "at lr")
     grid = report.grid("At each method's best learning rate", columns, words=("method",))
     for name, (rate, accuracy) in network.items():
         interval = f"{100 * accuracy.mean:.1f} ± {100 * accuracy.half_width:.1f}"
         grid.add_row(name, f"{best.excess[name]:.4f}", f"{best.lr[name]:.2f}", interval, f"{rate:.3g}")
-    console.print(grid)
-    averaged = min(
-        best.excess[name] for name in ("constant, EMA", "constant, tail", "constant, schedule-free")
-    )
-    console.print(
-        f"On the noisy quadratic the best average at a constant learning rate ends at {averaged:.4f}, the "
-        f"last iterate at {best.excess['constant, last']:.4f}, and with a cosine schedule at "
-        f"{best.excess['cosine, last']:.4f}: averaging does what a falling learning rate does."
-    )
-    figures = {f"quadratic.{name}": best.excess[name] for name in METHODS}
-    figures |= {f"network.{name}": accuracy.mean for name, (_, accuracy) in network.items()}
-    files.write_figures(json_file, {key.replace(", ", "-"): value for key, value in figures.items()})
-    console.print(f"Picture: {report.write_picture(picture(quadratic), workdir, 'weight_averages')}")
-    return report.conclude(console, [*long_run(), *simulated(runs), *compared(best, network)])
+    return grid
 
 
 def noisy_quadratic(steps: int) -> pd.DataFrame:
@@ -186,4 +196,4 @@ def picture(quadratic: pd.DataFrame):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

@@ -12,39 +12,20 @@ weight lies downstream of a linear model's parameters; the identity's derivative
 that nothing is left (the mean of softmax cross-entropy's derivatives is zero), the gradient is zero.
 """
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from absl import flags
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
-from bpresearch import (
-    chainrule,
-    data,
-    files,
-    losses,
-    models,
-    optim,
-    platform,
-    report,
-    statistics,
-    sweep,
-    theory,
-)
-from bpresearch import command as shared
+from bpresearch import chainrule, command, data, losses, models, optim, report, statistics, sweep, theory
+from bpresearch.command import Flag, listed
 from bpresearch.theory import ablation
-
-shared.define_experiment_flags()
-flags.DEFINE_integer("width", 50, "width of the hidden layers")
-flags.DEFINE_integer("steps", 400, "updates of each run")
-flags.DEFINE_string("lr", "logspace:0.01:100:9", "learning rates, of which each gradient takes its best")
-flags.DEFINE_string("seed", "0:3", "seeds")
 
 
 class Setting(NamedTuple):
@@ -66,56 +47,57 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    rates = shared.listed("lr", low=0)
-    seeds = shared.listed("seed", int, low=0, high=2**32)
-    steps, width = shared.positive("steps"), shared.positive("width")
-    json_file = shared.output_file("json")
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("which_derivative"), Console()
-    settings = SETTINGS
-    if FLAGS.quick:
+def page(
+    *,
+    width: Annotated[int, Flag("width of the hidden layers", low=1)] = 50,
+    steps: Annotated[int, Flag("updates of each run", low=1)] = 400,
+    lr: Annotated[
+        tuple[float, ...], Flag("learning rates, of which each gradient takes its best", low=0)
+    ] = listed("logspace:0.01:100:9"),
+    seed: Annotated[tuple[int, ...], Flag("seeds", low=0, high=2**32)] = listed("0:3", int),
+    quick: bool = False,
+    workdir: Path,
+) -> report.Finding:
+    """Each kind of factor replaced in each setting: the angle at the start, the accuracy after training."""
+    settings, rates, seeds = SETTINGS, list(lr), list(seed)
+    if quick:
         settings, steps, rates, seeds = [PLAIN, IDENTITY, LINEAR], min(steps, 100), rates[1::3], seeds[:1]
-
     dataset = data.load("mnist1d")
     axes = sweep.grid(
         optimizer=optim.sgd, schedule=optim.schedules.constant, lr=rates, batch_size=100, seed=seeds
     )
+    tasks = {setting: partial(experiment, setting, dataset, width, steps) for setting in settings}
+    plain = tasks[PLAIN](chainrule.gradient)
+    factors = theory.factor_statistics(model_of(plain, seeds[0]), *batch_of(plain))
     rows: list[dict[str, Any]] = []
-    for setting in settings:
-        task, folder = partial(experiment, setting, dataset, width, steps), str(setting).replace(", ", "-")
-        true = task(chainrule.gradient)
-        networks = [model_of(true, seed) for seed in seeds]
-        part = true.examples()["train"]
-        batch = (true.loss, part[0][:500], part[1][:500])
-        if setting == PLAIN:
-            console.print(factor_table(theory.factor_statistics(networks[0], *batch)))
-        whole = trained(true, axes, workdir / folder / "nothing")
-        rows.append({"setting": str(setting), "replaced": "nothing", "angle": 0.0, "length": 1.0, **whole})
-        for name, at_start in ablation.deviations(networks, *batch, ablation.REPLACEMENTS).items():
-            found = whole
-            if at_start != (0, 1):  # otherwise it is the same gradient, and so the same training
-                changed = task(ablation.REPLACEMENTS[name])
-                found = trained(changed, axes, workdir / folder / name.replace(": ", "-"))
-            rows.append({"setting": str(setting), "replaced": name, **at_start._asdict(), **found})
-        console.print(f"{setting}: done", style="dim")
+    for setting, task in tasks.items():
+        folder = workdir / str(setting).replace(", ", "-")
+        rows += [{"setting": str(setting), **row} for row in replacements(task, axes, seeds, folder)]
+        print(f"{setting}: done", file=sys.stderr)
     frame = pd.DataFrame(rows)
-    console.print(answer(frame), style="bold")
-    console.print(result_table(frame))
-    console.print(verdict(frame))
-    chart = report.heatmap(
-        frame.assign(**{"accuracy (%)": 100 * frame.accuracy, "text": [cell(r, ", ") for r in rows]}),
-        row="setting",
-        column="replaced",
-        value="accuracy (%)",
-        text="text",
-        title="Which derivatives does back-propagation need?",
-        subtitle="Test accuracy with one kind of factor replaced; angle to the true gradient at the start",
+    return report.Finding(
+        verdict(frame),
+        checks(frame),
+        figures(frame),
+        [factor_table(factors), f"[bold]{answer(frame)}[/]", result_table(frame)],
+        {"which_derivative": picture(frame)},
     )
-    console.print(f"Picture: {report.write_picture(chart, workdir, 'which_derivative')}")
-    files.write_figures(json_file, figures(frame))
-    return report.conclude(console, checks(frame))
+
+
+def replacements(
+    task: Callable[..., sweep.Experiment], axes: sweep.Axes, seeds: list[int], workdir: Path
+) -> list[dict[str, Any]]:
+    """A row for the gradient itself and one for each replacement, in one setting."""
+    true = task(chainrule.gradient)
+    networks = [model_of(true, seed) for seed in seeds]
+    whole = trained(true, axes, workdir / "nothing")
+    rows = [{"replaced": "nothing", "angle": 0.0, "length": 1.0, **whole}]
+    for name, at_start in ablation.deviations(networks, *batch_of(true), ablation.REPLACEMENTS).items():
+        ended = whole
+        if at_start != (0, 1):  # otherwise it is the same gradient, and so the same training
+            ended = trained(task(ablation.REPLACEMENTS[name]), axes, workdir / name.replace(": ", "-"))
+        rows.append({"replaced": name, **at_start._asdict(), **ended})
+    return rows
 
 
 def experiment(
@@ -132,6 +114,12 @@ def experiment(
 
 def model_of(experiment: sweep.Experiment, seed: int) -> nnx.Module:
     return experiment.build(experiment.model, experiment.model_options, nnx.Rngs(seed))
+
+
+def batch_of(experiment: sweep.Experiment) -> tuple[Any, Any, Any]:
+    """The loss, and the first examples of the training part."""
+    x, y = experiment.examples()["train"]
+    return experiment.loss, x[:500], y[:500]
 
 
 def trained(experiment: sweep.Experiment, axes: sweep.Axes, workdir: Path) -> dict[str, Any]:
@@ -210,6 +198,19 @@ def verdict(frame: pd.DataFrame) -> str:
     )
 
 
+def picture(frame: pd.DataFrame):
+    rows = frame.to_dict("records")
+    return report.heatmap(
+        frame.assign(**{"accuracy (%)": 100 * frame.accuracy, "text": [cell(row, ", ") for row in rows]}),
+        row="setting",
+        column="replaced",
+        value="accuracy (%)",
+        text="text",
+        title="Which derivatives does back-propagation need?",
+        subtitle="Test accuracy with one kind of factor replaced; angle to the true gradient at the start",
+    )
+
+
 def figures(frame: pd.DataFrame) -> dict[str, float]:
     flat: dict[str, float] = {}
     for r in frame.itertuples():
@@ -232,4 +233,4 @@ def checks(frame: pd.DataFrame) -> list[report.Check]:
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

@@ -14,26 +14,19 @@ like width^1/2 (input), ^3/2 (hidden) and ^1 (output), in muP not at all (`theor
 
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from absl import flags
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
-from bpresearch import command as shared
-from bpresearch import data, files, functional, losses, models, optim, platform, report, sweep
+from bpresearch import command, data, functional, losses, models, optim, report, sweep
+from bpresearch.command import Flag, listed
 from bpresearch.optim import mup, schedules
 from bpresearch.theory import descent, widths
-
-shared.define_experiment_flags()
-flags.DEFINE_string("width", "64,128,256,512,1024,2048", "widths of both hidden layers, at least three")
-flags.DEFINE_string("lr", "logspace:1.220703125e-4:0.0625:10", "learning rates, at least three")
-flags.DEFINE_string("seed", "0:6", "seeds, at least two")
-flags.DEFINE_integer("steps", 80, "updates")
-flags.DEFINE_integer("batch_size", 64, "examples of each update")
 
 # Of -1, -1/2 and 0, what a rate could plausibly do, a measured exponent within 0.25 is nearest to its own.
 EXPONENTS, NEAR = {"standard": -1.0, "muP": 0.0}, 0.25
@@ -41,51 +34,50 @@ LAYERS = {"input": (1, 0.5), "hidden": (3, 1.5), "output": (5, 1.0)}
 """Each kernel's place in the model, and the exponent of its first step in the standard scaling."""
 
 
-def main() -> int:
-    FLAGS = flags.FLAGS
-    sizes, rates = sorted(shared.listed("width", int, low=1)), sorted(shared.listed("lr", low=1e-9))
-    seeds, json_file = shared.listed("seed", int, low=0, high=2**32), shared.output_file("json")
-    steps, batch = shared.positive("steps"), shared.positive("batch_size")
-    for flag, values, least, why in (
-        ("width", sizes, 3, "three widths, for an exponent"),
-        ("lr", rates, 3, "three rates, of which the best lies inside"),
-        ("seed", seeds, 2, "two seeds, of which one is left out in turn"),
-    ):
-        if len(set(values)) < least:
-            raise ValueError(f"--{flag}={getattr(FLAGS, flag)}: takes at least {why}")
-    if FLAGS.quick:
+def page(
+    *,
+    width: Annotated[
+        tuple[int, ...],
+        Flag(
+            "widths of both hidden layers, at least three",
+            low=1,
+            least=3,
+            why="for an exponent",
+        ),
+    ] = listed("64,128,256,512,1024,2048", int),
+    lr: Annotated[
+        tuple[float, ...],
+        Flag("learning rates, at least three", low=1e-9, least=3, why="of which the best lies inside"),
+    ] = listed("logspace:1.220703125e-4:0.0625:10"),
+    seed: Annotated[
+        tuple[int, ...],
+        Flag("seeds, at least two", low=0, high=2**32, least=2, why="of which one is left out in turn"),
+    ] = listed("0:6", int),
+    steps: Annotated[int, Flag("updates", low=1)] = 80,
+    batch_size: Annotated[int, Flag("examples of each update", low=1)] = 64,
+    quick: bool = False,
+    workdir: Path,
+) -> report.Finding:
+    """The best learning rate of each width in both scalings, and what theory says of its exponent."""
+    sizes, rates, seeds = sorted(width), sorted(lr), list(seed)
+    if quick:
         sizes, seeds = sizes[1::2], seeds[:2]  # narrow networks are not in the wide limit yet
-    platform.start(FLAGS.platform)
-    workdir, console = shared.experiment_workdir("width_transfer"), Console()
-
     trained = {
-        (scaling, n): final_losses(scaling, n, sizes[0], rates, seeds, steps, batch, workdir)
+        (scaling, n): final_losses(scaling, n, sizes[0], rates, seeds, steps, batch_size, workdir)
         for scaling in EXPONENTS
         for n in sizes
     }
     every = np.arange(len(seeds))
     best = {scaling: lowest_of(trained, scaling, sizes, rates, every) for scaling in EXPONENTS}
-    others = {
-        scaling: [
-            exponent(sizes, lowest_of(trained, scaling, sizes, rates, every[every != left_out]))
-            for left_out in every
-        ]
-        for scaling in EXPONENTS
-    }
-    console.print(table(best, others, sizes))
-    console.print(finding(trained, rates, sizes))
+    others = {scaling: exponents(trained, scaling, sizes, rates, every) for scaling in EXPONENTS}
     steps_of = {(scaling, n): first(scaling, n, sizes[0]) for scaling in EXPONENTS for n in sizes}
-    figures = {
-        f"{scaling}.{n}.lr": rate
-        for scaling, found in best.items()
-        for n, rate in zip(sizes, found, strict=True)
-    }
-    figures |= {f"{scaling}.exponent": exponent(sizes, found) for scaling, found in best.items()}
-    figures |= {f"{scaling}.lowest_exponent": min(found) for scaling, found in others.items()}
-    figures |= {f"{scaling}.highest_exponent": max(found) for scaling, found in others.items()}
-    files.write_figures(json_file, figures)
-    console.print(f"Picture: {report.write_picture(picture(trained, rates), workdir, 'width_transfer')}")
-    return report.conclude(console, checks(steps_of, best, rates, sizes))
+    return report.Finding(
+        finding(trained, rates, sizes),
+        checks(steps_of, best, rates, sizes),
+        figures(best, others, sizes),
+        [table(best, others, sizes)],
+        {"width_transfer": picture(trained, rates)},
+    )
 
 
 @cache
@@ -148,6 +140,16 @@ def lowest_of(
     return [descent.lowest(np.array(rates), mean)[0] for mean in means]
 
 
+def exponents(
+    trained: dict, scaling: str, sizes: list[int], rates: list[float], seeds: np.ndarray
+) -> list[float]:
+    """Of the best rates, when each of these seeds in turn is left out."""
+    return [
+        exponent(sizes, lowest_of(trained, scaling, sizes, rates, seeds[seeds != left_out]))
+        for left_out in seeds
+    ]
+
+
 def table(best: dict, others: dict, sizes: list[int]) -> Table:
     """The best rates, and their exponents, between the lowest and highest without one of the seeds."""
     grid = report.grid("Learning rate at which the mean loss is lowest", ("width", *EXPONENTS))
@@ -169,6 +171,21 @@ def finding(trained: dict, rates: list[float], sizes: list[int]) -> str:
         f"With the rate that is best at width {sizes[0]} a network of width {sizes[-1]} ends at a training "
         f"loss of {' and '.join(parts)}."
     )
+
+
+def figures(
+    best: dict[str, list[float]], others: dict[str, list[float]], sizes: list[int]
+) -> dict[str, float]:
+    """The best rates, their exponents, and the lowest and highest of these without one of the seeds."""
+    flat = {
+        f"{scaling}.{n}.lr": rate
+        for scaling, rates in best.items()
+        for n, rate in zip(sizes, rates, strict=True)
+    }
+    flat |= {f"{scaling}.exponent": exponent(sizes, rates) for scaling, rates in best.items()}
+    flat |= {f"{scaling}.lowest_exponent": min(exponents) for scaling, exponents in others.items()}
+    flat |= {f"{scaling}.highest_exponent": max(exponents) for scaling, exponents in others.items()}
+    return flat
 
 
 def checks(steps_of: dict, best: dict, rates: list[float], sizes: list[int]) -> list[report.Check]:
@@ -207,4 +224,4 @@ def picture(trained: dict, rates: list[float]):
 
 
 if __name__ == "__main__":
-    shared.run(main)
+    command.run_page(page)

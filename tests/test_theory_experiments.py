@@ -151,20 +151,20 @@ def test_every_check_of_the_theorys_second_part_holds_in_quick_runs(tmp_path, ru
 
 def test_bad_input_is_one_line(tmp_path, run_commands):
     cases = {
-        ("savings", "--depth=8"): "at least two depths",
+        ("savings", "--depth=8"): "at least 2 values, for an exponent",
         ("step_fidelity", "--momentum=1"): "below 1",
         ("convergence_rates", "--condition=uniform:10:100"): "takes a list or a range",
-        ("minibatch_averaging", "--seed=3"): "at least two seeds",
-        ("mnist1d_table", "--seed=3"): "at least two seeds",
+        ("minibatch_averaging", "--seed=3"): "at least 2 values, for",
+        ("mnist1d_table", "--seed=3"): "at least 2 values, for",
         ("deepobs_quadratic", "--workdir="): "is empty",
-        ("schedule_theory", "--lr=0.1,0.2"): "at least three rates",
+        ("schedule_theory", "--lr=0.1,0.2"): "at least 3 values, of which",
         ("adaptive_edge", "--steps=10"): "at least 100",
         ("heavy_tails", "--target=9"): "between 0 and log(classes)",
-        ("weight_averages", "--seed=3"): "at least two seeds",
-        ("critical_batch", "--batch_size=8,16"): "at least three",
+        ("weight_averages", "--seed=3"): "at least 2 values, for",
+        ("critical_batch", "--batch_size=8,16"): "at least 3 values, for a hyperbola",
         ("catapult", "--multiple=4.5,5"): "at least one below 4",
-        ("width_transfer", "--width=64,128"): "at least three",
-        ("double_descent", "--seed=3"): "at least two seeds",
+        ("width_transfer", "--width=64,128"): "at least 3 values, for an exponent",
+        ("double_descent", "--seed=3"): "at least 2 values, for",
     }
     ended = run_commands(tmp_path, *((f"experiments/{name}.py", flag) for name, flag in cases))
     for found, ((_, flag), message) in zip(ended, cases.items(), strict=True):

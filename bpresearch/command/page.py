@@ -28,7 +28,7 @@ from rich.console import Console
 
 from bpresearch import files, platform, report
 from bpresearch.command.axes import numbers, values
-from bpresearch.command.start import output_file, run
+from bpresearch.command.start import output_file, output_folder, run
 from bpresearch.distribution import Uniform
 
 FLAGS = flags.FLAGS
@@ -83,14 +83,14 @@ class Option(NamedTuple):
         if self.many:
             flags.DEFINE_string(self.name, self.default.text, self.flag.text, module_name=sys.argv[0])
         else:
-            makes: dict[type, Callable[..., Any]] = {
+            makes: dict[type, Callable[..., object]] = {
                 int: flags.DEFINE_integer,
                 float: flags.DEFINE_float,
                 bool: flags.DEFINE_bool,
             }
             makes[self.kind](self.name, self.default, self.flag.text, module_name=sys.argv[0])
 
-    def value(self) -> Any:
+    def value(self) -> object:
         """What the user gave.
 
         Raises:
@@ -138,14 +138,21 @@ def run_page(page: Callable[..., report.Finding]) -> NoReturn:
         option.define()
 
     def main() -> int:
-        given: dict[str, Any] = {option.name: option.value() for option in own}
+        given: dict[str, object] = {option.name: option.value() for option in own}
         json_file = output_file("json")
         platform.start(FLAGS.platform)
         workdir, taken = _workdir(name), inspect.signature(page).parameters
+        new = not workdir.exists()
+        workdir.mkdir(parents=True, exist_ok=True)
         for parameter, value in (("quick", FLAGS.quick), ("workdir", workdir)):
             if parameter in taken:
                 given[parameter] = value
-        finding = page(**given)
+        try:
+            finding = page(**given)
+        except ValueError:  # of settings that do not go together
+            if new and not any(workdir.iterdir()):
+                workdir.rmdir()
+            raise
         files.write_figures(json_file, finding.figures)
         return report.conclude(Console(), finding, workdir)
 
@@ -153,15 +160,10 @@ def run_page(page: Callable[..., report.Finding]) -> NoReturn:
 
 
 def _workdir(name: str) -> Path:
-    """--workdir, or a folder in results/ named after the experiment and its settings; made if need be."""
+    """--workdir, or a folder in results/ named after the experiment and its settings; not made yet."""
     if FLAGS.workdir == "":
         raise ValueError("--workdir= is empty: give the name of a folder")
     own = {flag.name: flag.value for flag in FLAGS.flags_by_module_dict().get(sys.argv[0], [])}
     settings = own | {"quick": FLAGS.quick}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    workdir = Path(FLAGS.workdir or f"results/{name}-{digest[:8]}").expanduser()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--workdir={workdir}: cannot write there ({error.strerror})") from error
-    return workdir
+    return output_folder("workdir", Path(FLAGS.workdir or f"results/{name}-{digest[:8]}").expanduser())

@@ -65,10 +65,14 @@ class Finding(NamedTuple):
 def conclude(console: Console, finding: Finding, folder: Path) -> int:
     """Prints what was found, and writes its pictures into a folder; the exit code: 0 if all checks hold, 1 if
     one does not."""
-    for table in (*finding.tables, finding.verdict):
+    for table in finding.tables:
         console.print(table)
+    if finding.verdict:
+        console.print(finding.verdict)
     for name, picture in finding.pictures.items():
         console.print(f"Picture: {write_picture(picture, folder, name)}")
+    if not finding.checks:
+        return 0
     shown = grid(
         "Measured against theory", ("what", "measured", "theory", "may differ by", "holds"), words=("what",)
     )

@@ -104,6 +104,7 @@ def test_a_wrong_flag_is_one_line_and_leaves_nothing(run, tmp_path, flag, told):
     assert ended.returncode == 2 and told in ended.stderr
     assert ended.stderr.startswith("adding.py: ") and ended.stderr.count("\n") == 1
     assert not (tmp_path / "figures.json").exists()
+    assert list(tmp_path.glob("results/*")) == []
 
 
 def test_the_help_is_the_question_and_the_flags(run):
