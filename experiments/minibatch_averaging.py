@@ -64,8 +64,9 @@ def page(
     tables = [variance_table(variances, slope), reliability_table(final, target, len(seed))]
     few, many = batch_size[0], batch_size[-1]
     verdict = (
-        f"The variance of the gradient goes with the batch size to the power {slope:.2f}. After {steps} steps "
-        f"the test loss varies over seeds by {spread[few]:.3f} with batch {few}, {spread[many]:.3f} with {many}."
+        f"The variance of the gradient goes with the batch size to the power {slope:.2f}; after {steps} "
+        f"steps the test loss varies over seeds by {spread[few]:.3f} with batch {few}, and by "
+        f"{spread[many]:.3f} with {many}."
     )
     return report.Finding(
         verdict,
