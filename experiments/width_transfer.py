@@ -62,8 +62,12 @@ def page(
     sizes, rates, seeds = sorted(width), sorted(lr), list(seed)
     if quick:
         sizes, seeds = sizes[1::2], seeds[:2]  # narrow networks are not in the wide limit yet
+    axes = sweep.grid(
+        optimizer=optim.adam, schedule=schedules.constant, lr=rates, b1=0.9, b2=0.999, eps=1e-8,
+        batch_size=batch_size, seed=seeds,
+    )  # fmt: skip
     trained = {
-        (scaling, n): final_losses(scaling, n, sizes[0], rates, seeds, steps, batch_size, workdir)
+        (scaling, n): final_losses(scaling, n, sizes[0], axes, steps, workdir)
         for scaling in EXPONENTS
         for n in sizes
     }
@@ -97,16 +101,12 @@ def shapes(width: int) -> functional.Params:
 
 
 def final_losses(
-    scaling: str, width: int, base: int, rates: list[float], seeds: list[int], steps: int, batch: int, workdir
+    scaling: str, width: int, base: int, axes: sweep.Axes, steps: int, workdir: Path
 ) -> np.ndarray:
     """The training loss over the last tenth of the steps, a row for each seed, a column for each rate."""
     experiment = sweep.Experiment(
         signals(), network, losses.named("cross_entropy"), {"width": width},
         steps=steps, eval_every=steps, validation=0.0, mup={"width": base} if scaling == "muP" else None,
-    )  # fmt: skip
-    axes = sweep.grid(
-        optimizer=optim.adam, schedule=schedules.constant, lr=rates, b1=0.9, b2=0.999, eps=1e-8,
-        batch_size=batch, seed=seeds,
     )  # fmt: skip
     results = sweep.run(experiment, axes, workdir / f"{scaling}-{width}", quiet=True)
     final = results.train_loss[:, -max(1, steps // 10) :].mean("step", skipna=False)

@@ -88,16 +88,15 @@ class Passage:
 
 
 Follow = Callable[[Operation, Axes], Passage]
-"""The rule of an operation: how examples pass it."""
-
 rules: dict[str, Follow] = {}
+"""How the examples pass an operation, by the name of its primitive."""
 
 
 def follow(name: str, o: Operation, axes: Axes) -> Passage:
     """How the examples pass an operation, some of whose operands have an axis of them."""
-    if name not in rules:
-        raise CannotTell
-    return rules[name](o, axes)
+    if name in rules:
+        return rules[name](o, axes)
+    raise CannotTell
 
 
 def _rule(*names: str) -> Callable[[Follow], Follow]:

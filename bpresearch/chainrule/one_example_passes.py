@@ -118,7 +118,7 @@ def custom_vjp(walk, eqn, ins):
         number, values, residuals = kept_values
         held, types = with_values([x for x, _ in residual_kinds], residuals), [t for _, t in residual_kinds]
         numbered, outs = replace(walk, number=number), (eqn, run.kinds)
-        cotangents = way_back(numbered, bwd, held, types, outs, bars, ins[count:])
+        cotangents = way_back(numbered, bwd, (held, types), outs, bars, ins[count:])
         cotangents = [
             nothing(x) if bar is None else bar for x, bar in zip(values[count:], cotangents, strict=True)
         ]
@@ -132,8 +132,7 @@ def custom_vjp(walk, eqn, ins):
 def way_back(
     walk: OneExample,
     backward: Callable[[PyTree, PyTree], list[Value | None]],
-    residuals: Sequence[Held],
-    types: Sequence[jax.ShapeDtypeStruct],
+    residuals: tuple[Sequence[Held], Sequence[jax.ShapeDtypeStruct]],
     outs: tuple[JaxprEqn, Sequence[Held]],
     bars: Sequence[Value | None],
     ins: Sequence[Held],
@@ -141,11 +140,12 @@ def way_back(
     """Someone's backward pass of the batch, `(residuals, bars) -> bars of the operands`, for one example.
 
     Args:
-        residuals, types: what it reads, for one example, and the types of that in the batch.
+        residuals: what it reads, for one example, and the types of that in the batch.
         outs, bars: the equation, the kinds of its results, and their cotangents.
         ins: kinds of the operands.
     """
     (eqn, kinds), moving = outs, [is_floating(v.aval) for v in outs[0].outvars]
+    values, types = residuals
     of_bars = [type_ if f else None for type_, f in zip(types_of(eqn.outvars), moving, strict=True)]
     closed, shapes = jax.make_jaxpr(backward, return_shape=True)(list(types), of_bars)
     held = [
@@ -154,7 +154,7 @@ def way_back(
         if f
     ]
     back = replace(walk, adds=True)
-    cotangents = iter(back.run(closed.jaxpr, closed.consts, [*residuals, *held]))
+    cotangents = iter(back.run(closed.jaxpr, closed.consts, [*values, *held]))
     answers: list[Value | None] = []
     for x, shape in zip(ins, shapes, strict=True):
         bar = None if shape is None else next(cotangents)
@@ -240,9 +240,8 @@ def walked(walk, eqn, ins, values, kinds):
 
         held = with_values([*ins, *(kind for kind, _ in residual_kinds)], [*operands[:-1], *residuals])
         numbered, outs = replace(walk, number=operands[-1]), (eqn, kinds)
-        cotangents = way_back(
-            numbered, program, held, [*types, *(t for _, t in residual_kinds)], outs, bars, ins
-        )
+        residuals_held = held, [*types, *(t for _, t in residual_kinds)]
+        cotangents = way_back(numbered, program, residuals_held, outs, bars, ins)
         return [*cotangents, None]
 
     made = replace(call, apply=apply, forward=forward, backward=backward, moving=(*call.moving, False))

@@ -18,7 +18,7 @@ def digits(*, standardize: str = "features") -> Dataset:
     """
     source = _scikit_learn("digits").load_digits()
     text = "handwritten digits, 8 x 8 pixels (Alpaydin and Kaynak 1998)"
-    return _divided("digits", source.images[..., None], source.target, 360, text, 10, standardize)
+    return _divided("digits", (source.images[..., None], source.target), 360, text, 10, standardize)
 
 
 def wine(*, standardize: str = "features") -> Dataset:
@@ -31,7 +31,7 @@ def wine(*, standardize: str = "features") -> Dataset:
     """
     source = _scikit_learn("wine").load_wine()
     text = "three cultivars by 13 measurements of their wine (Aeberhard and Forina 1991)"
-    return _divided("wine", source.data, source.target, 36, text, 3, standardize)
+    return _divided("wine", (source.data, source.target), 36, text, 3, standardize)
 
 
 def breast_cancer(*, standardize: str = "features") -> Dataset:
@@ -44,7 +44,7 @@ def breast_cancer(*, standardize: str = "features") -> Dataset:
     """
     source = _scikit_learn("breast_cancer").load_breast_cancer()
     text = "malignant or benign by 30 measurements of cell nuclei (Wolberg et al. 1993)"
-    return _divided("breast_cancer", source.data, source.target, 114, text, 2, standardize)
+    return _divided("breast_cancer", (source.data, source.target), 114, text, 2, standardize)
 
 
 def diabetes(*, standardize: str = "features") -> Dataset:
@@ -58,7 +58,7 @@ def diabetes(*, standardize: str = "features") -> Dataset:
     source = _scikit_learn("diabetes").load_diabetes(scaled=False)
     text = "progress of diabetes from ten measurements (Efron et al. 2004)"
     x, y = source.data.astype(np.float64), source.target.astype(np.float64)
-    return _divided("diabetes", x, y, 89, text, None, standardize)
+    return _divided("diabetes", (x, y), 89, text, None, standardize)
 
 
 def _scikit_learn(name: str) -> ModuleType:
@@ -67,8 +67,14 @@ def _scikit_learn(name: str) -> ModuleType:
 
 
 def _divided(
-    name: str, x: np.ndarray, y: np.ndarray, test: int, text: str, classes: int | None, standardize: str
+    name: str,
+    examples: tuple[np.ndarray, np.ndarray],
+    test: int,
+    text: str,
+    classes: int | None,
+    standardize: str,
 ) -> Dataset:
+    x, y = examples
     first, last = split(len(y), test)
     text += f": {len(first):,} for training and {len(last):,} for test"
     return dataset(name, x[first], y[first], x[last], y[last], text, classes, standardize)

@@ -145,9 +145,7 @@ def decide(estimates: Estimates, tolerance: float = 0.0) -> Decision:
         worst = _place(np.where(wrong, apart, -1.0))
         element = (worst, float(actual[worst]), float(values[worst])) if e.elements else None
         error, bound = (_relative(x[worst], e.scale) for x in (apart, allowed))
-        return Decision(
-            _row(e, error, bound, False, e.detail, element, e.hint() if e.hint else ""), np.asarray(wrong)
-        )
+        return Decision(_row(e, error, bound, False, e.detail, element), np.asarray(wrong))
     worst = _place(apart)
     element = (worst, float(actual[worst]), float(values[worst])) if e.elements else None
     error, bound = (_relative(np.max(x[known]), e.scale) for x in (apart, allowed))
@@ -189,8 +187,8 @@ def _row(
     passed: bool | None,
     detail: str,
     worst: object = None,
-    hint: str = "",
 ) -> Row:
+    hint = e.hint() if e.hint and passed is False else ""
     row = Row(e.path, e.shape, e.oracle, error, float(bound), passed, detail, worst, hint)  # type: ignore[arg-type]
     return replace(row, eps=e.eps)
 

@@ -77,7 +77,10 @@ class StandardizeRule:
     """
 
     def forward(function, x, **options):
-        return nnx.standardize(x, **options), (x, *_moments(x, **options))
+        return nnx.standardize(x, **options), (
+            x,
+            *_moments(x, **{name: value for name, value in options.items() if name != "epsilon"}),
+        )
 
     def backward(
         function, residuals, y_bar, axis=-1, mean=None, variance=None, epsilon=1e-5, where=None, **options
@@ -100,7 +103,7 @@ class StandardizeRule:
         return {}, r * x_bar
 
 
-def _moments(x, axis=-1, mean=None, variance=None, epsilon=None, where=None, algorithm="fast"):
+def _moments(x, axis=-1, mean=None, variance=None, where=None, algorithm="fast"):
     """The mean and the variance that `nnx.standardize` takes."""
     if mean is None:
         mean = jnp.mean(x, axis, keepdims=True, where=where)

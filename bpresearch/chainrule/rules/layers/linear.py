@@ -95,17 +95,21 @@ class EinsumRule:
         of_factors, of_y, _ = opt_einsum.parser.parse_einsum_input((formula, x_cast, kernel_cast))
         of_x, of_kernel = of_factors.split(",")
         y_bar = y_bar.astype(x_cast.dtype)
-        kernel_bar = _factor_bar(y_bar, of_y, x_cast, of_x, kernel.shape, of_kernel, layer.precision)
+        kernel_bar = _factor_bar((y_bar, of_y), (x_cast, of_x), kernel.shape, of_kernel, layer.precision)
         grads = {"kernel": kernel_bar}
         if layer.bias is not None:
             others = [axis for axis, index in enumerate(of_y) if index not in of_kernel]
             grads["bias"] = jnp.sum(y_bar, others).reshape(layer.bias.shape)
-        x_bar = _factor_bar(y_bar, of_y, kernel_cast, of_kernel, x.shape, of_x, layer.precision)
+        x_bar = _factor_bar((y_bar, of_y), (kernel_cast, of_kernel), x.shape, of_x, layer.precision)
         return grads, x_bar.astype(x.dtype)
 
 
-def _factor_bar(y_bar, of_y, other, of_other, shape, indices, precision):
-    """The cotangent of the factor of an einsum that has this shape and these indices."""
+def _factor_bar(output, other, shape, indices, precision):
+    """The cotangent of the factor of an einsum that has this shape and these indices.
+
+    `output` and `other` are the result's cotangent and the other factor, each with its indices.
+    """
+    (y_bar, of_y), (other, of_other) = output, other
     size = dict(zip(indices, shape, strict=True))
     others = dict(zip(of_other, other.shape, strict=True)) | dict(zip(of_y, y_bar.shape, strict=True))
     matched = [index for index in size if others.get(index) == size[index]]
