@@ -70,10 +70,8 @@ def page(
     rows, figures = [], {}
     for size in batch_size:
         for optimizer in OPTIMIZERS:
-            folder, axes = (
-                workdir / f"{optimizer.__name__}-{size}",
-                {"lr": list(lr), "batch_size": size, "seed": list(seed)},
-            )
+            folder = workdir / f"{optimizer.__name__}-{size}"
+            axes = {"lr": list(lr), "batch_size": size, "seed": list(seed)}
             values, final, diverged = best_setting(experiment, optimizer, axes, damping, folder)
             rows.append((size, optimizer.__name__, values, final, diverged))
             figures[f"{optimizer.__name__}.{size}.accuracy"] = final.mean
