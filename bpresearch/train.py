@@ -20,7 +20,6 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Bool, Float, Int, Integer, PyTree
 
-from bpresearch.branches import Branch, whole
 from bpresearch.functional import (
     Loss,
     Params,
@@ -32,6 +31,7 @@ from bpresearch.functional import (
     split,
     with_rngs,
 )
+from bpresearch.same_bits import Branch, whole
 
 
 class Run(NamedTuple):

@@ -15,10 +15,10 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 # From the top of the house to the ground: a part may import those further down.
 # Parts that are not named here (the pure-function view of a model, say) are the ground itself.
 ORDER = ["command", "pytest_plugin", "report", "sweep", "statistics", "diagnostics", "theory", "verify"]
-ORDER += ["evaluation", "train", "branches", "optim", "autodiff", "chainrule", "models", "data"]
+ORDER += ["evaluation", "train", "same_bits", "optim", "autodiff", "chainrule", "models", "data"]
 # Some import less: these are given functions and arrays, and the engines do not know each other.
-ALONE = {"branches", "optim", "autodiff", "data", "statistics"}
-ONLY = {"evaluation": {"train", "optim"}, "train": {"branches"}, "report": {"statistics", "theory"}}
+ALONE = {"same_bits", "optim", "autodiff", "data", "statistics"}
+ONLY = {"evaluation": {"train", "optim"}, "train": {"same_bits"}, "report": {"statistics", "theory"}}
 ONLY |= {"verify": {"autodiff", "chainrule", "models", "data"}}
 
 # With a derivative from one of these, the chain-rule engine would agree with autodiff by itself.

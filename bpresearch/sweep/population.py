@@ -21,9 +21,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from bpresearch.branches import blank
 from bpresearch.evaluation import evaluate
 from bpresearch.jaxprs import traced
+from bpresearch.same_bits import blank
 from bpresearch.sweep.experiment import Experiment
 from bpresearch.sweep.options import Settings, constants, scheduled
 from bpresearch.train import Chunk, Measured, Moment, make_run, next_step, start

@@ -1,8 +1,8 @@
-"""What a program of many runs skips, and what keeps a run's bits the same whoever trains beside it.
+"""What a program of many runs computes of each and what it skips, with the same bits in any company.
 
-A program has three ways to change the last bits of a run: to compute a value twice, and differently, where it
-is used twice; to take another program's shapes; and to compute both sides of a condition. `whole` stands
-against the first, `blank` and `Branch` against the others.
+XLA compiles a value anew into each of its uses, and may round it otherwise there: a `whole` is computed once.
+What a run does not need at a step (an evaluation, the steps of a run that has diverged) is a condition in the
+program, not another program, and `blank` arrays stand in its place.
 """
 
 from collections.abc import Callable
@@ -39,8 +39,7 @@ class Branch:
     ) -> Value:
         """`compute()` if it is needed and the run has not diverged, else `otherwise()`: by default, blanks.
 
-        >>> import jax.numpy as jnp
-        >>> from bpresearch.branches import Branch
+        >>> from bpresearch.same_bits import Branch
         >>> healthy = jnp.array(True)
         >>> [float(Branch(True)(needed, healthy, lambda: jnp.float32(2))) for needed in (True, False)]
         [2.0, nan]
@@ -60,8 +59,7 @@ def whole(values: Value) -> Value:
 def blank(shapes: PyTree) -> PyTree:
     """Arrays of NaN, of zeros, or of some random key.
 
-    >>> import jax
-    >>> from bpresearch.branches import blank
+    >>> from bpresearch.same_bits import blank
     >>> blank({"loss": jax.ShapeDtypeStruct((), "float32"), "count": jax.ShapeDtypeStruct((2,), "int32")})
     {'count': Array([0, 0], dtype=int32), 'loss': Array(nan, dtype=float32)}
     """
