@@ -28,7 +28,7 @@ def page(
     lr: Annotated[tuple[float, ...], Flag("learning rates of Adam", low=1e-9)] = listed("3e-3,6e-3"),
     b1: Annotated[tuple[float, ...], Flag("b1 of Adam, below 1", low=0, high=1)] = listed("0.5,0.9"),
     steps: Annotated[int, Flag("updates of the network", low=4 * EVERY)] = 2000,
-    examples: Annotated[int, Flag("training examples of MNIST-1D", low=1)] = 500,
+    examples: Annotated[int, Flag("training examples of MNIST-1D, of 4,000", low=1, high=4001)] = 500,
     width: Annotated[int, Flag("width of the two hidden layers", low=1)] = 50,
     seed: Annotated[int, Flag("of the initial weights", low=0)] = 0,
     quick: bool = False,

@@ -31,7 +31,7 @@ def page(
         tuple[float, ...], Flag("learning rates, times the curvature at the start", low=0.01)
     ] = listed("0.5,1.5,2.5,3,3.5,4.5"),
     width: Annotated[int, Flag("hidden units of the linear network", low=1)] = 1000,
-    examples: Annotated[int, Flag("training examples of MNIST-1D", low=1)] = 1000,
+    examples: Annotated[int, Flag("training examples of MNIST-1D, of 4,000", low=1, high=4001)] = 1000,
     steps: Annotated[int, Flag("updates of the network on MNIST-1D", low=1)] = 400,
     seed: Annotated[int, Flag("of the weights", low=0)] = 0,
     quick: bool = False,
@@ -94,12 +94,12 @@ def on_mnist1d(
         )  # fmt: skip
 
     curvature = float(trained(0.0, 1, 1, 100).sharpness[0])
-    found = {}
+    courses = {}
     for m in multiples:
         if m < 4:
             run = trained(m / curvature, steps, max(1, steps // 10), 30)
-            found[m] = run.loss, m * run.sharpness / curvature
-    return found
+            courses[m] = run.loss, m * run.sharpness / curvature
+    return courses
 
 
 def row(losses: np.ndarray, curvature: np.ndarray) -> tuple[str, str, str]:
@@ -124,22 +124,24 @@ def checks(
     thrown: list[float],
 ) -> list[report.Check]:
     """The closed equations, the three phases, and the network's return."""
-    found = []
+    comparisons = []
     for m, path in paths.items():
         expected = next(name for name, (low, high) in PHASES.items() if low < m <= high)
-        found.append(report.Check(f"lr x curvature {m:g}: {expected}", float(phase(path) == expected), 1, 0))
+        comparisons.append(
+            report.Check(f"lr x curvature {m:g}: {expected}", float(phase(path) == expected), 1, 0)
+        )
     finite = [m for m in paths if m < 4]
     off = max(float(np.max(np.abs(paths[m].curvature / closed[m].curvature - 1))) for m in finite)
-    found.append(report.Check("curvature against its closed equation", off, 0, 1e-9))
+    comparisons.append(report.Check("curvature against its closed equation", off, 0, 1e-9))
     for m in thrown:
         last = m * paths[m].curvature[-1] / paths[m].curvature[0]
         losses, curvature = network[m]
-        found += [
+        comparisons += [
             report.Check.below(f"{m:g}: lr x curvature at the end", last, 2),
             report.Check.below(f"MNIST-1D, {m:g}: last loss over first", losses[-1] / losses[0], 1),
             report.Check.below(f"MNIST-1D, {m:g}: lr x curvature at the end", curvature[-1], 2),
         ]
-    return found
+    return comparisons
 
 
 def picture(paths: dict[float, catapult.Path]):

@@ -63,11 +63,11 @@ def over_all(results: list) -> Table:
     table.add_column("interquartile mean of the score", justify="right")
     table.add_column(f"P({best} is better)", justify="right")
     table.add_column(f"{best} is ahead by", justify="right")
-    for name, found in scores.items():
-        mean = statistics.interquartile_mean_interval(found)
-        chance = statistics.probability_of_improvement_interval(scores[best], found)
+    for name, own_scores in scores.items():
+        mean = statistics.interquartile_mean_interval(own_scores)
+        chance = statistics.probability_of_improvement_interval(scores[best], own_scores)
         ahead = statistics.over_tasks(
-            [np.array([x.mean() - y.mean()]) for x, y in zip(scores[best], found, strict=True)]
+            [np.array([x.mean() - y.mean()]) for x, y in zip(scores[best], own_scores, strict=True)]
         )
         half = "" if np.isnan(ahead.half_width) else f" ± {ahead.half_width:.2f}"
         against = ["-", "-"] if name == best else [ranged(chance), f"{ahead.mean:.2f}{half}"]
@@ -75,17 +75,17 @@ def over_all(results: list) -> Table:
     return table
 
 
-def ranged(found: statistics.Range) -> str:
+def ranged(bounds: statistics.Range) -> str:
     """`0.96 (0.94 to 0.97)`."""
-    interval = "" if found.low != found.low else f" ({found.low:.2f} to {found.high:.2f})"
-    return f"{found.estimate:.2f}{interval}"
+    interval = "" if bounds.low != bounds.low else f" ({bounds.low:.2f} to {bounds.high:.2f})"
+    return f"{bounds.estimate:.2f}{interval}"
 
 
 def figures(results: dict) -> dict[str, float]:
     """Each data set's figures, and each schedule's interquartile mean over all of them."""
     scores = statistics.several(list(results.values()), by="schedule", stratum="optimizer")
     flat = {
-        f"{name}.{key}": v for name, found in results.items() for key, v in statistics.figures(found).items()
+        f"{name}.{key}": v for name, runs in results.items() for key, v in statistics.figures(runs).items()
     }
     return flat | {
         f"{name}.interquartile_mean": statistics.interquartile_mean(s) for name, s in scores.items()

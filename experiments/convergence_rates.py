@@ -75,9 +75,9 @@ def measured_rates(conditions: tuple[float, ...]) -> pd.DataFrame:
     for condition in conditions:
         spectrum = np.geomspace(1.0, condition, 10)
         for method in quadratics.optimal_methods(1.0, condition):
-            found = quadratics.measured_rate(method, spectrum)
+            rate = quadratics.measured_rate(method, spectrum)
             rows.append(
-                {"condition": condition, "method": method.name, "measured": found, "theory": method.rate}
+                {"condition": condition, "method": method.name, "measured": rate, "theory": method.rate}
             )
     return pd.DataFrame(rows)
 

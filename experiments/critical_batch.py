@@ -29,7 +29,7 @@ def page(
     *,
     batch_size: Annotated[
         tuple[int, ...],
-        Flag("batch sizes, at least three", low=1, least=3, why="for a hyperbola"),
+        Flag("batch sizes", low=1, least=3, why="for a hyperbola"),
     ] = listed("4,8,16,32,64,128,256,512", int),
     lr: Annotated[
         tuple[float, ...], Flag("learning rates, of which each batch size takes its best", low=1e-9)
@@ -187,7 +187,7 @@ def checks(
     predicted = batches.best_decrease(g, h, 2 * h, size)
     noisy = g + np.sqrt(2 * h / size) * random.normal(size=(40_000, 100))
     slope, curved = float(np.mean(noisy @ g)), float(np.mean(noisy**2 @ h))
-    found = [
+    comparisons = [
         report.Check(
             "best step: simulated decrease / formula", float(slope**2 / (2 * curved) / predicted), 1, 0.05
         )
@@ -195,9 +195,9 @@ def checks(
     for name, hyperbola in fits.items():
         there = ~np.isnan(steps[name])
         off = np.abs(hyperbola.steps(batch[there]) / steps[name][there] - 1).max()
-        found.append(report.Check(f"{name}: hyperbola / steps, off 1 by", off, 0, 0.2))
+        comparisons.append(report.Check(f"{name}: hyperbola / steps, off 1 by", off, 0, 0.2))
     ratio = float(np.log10(noise / fits["MNIST-1D"].critical_batch))
-    return [*found, report.Check("log10 of noise scale / critical batch", ratio, 0, 0.3)]
+    return [*comparisons, report.Check("log10 of noise scale / critical batch", ratio, 0, 0.3)]
 
 
 def picture(batch: np.ndarray, steps: dict[str, np.ndarray], fits: dict[str, batches.Hyperbola]):

@@ -50,9 +50,9 @@ def page(
     return report.Finding(verdict, checks, figures, [grid], {"deepobs_quadratic": picture(runs)})
 
 
-def check(what: str, found: float, published: str, spread: float = 0.0) -> report.Check:
+def check(what: str, measured: float, published: str, spread: float = 0.0) -> report.Check:
     """A number against a published one, which is rounded."""
-    return report.Check(what, found, float(published), spread + deepobs.half_a_digit(published))
+    return report.Check(what, measured, float(published), spread + deepobs.half_a_digit(published))
 
 
 def picture(runs: dict[str, np.ndarray]):

@@ -49,7 +49,7 @@ def page(
     ),
     seed: Annotated[
         tuple[int, ...],
-        Flag("seeds, at least two", low=0, high=2**32, least=2, why="for an interval"),
+        Flag("seeds", low=0, high=2**32, least=2, why="for an interval"),
     ] = listed("0:5", int),
     epochs: Annotated[
         int, Flag("times that a training meets its examples; 500 in the notebook", low=1)
@@ -175,27 +175,27 @@ def tests_at(errors: pd.DataFrame, kind: str, width: int) -> np.ndarray:
 def compared(errors: pd.DataFrame) -> list[report.Check]:
     """The notebook's single runs against what one more seed would give: all are in it in 95 of 100 cases."""
     places = [(kind, width) for kind, widths in COMPARED.items() for width in widths]
-    found = []
+    comparisons = []
     for kind, width in places:
         runs = tests_at(errors, kind, width)
         if len(runs):
             more = statistics.prediction(runs, 1 - 0.05 / len(places))
             published = PUBLISHED[kind][width][1]
-            found.append(
+            comparisons.append(
                 report.Check(f"{kind}, width {width}: notebook's", more.mean, published, more.half_width)
             )
-    return found
+    return comparisons
 
 
 def falls(errors: pd.DataFrame) -> list[report.Check]:
     """By how much the error is lower away from the peak, in points: the whole 95 % interval over seeds."""
-    found = []
+    comparisons = []
     for kind, peak, other in FALLS:
         high, low = tests_at(errors, kind, peak), tests_at(errors, kind, other)
         if len(high) and len(low):
             _, most = statistics.paired_difference(low, high).bounds
-            found.append(report.Check.below(f"{kind}: error at {other} less that at {peak}", most, 0))
-    return found
+            comparisons.append(report.Check.below(f"{kind}: error at {other} less that at {peak}", most, 0))
+    return comparisons
 
 
 def picture(errors: pd.DataFrame):

@@ -88,7 +88,7 @@ def checks(
     learned: dict[str, np.ndarray],
 ) -> list[report.Check]:
     """Against continuous time, the frequencies, and one rate for all classes."""
-    found = [
+    comparisons = [
         report.Check(
             f"{name}: worst loss over closed form, off 1 by", np.abs(losses[name] / form - 1).max(), 0, 0.03
         )
@@ -98,7 +98,7 @@ def checks(
     late = losses["Adam"][RECORDS // 2] / losses["Adam"][-1]
     rates = np.log(late) / (times["Adam"][-1] - times["Adam"][RECORDS // 2])
     return [
-        *found,
+        *comparisons,
         report.Check("gradient descent: time x frequency, rarest / first", slowed[-1] / slowed[0], 1, 0.03),
         report.Check("Adam: time, rarest / first", learned["Adam"][-1] / learned["Adam"][0], 1, 0.03),
         report.Check("Adam: rate of the loss, rarest / first", rates[-1] / rates[0], 1, 0.03),

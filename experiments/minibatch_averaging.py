@@ -29,7 +29,9 @@ def page(
         tuple[int, ...],
         Flag("batch sizes of the trainings", low=1, high=2000),
     ] = listed("1,4,16,64,256", int),
-    examples: Annotated[int, Flag("N, the examples that batches are drawn from", low=2)] = 1000,
+    examples: Annotated[
+        int, Flag("N, the examples of MNIST-1D's 4,000 that batches are drawn from", low=2, high=4001)
+    ] = 1000,
     draws: Annotated[int, Flag("batches of each size that the variance is measured over", low=1)] = 2000,
     lr: Annotated[float, Flag("learning rate of the trainings, the same for every batch size")] = 0.1,
     steps: Annotated[int, Flag("updates of each training", low=1)] = 500,
@@ -47,8 +49,6 @@ def page(
     if quick:
         seed, steps, draws, batch_size = seed[:5], min(steps, 300), min(draws, 500), batch_size[::2]
     dataset = data.load("mnist1d")
-    if examples > len(dataset.x):
-        raise ValueError(f"examples={examples}: mnist1d has {len(dataset.x)}")
     variances = variance(initial_gradients(dataset, examples), draws)
     replaced = variances[variances.batches == "with replacement"]
     slope = savings.exponent(replaced["batch size"].tolist(), replaced.measured.tolist())

@@ -54,7 +54,7 @@ def page(
     *,
     seed: Annotated[
         tuple[int, ...],
-        Flag("seeds, at least two", low=0, high=2**32, least=2, why="for a spread"),
+        Flag("seeds", low=0, high=2**32, least=2, why="for a spread"),
     ] = listed("0:10", int),
     steps: Annotated[int, Flag("updates of each training; 6,000 in the paper", low=1)] = 6000,
     tune: Annotated[bool, Flag("train with tuned optimizers and schedules too")] = True,
@@ -151,7 +151,7 @@ def tuned(
     workdir,
 ) -> dict:
     """The best setting of each optimizer and schedule by the part held out, and what that reaches."""
-    found = {}
+    best = {}
     for optimizer in optimizers:
         of_adam = optimizer is optim.adam
         own = {"momentum": 0.9} if optimizer is optim.momentum else {}
@@ -163,8 +163,8 @@ def tuned(
         folder = workdir / f"tuned-{row.name}-{optimizer.__name__}".replace(" ", "_")
         results = sweep.run(experiment(row, dataset, steps, 0.1), axes, folder)
         for key, setting in statistics.best_settings(results).items():
-            found[key] = setting, statistics.mean_and_interval(setting.test)
-    return found
+            best[key] = setting, statistics.mean_and_interval(setting.test)
+    return best
 
 
 def table(rows: list) -> Table:
@@ -188,10 +188,10 @@ def what_it_takes(rows: list) -> str:
     )
 
 
-def tuned_table(found: dict) -> Table:
+def tuned_table(best: dict) -> Table:
     columns = ("model", "optimizer", "schedule", "lr", "accuracy (%)")
     grid = report.grid("Tuned, on nine tenths of the training part", columns, words=columns[:3])
-    for name, ranked in found.items():
+    for name, ranked in best.items():
         for (optimizer, schedule), (setting, reached) in ranked.items():
             half = "" if np.isnan(reached.half_width) else f" ± {100 * reached.half_width:.1f}"
             rate = f"{setting.values['lr']:.3g}"

@@ -153,13 +153,13 @@ def checks(lines: pd.DataFrame) -> list[report.Check]:
     for _ in range(len(root) - 1):
         newton.append(newton[-1] - (np.exp(newton[-1]) - 1) / np.exp(newton[-1]))
     turned = np.arctan2(1, none[1:]) - 2 * np.arctan2(1, none[:-1])  # a multiple of pi
-    found = {
+    comparisons = {
         "w²: each w over the one before, off 1/2 by": (np.abs(square[1:] / square[:-1] - 0.5).max(), 0, 0),
         "e^w - 1: distance to Newton's iterates": (np.abs(root - newton).max(), 0, 1e-12),
         "|w|^0.4: each w over the one before": (np.median(steep[1:] / steep[:-1]), 1 - 1 / 0.4, 1e-9),
         "w² + 1: angle, off twice the one before by": (np.abs(np.sin(turned)).max(), 0, 1e-12),
     }
-    return [report.Check(f"c = {name}", *numbers) for name, numbers in found.items()]
+    return [report.Check(f"c = {name}", *numbers) for name, numbers in comparisons.items()]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def page(
     batch_size: Annotated[int, Flag("examples", low=1)] = 64,
     depth: Annotated[
         tuple[int, ...],
-        Flag("numbers of layers, at least two", low=1, least=2, why="for an exponent"),
+        Flag("numbers of layers", low=1, least=2, why="for an exponent"),
     ] = listed("8,12,16,24,32", int),
     quick: bool = False,
 ) -> report.Finding:
@@ -86,13 +86,13 @@ def checks(exponents: dict[str, float], divisions: pd.DataFrame) -> list[report.
 def costs(depth: int, width: int, batch: int) -> list[dict]:
     """Operations, memory and time of every variant at one depth."""
     given = savings.inputs(depth, width, batch)
-    found = {name: savings.cost(variant, given) for name, variant in savings.VARIANTS.items()}
+    by_variant = {name: savings.cost(variant, given) for name, variant in savings.VARIANTS.items()}
     # Forward mode is as many passes as there are parameters, each for one of them.
     once, count = savings.cost(savings.along, given.weights, given.xs[0], given.weights), given.weights.size
-    found["forward mode"] = once._replace(
+    by_variant["forward mode"] = once._replace(
         operations=once.operations * count, microseconds=once.microseconds * count
     )
-    return [{"depth": float(depth), "variant": name, **cost._asdict()} for name, cost in found.items()]
+    return [{"depth": float(depth), "variant": name, **cost._asdict()} for name, cost in by_variant.items()]
 
 
 def worst_error() -> float:
@@ -100,15 +100,15 @@ def worst_error() -> float:
     with jax.enable_x64(True):
         given = savings.inputs(4, 3, 5, "float64")
         right = jax.grad(savings.loss)(given.weights, given.xs[0])
-        found = [jnp.stack(variant(given)) for variant in savings.VARIANTS.values()]
-        found.append(savings.forward_mode(given.weights, given.xs[0]))
-        return max(float(jnp.max(jnp.abs(one - right)) / jnp.max(jnp.abs(right))) for one in found)
+        gradients = [jnp.stack(variant(given)) for variant in savings.VARIANTS.values()]
+        gradients.append(savings.forward_mode(given.weights, given.xs[0]))
+        return max(float(jnp.max(jnp.abs(one - right)) / jnp.max(jnp.abs(right))) for one in gradients)
 
 
 def division_costs(rows: int, columns: int, rounds: int) -> list[dict]:
     """Numbers divided in the compiled program, and the median time of a call, in turn with the others."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, columns)), "float32")
-    found = []
+    timings = []
     for name, function in ELEMENTWISE.items():
         programs = {how: jax.jit(partial(function, how=how)) for how in HOWS}
         times: dict[str, list[float]] = {how: [] for how in HOWS}
@@ -117,7 +117,7 @@ def division_costs(rows: int, columns: int, rounds: int) -> list[dict]:
                 begin = time.perf_counter()
                 program(x).block_until_ready()
                 times[how].append(1e6 * (time.perf_counter() - begin))
-        found += [
+        timings += [
             {
                 "function": name,
                 "how": how,
@@ -126,7 +126,7 @@ def division_costs(rows: int, columns: int, rounds: int) -> list[dict]:
             }
             for how in HOWS
         ]
-    return found
+    return timings
 
 
 def cost_table(frame: pd.DataFrame, fitted: dict[str, float]) -> Table:

@@ -164,20 +164,20 @@ def figures(theory: pd.DataFrame, best: dict[str, tuple[float, float]]) -> dict[
 def checks(theory: pd.DataFrame, best: dict[str, tuple[float, float]]) -> list[report.Check]:
     """The paper's figures to their last digit; the bound where it must hold; the network's peaks."""
     at = {(r.schedule, r.steps): r for r in theory.itertuples()}
-    found = [
+    comparisons = [
         report.Check(f"{name}, T = {steps}: bound", at[name, steps].bound, known, 0.0051)
         for name, ends in KNOWN.items()
         for steps, known in zip((400, 6400), ends, strict=True)
         if (name, steps) in at
     ]
-    found += [
+    comparisons += [
         report.Check(f"{name}: best peak", at[name, 6400].peak, known, 0.0051)
         for name, known in KNOWN_PEAKS.items()
         if (name, 6400) in at
     ]
     worst = float((theory.measured / theory.bound).max())
     return [
-        *found,
+        *comparisons,
         report.Check.below("convex function: measured / bound", worst, 1),
         report.Check(
             "network: stable's best peak / cosine's", measured_ratio(best), predicted_ratio(theory), 0.25

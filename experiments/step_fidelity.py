@@ -38,7 +38,7 @@ def page(
         float, Flag("sharpness that is the edge of stability at the learning rates taken")
     ] = 2.5,
     steps: Annotated[int, Flag("updates of each training", low=4 * EVERY)] = 8000,
-    examples: Annotated[int, Flag("of mnist1d that the full batch holds", low=1)] = 500,
+    examples: Annotated[int, Flag("of MNIST-1D's 4,000 that the full batch holds", low=1, high=4001)] = 500,
     width: Annotated[int, Flag("of the two hidden layers", low=1)] = 50,
     seed: Annotated[int, Flag("of the initial weights", low=0)] = 0,
     quick: bool = False,
@@ -48,8 +48,6 @@ def page(
         raise ValueError(f"threshold={threshold}: takes a positive sharpness")
     steps = min(steps, 4000) if quick else steps
     dataset = data.load("mnist1d")
-    if examples > len(dataset.x):
-        raise ValueError(f"examples={examples}: mnist1d has {len(dataset.x)}")
     x, y = dataset.x[:examples], np.eye(10, dtype=np.float32)[dataset.y[:examples]]
     network = models.mlp((40, 1), 10, widths=(width, width), activation=nnx.tanh, rngs=nnx.Rngs(seed))
     linear = models.linear((40, 1), 10, rngs=nnx.Rngs(seed))
@@ -139,10 +137,10 @@ def training(
         for label, factor in (("at the edge", 1.0), ("a tenth", 0.1)):
             options = {} if method is optim.sgd else {"momentum": momentum}
             optimizer = method(factor * quadratics.edge(method, threshold, momentum), **options)
-            found = sharpness.full_batch(
+            path = sharpness.full_batch(
                 model, optax.losses.squared_error, x, y, optimizer, steps=steps // EVERY * EVERY, every=EVERY
             )
-            settled[name, label] = found.settled * factor / threshold
+            settled[name, label] = path.settled * factor / threshold
             rows += [
                 {
                     "method": name,
@@ -150,7 +148,7 @@ def training(
                     "step": float(step),
                     "ratio": value * factor / threshold,
                 }
-                for step, value in zip(found.steps, found.sharpness, strict=True)
+                for step, value in zip(path.steps, path.sharpness, strict=True)
             ]
     return pd.DataFrame(rows), settled
 

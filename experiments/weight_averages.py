@@ -45,7 +45,7 @@ def page(
     seed: Annotated[
         tuple[int, ...],
         Flag(
-            "seeds of the network, at least two",
+            "seeds of the network",
             low=0,
             high=2**32,
             least=2,
@@ -153,7 +153,7 @@ def long_run() -> list[report.Check]:
 
 def simulated(runs: int) -> list[report.Check]:
     """The recursion against many runs, after fifty steps along two eigenvectors."""
-    h, rates, found = np.array([1.0, 0.1]), np.full(50, 0.3), []
+    h, rates, comparisons = np.array([1.0, 0.1]), np.full(50, 0.3), []
     for name, (_, average) in METHODS.items():
         if name == "cosine, last":
             continue
@@ -166,8 +166,10 @@ def simulated(runs: int) -> list[report.Check]:
             ends = run(jnp.ones((runs, 2)), rates=jnp.asarray(rates), key=jax.random.key(0))
         expected = averages.expected_squares(h, h, 1.0, rates, average)
         off = np.abs(np.mean(np.asarray(ends) ** 2, axis=0) / expected - 1).max()
-        found.append(report.Check(f"{name}: simulated / recursion, off 1 by", off, 0, 8 / np.sqrt(runs)))
-    return found
+        comparisons.append(
+            report.Check(f"{name}: simulated / recursion, off 1 by", off, 0, 8 / np.sqrt(runs))
+        )
+    return comparisons
 
 
 def compared(best: pd.DataFrame, network: dict[str, tuple[float, statistics.Interval]]) -> list[report.Check]:

@@ -39,7 +39,7 @@ def page(
     width: Annotated[
         tuple[int, ...],
         Flag(
-            "widths of both hidden layers, at least three",
+            "widths of both hidden layers",
             low=1,
             least=3,
             why="for an exponent",
@@ -47,11 +47,11 @@ def page(
     ] = listed("64,128,256,512,1024,2048", int),
     lr: Annotated[
         tuple[float, ...],
-        Flag("learning rates, at least three", low=1e-9, least=3, why="of which the best lies inside"),
+        Flag("learning rates", low=1e-9, least=3, why="of which the best lies inside"),
     ] = listed("logspace:1.220703125e-4:0.0625:10"),
     seed: Annotated[
         tuple[int, ...],
-        Flag("seeds, at least two", low=0, high=2**32, least=2, why="of which one is left out in turn"),
+        Flag("seeds", low=0, high=2**32, least=2, why="of which one is left out in turn"),
     ] = listed("0:6", int),
     steps: Annotated[int, Flag("updates", low=1)] = 80,
     batch_size: Annotated[int, Flag("examples of each update", low=1)] = 64,
@@ -123,8 +123,8 @@ def first(scaling: str, width: int, base: int) -> list[float]:
         rates = mup.rates_of("adam", shapes(width), mup.shapes_of(shapes(base)))
     model = build(rngs=nnx.Rngs(0))
     x, y = jnp.asarray(signals().x[:512]), jnp.asarray(signals().y[:512])
-    found = widths.first_steps(model, widths.own_output, x, y, rates)
-    return [found[f"layers.{place}.kernel"] for place, _ in LAYERS.values()]
+    moves = widths.first_steps(model, widths.own_output, x, y, rates)
+    return [moves[f"layers.{place}.kernel"] for place, _ in LAYERS.values()]
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
@@ -190,24 +190,24 @@ def figures(
 
 def checks(steps_of: dict, best: dict, rates: list[float], sizes: list[int]) -> list[report.Check]:
     """Exponents of what the first step does and of the best rates, of which none may be at an end."""
-    found = []
+    comparisons = []
     for scaling in EXPONENTS:
         for place, (layer, (_, power)) in enumerate(LAYERS.items()):
             measured = exponent(sizes, [steps_of[scaling, n][place] for n in sizes])
             expected = power if scaling == "standard" else 0.0
-            found.append(report.Check(f"{scaling}, first step: {layer}", measured, expected, 0.1))
+            comparisons.append(report.Check(f"{scaling}, first step: {layer}", measured, expected, 0.1))
     ends = sum(int(np.isin(rate, (rates[0], rates[-1])).sum()) for rate in best.values())
-    found.append(report.Check("best rates at an end", ends, 0, 0))
+    comparisons.append(report.Check("best rates at an end", ends, 0, 0))
     for scaling, expected in EXPONENTS.items():
         measured = exponent(sizes, best[scaling])
-        found.append(report.Check(f"{scaling}: exponent of the best rate", measured, expected, NEAR))
-    return found
+        comparisons.append(report.Check(f"{scaling}: exponent of the best rate", measured, expected, NEAR))
+    return comparisons
 
 
 def picture(trained: dict, rates: list[float]):
     rows, lowest = [], []
-    for (scaling, n), found in trained.items():
-        place, losses = {"width": str(n), "panel": f"{scaling} scaling"}, np.mean(found, axis=0)
+    for (scaling, n), final in trained.items():
+        place, losses = {"width": str(n), "panel": f"{scaling} scaling"}, np.mean(final, axis=0)
         rows += [place | {"lr": rate, "loss": loss} for rate, loss in zip(rates, losses, strict=True)]
         lowest.append(place | dict(zip(("lr", "loss"), descent.lowest(np.array(rates), losses), strict=True)))
     frame = pd.DataFrame(rows).dropna()

@@ -80,15 +80,16 @@ class Option(NamedTuple):
 
     def define(self) -> None:
         """Defines the flag."""
+        text = self.flag.text + (f", at least {self.flag.least}" if self.flag.least > 1 else "")
         if self.many:
-            flags.DEFINE_string(self.name, self.default.text, self.flag.text, module_name=sys.argv[0])
+            flags.DEFINE_string(self.name, self.default.text, text, module_name=sys.argv[0])
         else:
             makes: dict[type, Callable[..., object]] = {
                 int: flags.DEFINE_integer,
                 float: flags.DEFINE_float,
                 bool: flags.DEFINE_bool,
             }
-            makes[self.kind](self.name, self.default, self.flag.text, module_name=sys.argv[0])
+            makes[self.kind](self.name, self.default, text, module_name=sys.argv[0])
 
     def value(self) -> object:
         """What the user gave.
@@ -128,7 +129,7 @@ def run_page(page: Callable[..., report.Finding]) -> NoReturn:
     check holds, 1 if one does not, 2 for bad input.
     """
     name, own = Path(sys.argv[0]).stem, options(page)
-    flags.DEFINE_bool("quick", False, "reduced size: done within 50 s")
+    flags.DEFINE_bool("quick", False, "reduced size: done within two minutes")
     flags.DEFINE_string("json", None, "file for the figures, as one flat object")
     flags.DEFINE_string(
         "workdir", None, "folder of the results; by default one in results/ named after the settings"
