@@ -54,6 +54,8 @@ def page(
         "below 2: too large a learning rate finds a flatter place by itself."
     )
     figures = {f"linear.{m:g}.final_curvature": paths[m].curvature[-1] for m in multiple}
+    figures |= {f"linear.{m:g}.highest": paths[m].loss.max() / paths[m].loss[0] for m in multiple}
+    figures |= {f"linear.{m:g}.settled": m * paths[m].curvature[-1] / paths[m].curvature[0] for m in multiple}
     figures |= {f"network.{m:g}.highest": np.nanmax(losses) / losses[0] for m, (losses, _) in network.items()}
     figures |= {f"network.{m:g}.final": curvature[-1] for m, (_, curvature) in network.items()}
     return report.Finding(

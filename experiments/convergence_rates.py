@@ -51,8 +51,9 @@ def page(
         for size in batch_size
     ]
     worst = float(off.max())
+    steps_off = max(abs(check.measured - 1) for check in checks if check.expected == 1)
     figures = {f"{r['method']}.{r['condition']:g}": r["measured"] for r in rates.to_dict("records")}
-    figures |= {"noisy_quadratic.worst_error": worst}
+    figures |= {"noisy_quadratic.worst_error": worst, "steps.worst_error": steps_off}
     verdict = (
         f"With noise, the mean of w^2 over {runs:,} runs of SGD is within {100 * worst:.1f} % of the noisy "
         "quadratic model."

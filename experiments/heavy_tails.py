@@ -57,12 +57,13 @@ def page(
     grid = report.grid(f"Time (steps times learning rate) until a class's loss is {target:g}", columns)
     for k in shown:
         grid.add_row(str(k + 1), f"{frequency[k]:.3g}", *(f"{learned[name][k]:.4g}" for name in METHODS))
-    longer = learned["gradient descent"][-1] / learned["gradient descent"][0]
+    longer = {name: times[-1] / times[0] for name, times in learned.items()}
     verdict = (
         f"The rarest class is {classes} times as rare as the most frequent one: gradient descent takes "
-        f"{longer:.1f} times as long for it, Adam {learned['Adam'][-1] / learned['Adam'][0]:.2f} times."
+        f"{longer['gradient descent']:.1f} times as long for it, Adam {longer['Adam']:.2f} times."
     )
     figures = {f"{name.replace(' ', '_')}.{k + 1}.time": learned[name][k] for name in METHODS for k in shown}
+    figures |= {f"{name.replace(' ', '_')}.rarest_over_first": ratio for name, ratio in longer.items()}
     pictures = {"heavy_tails": picture(times, losses, closed, shown)}
     return report.Finding(
         verdict, checks(frequency, times, losses, closed, learned), figures, [grid], pictures

@@ -61,6 +61,7 @@ def page(
     figures |= {
         "memory_ratio": stored.memory / again.memory,
         "operations_ratio": again.operations / stored.operations,
+        "forward_mode_ratio": last.loc["forward mode"].operations / stored.operations,
     }
     tables = [cost_table(frame, exponents), division_table(divisions)]
     return report.Finding(verdict, checks(exponents, divisions), figures, tables, {"savings": picture(frame)})

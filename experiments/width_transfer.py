@@ -74,11 +74,14 @@ def page(
     every = np.arange(len(seeds))
     best = {scaling: lowest_of(trained, scaling, sizes, rates, every) for scaling in EXPONENTS}
     others = {scaling: exponents(trained, scaling, sizes, rates, every) for scaling in EXPONENTS}
+    losses_there = transferred(trained, sizes)
+    transfer = {f"{scaling}.transferred": taken for scaling, (taken, _) in losses_there.items()}
+    transfer |= {f"{scaling}.own_best": own for scaling, (_, own) in losses_there.items()}
     steps_of = {(scaling, n): first(scaling, n, sizes[0]) for scaling in EXPONENTS for n in sizes}
     return report.Finding(
-        finding(trained, rates, sizes),
+        finding(losses_there, sizes),
         checks(steps_of, best, rates, sizes),
-        figures(best, others, sizes),
+        figures(best, others, sizes) | transfer,
         [table(best, others, sizes)],
         {"width_transfer": picture(trained, rates)},
     )
@@ -160,13 +163,21 @@ def table(best: dict, others: dict, sizes: list[int]) -> Table:
     return grid
 
 
-def finding(trained: dict, rates: list[float], sizes: list[int]) -> str:
-    """What it costs the widest network to take the narrowest one's best rate."""
-    parts = []
+def transferred(trained: dict, sizes: list[int]) -> dict[str, tuple[float, float]]:
+    """The widest network's loss at the narrowest one's best rate, and at its own best, in each scaling."""
+    losses = {}
     for scaling in EXPONENTS:
         narrow, wide = (np.mean(trained[scaling, n], axis=0) for n in (sizes[0], sizes[-1]))
-        taken = wide[int(np.nanargmin(narrow))]
-        parts.append(f"{taken:.3f} in {scaling} scaling (at its own best {np.nanmin(wide):.3f})")
+        losses[scaling] = float(wide[int(np.nanargmin(narrow))]), float(np.nanmin(wide))
+    return losses
+
+
+def finding(losses: dict[str, tuple[float, float]], sizes: list[int]) -> str:
+    """What it costs the widest network to take the narrowest one's best rate."""
+    parts = [
+        f"{taken:.3f} in {scaling} scaling (at its own best {own:.3f})"
+        for scaling, (taken, own) in losses.items()
+    ]
     return (
         f"With the rate that is best at width {sizes[0]} a network of width {sizes[-1]} ends at a training "
         f"loss of {' and '.join(parts)}."

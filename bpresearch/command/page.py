@@ -125,8 +125,9 @@ def options(page: Callable[..., report.Finding]) -> list[Option]:
 def run_page(page: Callable[..., report.Finding]) -> NoReturn:
     """Runs an experiment: flags from its signature, and what it found printed, drawn and written.
 
-    The flags beside its own are `--quick`, `--json`, `--workdir` and `--platform`. Exit codes: 0 if every
-    check holds, 1 if one does not, 2 for bad input.
+    The flags beside its own are `--quick`, `--json` (its figures, and what its checks measured, as
+    `check.NAME`), `--workdir` and `--platform`. Exit codes: 0 if every check holds, 1 if one does not, 2 for
+    bad input.
     """
     name, own = Path(sys.argv[0]).stem, options(page)
     flags.DEFINE_bool("quick", False, "reduced size: done within two minutes")
@@ -154,7 +155,8 @@ def run_page(page: Callable[..., report.Finding]) -> NoReturn:
             if new and not any(workdir.iterdir()):
                 workdir.rmdir()
             raise
-        files.write_figures(json_file, finding.figures)
+        compared = {f"check.{check.what}": check.measured for check in finding.checks}
+        files.write_figures(json_file, {**finding.figures, **compared})
         return report.conclude(Console(), finding, workdir)
 
     run(main, about=page)

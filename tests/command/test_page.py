@@ -63,7 +63,7 @@ def test_what_is_found_is_printed_written_and_drawn(run, tmp_path):
         ended.stdout.index(text) for text in ("Terms", "It is 6.", "Picture: ", "Measured against theory")
     ]
     assert order == sorted(order)
-    assert json.loads((tmp_path / "figures.json").read_text()) == {"total": 6.0}
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"total": 6.0, "check.total": 6.0}
     (workdir,) = (tmp_path / "results").iterdir()
     assert workdir.name.startswith("adding-")
     assert (workdir / "terms.txt").read_text() == "(1, 2, 3)"
@@ -115,7 +115,7 @@ def test_the_help_is_the_question_and_the_flags(run):
     ended = run("--help")
     assert ended.returncode == 0 and ended.stdout.startswith("How large is a sum?\n")
     for line in (
-        "--terms: to add (default: '1:4')",
+        "--terms: to add, at least 2 (default: '1:4')",
         "--factor: what the sum is multiplied by (default: '1.0')",
         "--drawn: draw the terms (default: 'false')",
         "--quick: reduced size",
