@@ -207,8 +207,8 @@ def each(
             rows = rows[None] if width == 1 else rows
             return jax.lax.dynamic_update_slice_in_dim(array, rows, number * width, 0)
 
-        step = function if width == 1 else jax.vmap(function)
-        after = step(jax.tree.map(take, carried), jax.tree.map(take, inputs))
+        at_once = function if width == 1 else jax.vmap(function)
+        after = at_once(jax.tree.map(take, carried), jax.tree.map(take, inputs))
         return jax.tree.map(put, carried, after)
 
     return jax.lax.fori_loop(0, -(-count // width), body, carried)
