@@ -37,6 +37,10 @@ class NotOfValuesError(ValueError):
     """
 
 
+Change = Callable[[JaxprEqn, list[PyTree], list[PyTree]], list[PyTree]]
+"""What an evaluation makes of an equation: `(equation, inputs, outputs) -> outputs`."""
+
+
 def without_custom_rules(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """The same function of arrays, differentiated from its primitive operations."""
 
@@ -169,7 +173,7 @@ def as_it_is(equation: JaxprEqn, inputs: list[PyTree], outputs: list[PyTree]) ->
 def evaluate(
     closed: Jaxpr | ClosedJaxpr,
     args: list[PyTree],
-    change: Callable[[JaxprEqn, list[PyTree], list[PyTree]], list[PyTree]] = as_it_is,
+    change: Change = as_it_is,
 ) -> list[PyTree]:
     """Evaluates a jaxpr, calls written in place and custom rules left out.
 
@@ -204,7 +208,7 @@ def evaluate(
 def _on_devices(
     params: dict[str, Any],
     inputs: list[PyTree],
-    change: Callable[[JaxprEqn, list[PyTree], list[PyTree]], list[PyTree]],
+    change: Change,
 ) -> list[PyTree]:
     """The body of a `shard_map` in the same way, on each device."""
     run = jax.shard_map(
@@ -218,7 +222,7 @@ def _on_devices(
     return list(run(*inputs))
 
 
-def _plain_inside(value: Any, change: Callable[[JaxprEqn, list[PyTree], list[PyTree]], list[PyTree]]) -> Any:
+def _plain_inside(value: Any, change: Change) -> Any:
     """The bodies of a loop or branch, without custom rules."""
     if isinstance(value, tuple):
         return tuple(_plain_inside(v, change) for v in value)
