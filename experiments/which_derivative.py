@@ -79,7 +79,7 @@ def page(
         verdict(frame),
         checks(frame),
         figures(frame),
-        [factor_table(factors), f"[bold]{answer(frame)}[/]", result_table(frame)],
+        [f"[bold]{answer(frame)}[/]", factor_table(factors), result_table(frame)],
         {"which_derivative": picture(frame)},
     )
 

@@ -149,6 +149,31 @@ def test_every_check_of_the_theorys_second_part_holds_in_quick_runs(tmp_path, ru
     assert {verdict for checks in found.values() for verdict in checks.values()} == {"yes"}, found
 
 
+FIRST_PART = (
+    "which_derivative",
+    "quotient_update",
+    "minibatch_averaging",
+    "step_fidelity",
+    "convergence_rates",
+)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FIRST_PART)
+def test_every_check_of_the_theorys_first_part_holds_in_quick_runs(tmp_path, run, name):
+    ended = run(name, "--quick", f"--json={name}.json", "--workdir=here")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert set(verdicts(ended.stdout).values()) == {"yes"}
+    assert all(len(line) <= 80 for line in ended.stdout.splitlines())
+    figures = json.loads((tmp_path / f"{name}.json").read_text())
+    assert sum(figure.startswith("check.") for figure in figures) == len(verdicts(ended.stdout))
+    assert list((tmp_path / "here").glob("*.png"))
+    if name == "which_derivative":  # which answers in words first
+        assert ended.stdout.startswith(
+            "Is the derivative in back-propagation that of the activation or that of"
+        )
+
+
 def test_bad_input_is_one_line(tmp_path, run_commands):
     cases = {
         ("savings", "--depth=8"): "at least 2 values, for an exponent",
